@@ -1,0 +1,312 @@
+"""Configuration: one frozen dataclass for each part of the program.
+
+`ml_collections` stops here. A config file builds a `ConfigDict`; `from_dict`
+checks it against these dataclasses key by key, and every other module receives
+the frozen dataclass of its own group. A default lives in the config file,
+never here, so a missing key is as much an error as an unknown one.
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+import ml_collections
+
+from latent_reasoning.errors import InputError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticConfig:
+  """Generated chains of operations, evaluated left to right."""
+  min_steps: int  # fewest operations in a problem
+  max_steps: int  # most operations in a problem
+  modulus: int  # every result is taken modulo this; 0: plain integers
+  max_value: int  # operands are drawn from 0 … max_value
+  operations: str  # subset of '+-*'
+  templates: int  # how many wordings: 1 is the terse expression alone
+  train_size: int  # problems in the training split
+  valid_size: int  # problems in the validation split
+  test_size: int  # problems in the test split
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketConfig:
+  """Static sizes that a batch is padded to: the smallest that holds it."""
+  prefix: tuple[int, ...]  # tokens of question and memory blocks
+  readout: tuple[int, ...]  # input tokens of one readout
+  count: tuple[int, ...]  # readouts in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  name: str  # 'arithmetic' | 'gsm8k' | 'gsm8k_aug' | 'files'
+  dir: str  # file or directory of the data; '': generated, or from the hub
+  train: str  # file of one split, where `dir` does not name it
+  valid: str
+  test: str
+  cache_dir: str  # where hub downloads are kept; '': the library's default
+  steps: str  # 'equations' | 'sentences': what a step is in OpenAI's JSONL
+  step_marks: bool  # write equation steps as <<3+4=7>> instead of 3+4=7
+  on_error: str  # 'raise' | 'skip' (and count) a malformed line
+  too_long: str  # 'raise' | 'drop' (and count) a row no bucket holds
+  valid_size: int  # problems carved from train where there is no valid split
+  limit: int  # use only the first N problems of each split; 0: all
+  sort_window: int  # batches whose rows are sorted by length together; 1: none
+  arithmetic: ArithmeticConfig
+  buckets: BucketConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+  kind: str  # 'char' | 'bpe' | 'file'
+  path: str  # a tokenizer.json, for kind 'file'
+  vocab_size: int  # most entries of a trained 'bpe', special tokens not counted
+  pad_to: int  # the vocabulary is padded to a multiple of this
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  layers: int
+  width: int
+  heads: int
+  hidden: int  # width of the MLP
+  max_positions: int
+  positions: str  # 'learned' | 'rotary'
+  tied: bool  # the head is the transposed embedding table
+  bias: bool  # biases in dense layers and norms
+  dtype: str  # compute dtype; parameters and softmax stay float32
+  attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle)
+  scan: bool  # one compiled layer, scanned; parameters are stacked
+  remat: bool  # recompute each layer in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class RimConfig:
+  """Memory blocks and readouts; method.md section 1."""
+  blocks: int  # K, blocks in stage 2 and at inference
+  block_tokens: int  # M, memory tokens between <b> and </b>
+  max_steps: int  # T_max, most reasoning steps, thus most blocks in stage 1
+  readout_offset: int  # 1: block t predicts step t+1; 0: step t
+  schedule: str  # 'uniform' | 'linear' | 'relative': how step weights anneal
+  block_attention: str  # 'causal' | 'bidirectional' inside a block
+  readout_sees_question: bool  # False forces everything through the blocks
+  pause_tokens: int  # method 'pause': how many follow the question
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """One stage of the curriculum."""
+  steps: int  # training steps; 0: count epochs instead
+  epochs: float  # passes over the training split, where steps is 0
+  learning_rate: float
+  schedule: str  # 'constant' | 'cosine', after the warm-up
+  warmup: float  # share of the stage's steps spent in linear warm-up
+  dropout: float
+  reset_optimizer: bool  # start the stage with a fresh optimizer state
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  batch_size: int  # problems in a step, over all processes
+  accumulate: int  # microbatches a step is cut into
+  beta1: float
+  beta2: float
+  epsilon: float
+  weight_decay: float  # on matrices only: no biases, norms or embeddings
+  clip: float  # global norm of the gradient; 0: no clipping
+  stage1: StageConfig
+  stage2: StageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  log_every: int  # steps between lines of metrics.jsonl
+  eval_every: int  # steps between validations; 0: at the end only
+  save_every: int  # steps between checkpoints; 0: at the end only
+  keep: int  # newest checkpoints kept, beside the best
+  max_loss: float  # a loss above this stops the run; 0: 3 ln(vocabulary)
+  compilation_cache: str  # directory of compiled programs; '': none
+  prefetch: int  # batches made ahead of time in a thread
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  batch_size: int
+  valid_problems: int  # problems per validation during training
+  test_problems: int  # test problems scored at the end; 0: all
+  blocks: int  # blocks at inference; 0: as trained
+  max_tokens: int  # tokens a readout may generate, chain of thought included
+  samples: int  # pass@k by sampling; 0: off
+  temperature: float  # of the samples
+  checkpoint: str  # 'best' (by validation accuracy) | 'last'
+  sets: tuple[str, ...]  # more test files, scored beside the test split
+  latency_repeats: int  # timed runs per entry of --mode=latency
+  audit_rows: int  # random real rows per check of --mode=audit
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  method: str  # a row of layout.METHODS
+  seed: int
+  data: DataConfig
+  tokenizer: TokenizerConfig
+  model: ModelConfig
+  rim: RimConfig
+  optim: OptimConfig
+  train: TrainConfig
+  eval: EvalConfig
+
+
+# Keys with a fixed set of values. Methods are checked by their table.
+CHOICES = {
+    'data.name': ('arithmetic', 'gsm8k', 'gsm8k_aug', 'files'),
+    'data.steps': ('equations', 'sentences'),
+    'data.on_error': ('raise', 'skip'),
+    'data.too_long': ('raise', 'drop'),
+    'tokenizer.kind': ('char', 'bpe', 'file'),
+    'model.positions': ('learned', 'rotary'),
+    'model.dtype': ('float32', 'bfloat16', 'float16'),
+    'model.attention': ('split', 'packed'),
+    'rim.readout_offset': (0, 1),
+    'rim.schedule': ('uniform', 'linear', 'relative'),
+    'rim.block_attention': ('causal', 'bidirectional'),
+    'optim.stage1.schedule': ('constant', 'cosine'),
+    'optim.stage2.schedule': ('constant', 'cosine'),
+    'eval.checkpoint': ('best', 'last'),
+}
+
+# Integers and floats that must be at least 1, or at least 0, to mean anything.
+POSITIVE = (
+    'data.sort_window', 'data.arithmetic.min_steps', 'data.arithmetic.max_value',
+    'data.arithmetic.templates', 'data.arithmetic.train_size',
+    'data.arithmetic.valid_size', 'data.arithmetic.test_size',
+    'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
+    'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
+    'optim.batch_size', 'optim.accumulate', 'train.log_every', 'train.keep',
+    'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
+    'eval.latency_repeats', 'eval.audit_rows')
+
+
+def from_dict(config: ml_collections.ConfigDict) -> Config:
+  """Checks a `ConfigDict` and freezes it.
+
+  Raises:
+    InputError: an unknown, missing or ill-typed key, or a value out of range;
+      names the key and the nearest known one.
+  """
+  frozen = _group(Config, config.to_dict(), '')
+  for key, choices in CHOICES.items():
+    if (value := get(frozen, key)) not in choices:
+      raise InputError(f'config.{key} is {value!r}; expected one of {choices}')
+  for key in POSITIVE:
+    if (value := get(frozen, key)) < 1:
+      raise InputError(f'config.{key} is {value!r}; expected at least 1')
+  for key, value in flatten(frozen).items():
+    if isinstance(value, (int, float)) and value < 0:
+      raise InputError(f'config.{key} is {value!r}; expected no negative number')
+  _check(frozen)
+  return frozen
+
+
+def _check(config: Config) -> None:
+  """Checks what two keys say together."""
+  data, model, optim = config.data, config.model, config.optim
+  if data.arithmetic.max_steps < data.arithmetic.min_steps:
+    raise InputError(
+        f'config.data.arithmetic.max_steps is {data.arithmetic.max_steps}, below '
+        f'min_steps {data.arithmetic.min_steps}; raise the one or lower the other')
+  if not data.arithmetic.operations or set(data.arithmetic.operations) - set('+-*'):
+    raise InputError(
+        f'config.data.arithmetic.operations is {data.arithmetic.operations!r}; '
+        "expected one or more of the characters '+-*'")
+  for name, sizes in dataclasses.asdict(data.buckets).items():
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+      raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
+                       'increasing sizes of at least 1')
+  if model.width % model.heads:
+    raise InputError(f'config.model.width {model.width} is not a multiple of '
+                     f'config.model.heads {model.heads}; change one of them')
+  if model.positions == 'rotary' and model.width // model.heads % 2:
+    raise InputError(f'rotary positions need an even head size; width/heads is '
+                     f'{model.width // model.heads}')
+  if optim.batch_size % optim.accumulate:
+    raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
+                     f'of config.optim.accumulate {optim.accumulate}')
+  for name in ('stage1', 'stage2'):
+    stage = getattr(optim, name)
+    if not stage.dropout < 1:
+      raise InputError(f'config.optim.{name}.dropout is {stage.dropout}; expected '
+                       'less than 1')
+    if not stage.warmup <= 1:
+      raise InputError(f'config.optim.{name}.warmup is {stage.warmup}; expected a '
+                       'share of the stage, 0 to 1')
+  if config.tokenizer.kind == 'file' and not config.tokenizer.path:
+    raise InputError("config.tokenizer.kind is 'file' but config.tokenizer.path is "
+                     'empty; give the path of a tokenizer.json')
+
+
+def _group(cls: type, values: Any, path: str) -> Any:
+  if not isinstance(values, dict):
+    raise InputError(f'config.{path} is {values!r}; expected a group of keys')
+  dot = f'{path}.' if path else ''
+  fields = typing.get_type_hints(cls)
+  for key in values:
+    if key not in fields:
+      raise InputError(f"config.{dot}{key} is unknown; {nearest(key, fields)}")
+  for key in fields:
+    if key not in values:
+      raise InputError(f'config.{dot}{key} is missing; every key is written in the '
+                       'config file')
+  return cls(**{key: _value(hint, values[key], f'{dot}{key}')
+                for key, hint in fields.items()})
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return _group(hint, value, path)
+  if typing.get_origin(hint) is tuple:
+    item = typing.get_args(hint)[0]
+    if not isinstance(value, (tuple, list)):
+      raise InputError(f'config.{path} is {value!r}; expected a tuple of {item.__name__}')
+    return tuple(_value(item, v, path) for v in value)
+  if hint is float and type(value) is int:
+    return float(value)
+  if type(value) is not hint:
+    raise InputError(f'config.{path} is {value!r} ({type(value).__name__}); expected '
+                     f'{hint.__name__}')
+  return value
+
+
+def get(config: Any, key: str) -> Any:
+  """Returns the value of a dotted key."""
+  for part in key.split('.'):
+    config = getattr(config, part)
+  return config
+
+
+def flatten(config: Config | dict, prefix: str = '') -> dict[str, Any]:
+  """Returns {dotted key: value} over all groups."""
+  if dataclasses.is_dataclass(config):
+    config = dataclasses.asdict(config)
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def difference(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
+  """Returns 'key: old -> new' for each key that differs between two configs.
+
+  Args:
+    old: a config as nested dict.
+    new: likewise.
+    ignore: dotted prefixes of keys that may differ.
+  """
+  old, new = flatten(old), flatten(new)
+  absent = '(absent)'
+  return [f'config.{k}: {old.get(k, absent)!r} -> {new.get(k, absent)!r}'
+          for k in sorted(old.keys() | new.keys())
+          if old.get(k, absent) != new.get(k, absent) and not k.startswith(ignore)]
