@@ -1,0 +1,126 @@
+"""RiM on generated chains of five operations: the default job, no download.
+
+  python -m latent_reasoning.main --config=configs/rim_arithmetic.py
+"""
+
+import ml_collections
+
+STEPS = 5  # operations in a problem; the model has fewer layers
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.method = 'rim'  # rim | direct | direct_steps | cot | pause
+  c.seed = 0  # of parameters, data and order
+
+  c.data = data = ml_collections.ConfigDict()
+  data.name = 'arithmetic'  # arithmetic | gsm8k | gsm8k_aug | files
+  data.dir = ''  # file or directory of the data; '': generated, or from the hub
+  data.train = ''  # file of one split, where dir does not name it
+  data.valid = ''
+  data.test = ''
+  data.cache_dir = ''  # where hub downloads are kept; '': the library's default
+  data.steps = 'equations'  # equations | sentences, of OpenAI's GSM8K
+  data.step_marks = False  # <<3+4=7>> instead of 3+4=7
+  data.on_error = 'raise'  # raise | skip a malformed line
+  data.too_long = 'raise'  # raise | drop a row that no bucket holds
+  data.valid_size = 500  # carved from train, where there is no valid split
+  data.limit = 0  # first N problems of each split; 0: all
+  data.sort_window = 1  # batches whose rows are sorted by length together
+
+  data.arithmetic = arithmetic = ml_collections.ConfigDict()
+  arithmetic.min_steps = STEPS  # fewest operations
+  arithmetic.max_steps = STEPS  # most operations
+  arithmetic.modulus = 10  # of every result; 0: none
+  arithmetic.max_value = 9  # operands are 0 … this
+  arithmetic.operations = '+-*'
+  arithmetic.templates = 1  # wordings; 1: the terse expression alone
+  arithmetic.train_size = 1_000_000  # problems of each split, disjoint
+  arithmetic.valid_size = 2_000
+  arithmetic.test_size = 2_000
+
+  data.buckets = buckets = ml_collections.ConfigDict()
+  buckets.prefix = (12, 32)  # static sizes of question and blocks
+  buckets.readout = (1, 5, 36)  # of one readout: answer, step, chain of thought
+  buckets.count = (1, 2, 3, 4, 5)  # readouts in a row
+
+  c.tokenizer = tokenizer = ml_collections.ConfigDict()
+  tokenizer.kind = 'char'  # char | bpe | file
+  tokenizer.path = ''  # tokenizer.json, for kind file
+  tokenizer.vocab_size = 0  # of a trained bpe
+  tokenizer.pad_to = 8  # vocabulary padded to a multiple
+
+  c.model = model = ml_collections.ConfigDict()
+  model.layers = 4
+  model.width = 64
+  model.heads = 4
+  model.hidden = 256  # width of the MLP
+  model.max_positions = 128
+  model.positions = 'learned'  # learned | rotary
+  model.tied = True  # head = transposed embedding table
+  model.bias = True
+  model.dtype = 'float32'  # compute dtype; parameters are float32
+  model.attention = 'split'  # split | packed (the slow oracle)
+  model.scan = False  # scan over stacked layers: faster to compile
+  model.remat = False  # recompute layers in the backward pass
+
+  c.rim = rim = ml_collections.ConfigDict()
+  rim.blocks = STEPS  # K, in stage 2 and at inference
+  rim.block_tokens = 2  # M
+  rim.max_steps = STEPS  # T_max
+  rim.readout_offset = 1  # block t predicts step t+1; 0: step t
+  rim.schedule = 'uniform'  # uniform | linear | relative annealing of steps
+  rim.block_attention = 'causal'  # causal | bidirectional inside a block
+  rim.readout_sees_question = True
+  rim.pause_tokens = 20  # of method pause: as many as RiM's block tokens
+
+  c.optim = optim = ml_collections.ConfigDict()
+  optim.batch_size = 128
+  optim.accumulate = 1  # microbatches of a step
+  optim.beta1 = 0.9
+  optim.beta2 = 0.99
+  optim.epsilon = 1e-8
+  optim.weight_decay = 0.0  # on matrices
+  optim.clip = 1.0  # global gradient norm; 0: off
+
+  optim.stage1 = stage1 = ml_collections.ConfigDict()
+  stage1.steps = 3000  # 0: count epochs
+  stage1.epochs = 0.0
+  stage1.learning_rate = 3e-3
+  stage1.schedule = 'constant'  # constant | cosine
+  stage1.warmup = 0.04  # share of the stage
+  stage1.dropout = 0.0
+  stage1.reset_optimizer = True  # no effect in stage 1
+
+  optim.stage2 = stage2 = ml_collections.ConfigDict()
+  stage2.steps = 1000
+  stage2.epochs = 0.0
+  stage2.learning_rate = 1e-3
+  stage2.schedule = 'cosine'
+  stage2.warmup = 0.04
+  stage2.dropout = 0.0
+  stage2.reset_optimizer = True
+
+  c.train = train = ml_collections.ConfigDict()
+  train.log_every = 50
+  train.eval_every = 500  # validation and checkpoint
+  train.save_every = 500  # checkpoint
+  train.keep = 3  # newest checkpoints, beside the best
+  train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
+  train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
+  train.prefetch = 2  # batches made ahead in a thread
+
+  c.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 250
+  evaluation.valid_problems = 500  # per validation
+  evaluation.test_problems = 0  # 0: all
+  evaluation.blocks = 0  # at inference; 0: rim.blocks
+  evaluation.max_tokens = 40  # a readout may generate
+  evaluation.samples = 0  # pass@k
+  evaluation.temperature = 1.0
+  evaluation.checkpoint = 'best'  # best (validation accuracy) | last
+  evaluation.sets = ()  # more test files
+  evaluation.latency_repeats = 50  # timed runs an entry
+  evaluation.audit_rows = 8  # real rows a check
+
+  return c

@@ -1,0 +1,56 @@
+"""Answers: reading one out of a generated text, and comparing two."""
+
+import decimal
+import re
+
+from latent_reasoning.layout import ANSWER_MARK
+
+# A number as people write it: sign, currency, thousands' commas, decimals.
+_NUMBER = re.compile(r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d+)?',
+                     re.IGNORECASE)
+
+
+def extract(text: str) -> str:
+  """Returns what follows the last answer mark, or the whole text without one."""
+  return text.rsplit(ANSWER_MARK, 1)[-1].strip()
+
+
+def number(text: str) -> decimal.Decimal | None:
+  """Returns the last number in an answer, or None.
+
+  Commas, units, currency and a final full stop do not count: '$1,234.50' and
+  '1234.5 dollars' are the same number. A minus directly after a digit or letter
+  subtracts, so '5-3' holds 3.
+  """
+  matches = list(_NUMBER.finditer(text))
+  if not matches:
+    return None
+  match = matches[-1]
+  outer, inner, digits, exponent = match.groups()
+  before = text[:match.start()].rstrip()
+  sign = inner or (outer if not (before and before[-1].isalnum()) else '')
+  value = decimal.Decimal(digits.replace(',', '') + (exponent or ''))
+  return -value if sign in ('-', '\u2212') else value
+
+
+def same(predicted: str, reference: str) -> bool:
+  """Exact match after normalisation, numeric where the reference is a number.
+
+  A reference that is a number and perhaps a unit compares as a number; any
+  other as text without case, punctuation and repeated spaces.
+  """
+  if is_numeric(reference):
+    return number(extract(predicted)) == number(extract(reference))
+  return _plain(extract(predicted)) == _plain(extract(reference))
+
+
+def is_numeric(reference: str) -> bool:
+  """Whether an answer is one number with at most a unit of one word around it."""
+  text = extract(reference)
+  found = _NUMBER.findall(text)
+  rest = _NUMBER.sub(' ', text)
+  return len(found) == 1 and len(re.findall(r'[^\W\d_]+', rest)) <= 1
+
+
+def _plain(text: str) -> str:
+  return ' '.join(re.sub(r'[^\w\s]', ' ', text.lower()).split())

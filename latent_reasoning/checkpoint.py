@@ -1,0 +1,173 @@
+"""Checkpoints through orbax: asynchronous, hashed, with a way back.
+
+Orbax judges a checkpoint complete by its name and keeps no checksum of array
+data, so each one carries a hash per array in its metadata. `restore` verifies
+them and falls back to the newest sound checkpoint; an unsound one is set aside,
+never deleted.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from latent_reasoning.errors import InputError
+from latent_reasoning.step import TrainState
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+  return {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
+
+
+def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
+  """Returns {path: 'dtype[shape] hash'} of every array."""
+  described = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    text = f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
+    if hashed:
+      digest = hashlib.blake2b(np.ascontiguousarray(leaf), digest_size=16).hexdigest()
+      text = f'{text} {digest}'
+    described[jax.tree_util.keystr(path)] = text
+  return described
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  state: TrainState
+  step: int
+  meta: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run, one writer at a time.
+
+  Args:
+    path: absolute folder; made if needed.
+    keep: newest ones kept, beside the best by validation accuracy.
+    warn: told, in words, of a checkpoint that was set aside.
+  """
+
+  def __init__(self, path: pathlib.Path, keep: int = 3,
+               warn: Callable[[str], None] = logging.warning):
+    self.path, self.warn = path, warn
+    policies = checkpoint_managers
+    self._manager = ocp.CheckpointManager(
+        path, options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([
+                policies.LatestN(keep),
+                policies.BestN(get_metric_fn=lambda m: m['accuracy'], n=1,
+                               keep_checkpoints_without_metrics=False)]),
+            enable_async_checkpointing=True))
+
+  def steps(self) -> list[int]:
+    """Steps that have a checkpoint, newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def save(self, state: TrainState, accuracy: float | None = None, **meta: Any) -> None:
+    """Starts saving; returns once the state is copied off the device.
+
+    Args:
+      state: what to save, under its own step.
+      accuracy: on validation data at this step, if measured.
+      **meta: JSON values kept beside it.
+    """
+    step = int(state.step)
+    tree = _tree(state)
+    meta = {**meta, 'step': step, 'accuracy': accuracy,
+            'arrays': describe(jax.device_get(tree))}
+    self._manager.save(
+        step, force=True, metrics=None if accuracy is None else {'accuracy': accuracy},
+        args=ocp.args.Composite(state=ocp.args.StandardSave(tree),
+                                meta=ocp.args.JsonSave(meta)))
+
+  def wait(self) -> None:
+    """Blocks until the last save is on disk."""
+    self._manager.wait_until_finished()
+
+  def best(self) -> int | None:
+    """The step of the best validation accuracy, the latest of equals."""
+    scored = [(meta['accuracy'], step) for step in self.steps()
+              if (meta := self._meta(step)) and meta.get('accuracy') is not None]
+    return max(scored)[1] if scored else None
+
+  def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
+    """Restores a step, or the newest sound one.
+
+    Args:
+      like: a state, or its `jax.eval_shape`, of the configured model.
+      step: exactly this one; None: the newest, falling back to older ones.
+
+    Returns:
+      None if there is no checkpoint yet.
+
+    Raises:
+      InputError: the arrays saved are not those of the model, or no checkpoint
+        is sound.
+    """
+    steps = self.steps() if step is None else [step]
+    for candidate in steps:
+      found, reason = self._try(like, candidate)
+      if found:
+        return found
+      if step is not None:
+        break
+      aside = self._set_aside(candidate)
+      self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); it was '
+                f'moved to {aside} and the one before it is used')
+    if steps:
+      raise InputError(f'no sound checkpoint in {self.path} (last reason: {reason}); '
+                       'start again in another --workdir=DIR')
+    return None
+
+  def _try(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
+    meta = self._meta(step)
+    if not meta:
+      return None, 'its metadata cannot be read'
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+    expected = describe(abstract, hashed=False)
+    saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
+    if expected != saved:
+      wrong = sorted(k for k in expected.keys() | saved.keys()
+                     if expected.get(k) != saved.get(k))
+      raise InputError(
+          f'checkpoint {step} of {self.path} does not hold this model: {wrong[0]} is '
+          f'{saved.get(wrong[0], "absent")}, expected {expected.get(wrong[0], "absent")} '
+          f'({len(wrong)} such arrays); use the configuration it was trained with')
+    try:
+      tree = self._manager.restore(
+          step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
+    except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
+      return None, f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
+    damaged = [path for path, text in describe(jax.device_get(tree)).items()
+               if meta['arrays'][path] != text]
+    if damaged:
+      return None, f'the hash of {damaged[0]} differs, {len(damaged)} arrays in all'
+    return Restored(TrainState(**tree), step, meta), ''
+
+  def _meta(self, step: int) -> dict[str, Any] | None:
+    try:
+      return self._manager.restore(
+          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+    except Exception:  # noqa: BLE001 as above
+      return None
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    aside = self.path.parent / 'unsound' / str(step)
+    aside.parent.mkdir(exist_ok=True)
+    number = 0
+    while aside.exists():
+      number += 1
+      aside = aside.with_name(f'{step}.{number}')
+    (self.path / str(step)).rename(aside)
+    self._manager.reload()
+    return aside
+
+  def close(self) -> None:
+    self._manager.close()

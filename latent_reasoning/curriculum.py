@@ -1,0 +1,79 @@
+"""Where a training step stands: its stage, its progress, its learning rate.
+
+All of it is a function of the step alone, so resuming restores it for free.
+"""
+
+import dataclasses
+import math
+
+from latent_reasoning.config import OptimConfig, StageConfig
+from latent_reasoning.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """One training step seen from its stage."""
+  stage: int  # 1, 2
+  step: int  # steps since the stage began
+  steps: int  # length of the stage
+
+  @property
+  def progress(self) -> float:
+    """s / S of the annealing schedules, in [0, 1)."""
+    return self.step / self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+  stages: tuple[StageConfig, ...]
+  lengths: tuple[int, ...]  # steps of each stage
+
+  @property
+  def total(self) -> int:
+    return sum(self.lengths)
+
+  def at(self, step: int) -> Moment:
+    """Returns the moment of a global step in 0 … total - 1."""
+    start = 0
+    for stage, length in enumerate(self.lengths, 1):
+      if step < start + length:
+        return Moment(stage, step - start, length)
+      start += length
+    raise IndexError(f'step {step} is past the last one, {self.total - 1}')
+
+  def stage(self, step: int) -> StageConfig:
+    return self.stages[self.at(step).stage - 1]
+
+  def begins(self, step: int) -> bool:
+    """Whether a stage other than the first begins at this step."""
+    return step > 0 and self.at(step).step == 0
+
+  def learning_rate(self, step: int) -> float:
+    """Linear warm-up from lr / n, then constant, or a half cosine towards 0."""
+    moment, stage = self.at(step), self.stage(step)
+    warmup = round(stage.warmup * moment.steps)
+    if moment.step < warmup:
+      return stage.learning_rate * (moment.step + 1) / warmup
+    if stage.schedule == 'constant':
+      return stage.learning_rate
+    done = (moment.step - warmup) / max(1, moment.steps - warmup)
+    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build(config: OptimConfig, examples: int) -> Curriculum:
+  """Turns epochs into steps; a partial batch at an epoch's end is not trained on.
+
+  Raises:
+    InputError: no stage has a step, or there are fewer examples than a batch.
+  """
+  per_epoch = examples // config.batch_size
+  if not per_epoch:
+    raise InputError(
+        f'the training split has {examples} problems, fewer than '
+        f'config.optim.batch_size {config.batch_size}; lower the batch size')
+  stages = (config.stage1, config.stage2)
+  lengths = tuple(s.steps or math.ceil(s.epochs * per_epoch) for s in stages)
+  if not sum(lengths):
+    raise InputError('no training step: set config.optim.stage1.steps or .epochs, or '
+                     'those of stage2, above 0')
+  return Curriculum(stages, lengths)

@@ -1,0 +1,167 @@
+"""Chains of operations, generated: the data set that needs no file.
+
+A problem is `v0 op1 v1 op2 v2 …`, evaluated strictly left to right, one step an
+operation; precedence plays no part, so that every step needs the one before.
+"""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+
+from latent_reasoning.config import ArithmeticConfig
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+
+# Shares of all possible problems, in parts of 256: about 80%, 10%, 10%.
+SHARES = {'train': range(0, 204), 'valid': range(204, 230), 'test': range(230, 256)}
+
+ATTEMPTS = 1000  # a split with a tenth of the problems misses with 0.9 ** 1000
+
+NAMES = ('Ada', 'Ben', 'Chloe', 'Dan', 'Emma', 'Finn', 'Grace', 'Hugo', 'Ines', 'Jack',
+         'Kim', 'Leo', 'Mia', 'Noah', 'Olga', 'Paul')
+THINGS = ('apples', 'beads', 'books', 'boxes', 'cards', 'coins', 'eggs', 'keys', 'lamps',
+          'marbles', 'pens', 'shells', 'stamps', 'stones', 'tickets', 'toys')
+
+# Opening, one sentence for each operation, question. Every sentence changes the
+# running value, which may be negative: hence scores and balances, not heaps.
+STORIES = (
+    ('{name} begins a game with a score of {n}.',
+     {'+': 'The score rises by {n}.', '-': 'The score falls by {n}.',
+      '*': 'The score is multiplied by {n}.'},
+     "What is {name}'s score at the end?"),
+    ("A counter on {name}'s desk shows {n}.",
+     {'+': 'It goes up by {n}.', '-': 'It goes down by {n}.',
+      '*': 'Its reading is multiplied by {n}.'},
+     'What does the counter show at the end?'),
+    ('{name} keeps an account of {thing} with a balance of {n}.',
+     {'+': 'Then {n} are credited.', '-': 'Then {n} are debited.',
+      '*': 'Then the balance is multiplied by {n}.'},
+     "What is the balance of {name}'s account in the end?"),
+    ('{name} stands at {n} on a number line.',
+     {'+': '{name} walks forward by {n}.', '-': '{name} walks back by {n}.',
+      '*': '{name} jumps to {n} times the current position.'},
+     'Where does {name} stand at the end?'),
+    ('{name} writes the number {n} on a board.',
+     {'+': 'Next, {n} is added to it.', '-': 'Next, {n} is subtracted from it.',
+      '*': 'Next, it is multiplied by {n}.'},
+     'Which number is on the board at the end?'),
+    ("The tally of {thing} in {name}'s shop starts at {n}.",
+     {'+': 'A delivery raises it by {n}.', '-': 'A sale lowers it by {n}.',
+      '*': 'A trade makes it {n} times what it was.'},
+     'How many {thing} does the tally say at last?'),
+    ('A robot called {name} holds {n} in its memory.',
+     {'+': 'It adds {n}.', '-': 'It subtracts {n}.', '*': 'It multiplies by {n}.'},
+     'What does {name} hold in memory now?'),
+)
+RING = 'All counting is on a ring of {modulus}.'
+
+_APPLY = {'+': operator.add, '-': operator.sub, '*': operator.mul}
+
+
+def split_of(chain: str) -> str:
+  """Returns the one split that owns a chain such as '7+2-5*3'.
+
+  The hash sees numbers and operations only, so no wording, modulus or seed can
+  carry a problem from one split into another.
+  """
+  part = _part(chain)
+  return next(split for split, share in SHARES.items() if part in share)
+
+
+def _part(chain: str) -> int:
+  return hashlib.blake2b(chain.encode(), digest_size=1).digest()[0]
+
+
+class Arithmetic(Sequence[Example]):
+  """One split; item i is a function of (seed, split, i) alone.
+
+  Problems are drawn with replacement, so a small space repeats some.
+  """
+
+  def __init__(self, config: ArithmeticConfig, step_marks: bool, seed: int, split: str):
+    """Makes the sequence; nothing is generated but one problem, as a check.
+
+    Args:
+      config: the problem space and the sizes of the splits.
+      step_marks: steps read <<7+2=9>> instead of 7+2=9.
+      seed: of the whole data set.
+      split: 'train', 'valid' or 'test'.
+
+    Raises:
+      InputError: more templates than there are, or the space is too small for
+        this split to have a problem.
+    """
+    if config.templates > len(STORIES) + 1:
+      raise InputError(f'config.data.arithmetic.templates is {config.templates}; '
+                       f'expected at most {len(STORIES) + 1}')
+    self._config, self._marks, self._seed = config, step_marks, seed
+    self._split, self._share = split, SHARES[split]
+    self._size = getattr(config, f'{split}_size')
+    m, top = config.modulus, config.max_value
+    self._values = (min(top, m - 1) if m else top) + 1
+    # Bits of a chain, 64 for its length and wording, 64 that keep the bias < 2^-64.
+    draw = self._values.bit_length() + len(config.operations).bit_length()
+    self._bytes = ((config.max_steps + 1) * draw + 64 + 64) // 8 + 1
+    self[0]  # an empty split shows here, not in the middle of training
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(self._size))]
+    i = operator.index(index)
+    i += self._size if i < 0 else 0
+    if not 0 <= i < self._size:
+      raise IndexError(f'problem {index} of {self._size}')
+    for attempt in range(ATTEMPTS):
+      key = f'{self._seed}/{self._split}/{i}/{attempt}'.encode()
+      bits = int.from_bytes(hashlib.shake_128(key).digest(self._bytes))
+      values, symbols, bits = self._draw(bits)
+      chain = str(values[0]) + ''.join(
+          [f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True)])
+      if _part(chain) in self._share:
+        return self._example(chain, values, symbols, bits)
+    c = self._config
+    raise InputError(
+        f'no {self._split} problem among {ATTEMPTS} random chains of {c.min_steps} to '
+        f'{c.max_steps} operations {c.operations!r} on 0 … {self._values - 1}: the '
+        'problem space is too small; enlarge config.data.arithmetic.max_steps, '
+        'max_value, operations or modulus')
+
+  def _draw(self, bits: int) -> tuple[list[int], list[str], int]:
+    """Cuts a random number into operands, operations and what is left of it."""
+    c = self._config
+    bits, extra = divmod(bits, c.max_steps - c.min_steps + 1)
+    values, symbols = [], []
+    for _ in range(c.min_steps + extra):
+      bits, v = divmod(bits, self._values)
+      bits, o = divmod(bits, len(c.operations))
+      values.append(v)
+      symbols.append(c.operations[o])
+    bits, v = divmod(bits, self._values)
+    values.append(v)
+    return values, symbols, bits
+
+  def _example(self, chain: str, values: list[int], symbols: list[str],
+               bits: int) -> Example:
+    steps, modulus, result = [], self._config.modulus, values[0]
+    for symbol, v in zip(symbols, values[1:], strict=True):
+      left, result = result, _APPLY[symbol](result, v)
+      if modulus:
+        result %= modulus
+      steps.append(f'<<{left}{symbol}{v}={result}>>' if self._marks else
+                   f'{left}{symbol}{v}={result}')
+    bits, template = divmod(bits, self._config.templates)
+    question = self._story(template - 1, values, symbols, bits) if template else chain
+    return Example(question, tuple(steps), str(result))
+
+  def _story(self, row: int, values: list[int], symbols: list[str], bits: int) -> str:
+    opening, sentences, question = STORIES[row]
+    bits, name = divmod(bits, len(NAMES))
+    words = {'name': NAMES[name], 'thing': THINGS[bits % len(THINGS)]}
+    text = [RING.format(modulus=self._config.modulus)] if self._config.modulus else []
+    text.append(opening.format(n=values[0], **words))
+    text += [sentences[o].format(n=v, **words)
+             for o, v in zip(symbols, values[1:], strict=True)]
+    return ' '.join([*text, question.format(**words)])

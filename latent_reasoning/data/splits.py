@@ -1,0 +1,165 @@
+"""The three splits of a run: found or carved, disjoint, reported."""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from collections.abc import Sequence
+
+from latent_reasoning.config import DataConfig
+from latent_reasoning.data import files, hub
+from latent_reasoning.data.arithmetic import Arithmetic
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+
+# Stems of files by split; also, after '_', endings of stems.
+STEMS = {'train': ('train',), 'valid': ('valid', 'validation', 'val', 'dev'),
+         'test': ('test',)}
+
+# What two spellings of one question may differ in. Signs and decimal points stay:
+# they tell 7-2 from 7+2 and 1.5 from 15.
+_PUNCTUATION = re.compile(r'[^\w\s+\-*/=<>%^().]|_|\.(?!\d)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+  """Training, validation and test problems, and how they came about.
+
+  `report` is made for JSON: name; counts by split; sources, the report of
+  `files.read` by split; carved, {split: problems taken from train}; and
+  duplicates, {'train_valid' | 'train_test' | 'valid_test': problems dropped from
+  the first of the two because the second asks the same}.
+  """
+  train: Sequence[Example]
+  valid: Sequence[Example]
+  test: Sequence[Example]
+  report: dict
+
+
+def load(config: DataConfig, seed: int) -> Splits:
+  """Returns the splits that `config` names.
+
+  A missing validation or test split is carved from train by `seed`; nothing is
+  ever taken from test. Questions asked in two splits are dropped from the one
+  less precious: train before valid before test.
+
+  Raises:
+    InputError: files missing, ambiguous, malformed, or too small to carve from.
+  """
+  if config.name == 'arithmetic':
+    return _arithmetic(config, seed)
+  local = any((config.dir, config.train, config.valid, config.test))
+  if config.name == 'files' and not local:
+    raise InputError("config.data.name is 'files' but config.data.dir and train are "
+                     'empty; expected a path; set --config.data.dir=…')
+  if local:
+    found = {split: files.read(path, config) for split, path in _resolve(config).items()}
+  else:
+    found = hub.read(config)
+  if 'train' not in found:
+    raise InputError(f'found the splits {sorted(found)}; expected a train split')
+  sets = {split: examples for split, (examples, _) in found.items()}
+  carved = {}
+  for split in ('valid', 'test'):
+    if split not in sets:
+      sets[split], sets['train'] = _carve(sets['train'], split, config.valid_size, seed)
+      carved[split] = len(sets[split])
+  duplicates = _drop_duplicates(sets)
+  if config.limit:
+    sets = {split: examples[:config.limit] for split, examples in sets.items()}
+  return Splits(**sets, report={
+      'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
+      'sources': {split: report for split, (_, report) in found.items()},
+      'carved': carved, 'duplicates': duplicates})
+
+
+def load_set(path: str, config: DataConfig) -> tuple[list[Example], dict]:
+  """Returns one more evaluation set, and the report of `files.read`."""
+  return files.read(path, config)
+
+
+def _arithmetic(config: DataConfig, seed: int) -> Splits:
+  c = config.arithmetic
+  if config.limit:
+    c = dataclasses.replace(c, **{
+        f'{s}_size': min(getattr(c, f'{s}_size'), config.limit) for s in STEMS})
+  sets = {s: Arithmetic(c, config.step_marks, seed, s) for s in STEMS}
+  return Splits(**sets, report={
+      'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
+      'sources': {}, 'carved': {}, 'duplicates': {}})
+
+
+def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
+  """Returns the files of the splits that there are files for."""
+  paths = {s: pathlib.Path(getattr(config, s)).expanduser()
+           for s in STEMS if getattr(config, s)}
+  listing = []
+  if config.dir:
+    place = pathlib.Path(config.dir).expanduser()
+    if place.is_dir():
+      listing = sorted(p for p in place.iterdir()
+                       if p.is_file() and not p.name.startswith('.'))
+      paths = _by_stem(listing, paths) | paths
+    elif place.exists() or 'train' not in paths:
+      paths.setdefault('train', place)  # a missing file is told by files.read
+    else:
+      raise InputError(f'{place}: found no such file or directory; check config.data.dir')
+  if 'train' not in paths:
+    there = ', '.join(p.name for p in listing) or 'no files'
+    raise InputError(
+        f'{config.dir or "config.data"}: found no training file among: {there}; expected '
+        "a file whose name without ending is 'train' or ends in '_train'; rename it or "
+        'set config.data.train')
+  return paths
+
+
+def _by_stem(listing: list[pathlib.Path],
+             given: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+  exact = {s: [p for p in listing if p.stem.lower() in stems]
+           for s, stems in STEMS.items()}
+  ends = {s: [p for p in listing
+              if p.stem.lower().endswith(tuple(f'_{stem}' for stem in stems))]
+          for s, stems in STEMS.items()}
+  candidates = exact if any(exact.values()) else ends
+  for split, paths in candidates.items():
+    if len(paths) > 1 and split not in given:
+      names = ', '.join(p.name for p in paths)
+      raise InputError(f'{paths[0].parent}: found {len(paths)} files for {split}: {names}; '
+                       f'expected one; set config.data.{split} to the one meant')
+  return {split: paths[0] for split, paths in candidates.items() if paths}
+
+
+def _carve(train: list[Example], split: str, size: int,
+           seed: int) -> tuple[list[Example], list[Example]]:
+  """Takes `size` problems out of train; returns them, shuffled, and the rest.
+
+  The order is that of a hash, so that no library's generator can change it.
+  """
+  if not 0 < size < len(train):
+    raise InputError(
+        f'config.data.valid_size is {size}, to be carved as {split} from {len(train)} '
+        f'training problems; expected 1 to {len(train) - 1}; change it, or set '
+        f'config.data.{split} to a file')
+  order = sorted(range(len(train)), key=lambda i: hashlib.blake2b(
+      f'{seed}/{split}/{i}'.encode(), digest_size=16).digest())
+  return [train[i] for i in order[:size]], [train[i] for i in sorted(order[size:])]
+
+
+def _key(example: Example) -> str:
+  return ' '.join(_PUNCTUATION.sub('', example.question.lower()).split())
+
+
+def _drop_duplicates(sets: dict[str, list[Example]]) -> dict[str, int]:
+  """Makes the splits disjoint in place; returns how many of each pair met."""
+  dropped, seen = {}, {'test': {_key(e) for e in sets['test']}}
+  for split in ('valid', 'train'):
+    keys = [_key(e) for e in sets[split]]
+    for other, questions in seen.items():
+      dropped[f'{split}_{other}'] = sum(k in questions for k in keys)
+    kept = [i for i, k in enumerate(keys) if not any(k in q for q in seen.values())]
+    if not kept:
+      raise InputError(f'every {split} problem is also in another split; expected '
+                       f'others; set config.data.{split} to another file')
+    sets[split] = [sets[split][i] for i in kept]
+    seen[split] = {keys[i] for i in kept}
+  return dropped

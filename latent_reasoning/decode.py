@@ -1,0 +1,105 @@
+"""Cached decoding, one path for every method.
+
+The prefix is read once. Every readout of a row then decodes from its own part
+of that one cache: K answers after K blocks, or k samples after the last block,
+are K readouts of one prefill. Direct and chain of thought have one.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.models.attention import Cache
+from latent_reasoning.pipeline import Batch
+
+
+def head_kernel(model, params) -> chex.Array:
+  """Returns a [D, V] copy of the head, made once for many calls of `generate`."""
+  if not model.config.tied:
+    return params['head']
+  # A copy, not a view: inside the loop, the transpose would be taken each token.
+  return jax.jit(lambda e: jnp.copy(e.T))(params['embedding'])
+
+
+def prefill(model, params, head_DV: chex.Array, batch: Batch,
+            room: int) -> tuple[chex.Array, Cache]:
+  """Reads the prefixes.
+
+  Args:
+    batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K.
+    room: tokens that each readout will add to the cache.
+
+  Returns:
+    float32 logits of each readout's first token [B, K, V], and the cache.
+  """
+  p, count = batch.prefix, batch.anchors.shape[1]
+  mask = batch.mask.part(0, p).replace(count=0)
+  hidden, (k, v) = model.apply({'params': params}, batch.tokens[:, :p],
+                               batch.positions[:, :p], mask)
+  anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
+
+  def own(a):  # [..., B, P, N, H] -> [..., B, K, room, N, H]
+    *layers, size, _, heads, width = a.shape
+    return jnp.zeros((*layers, size, count, max(1, room), heads, width), a.dtype)
+
+  cache = Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v))
+  return _logits(model, params, anchors, head_DV), cache
+
+
+def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
+                tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
+  """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
+  p = batch.prefix
+  hidden, (own_k, own_v) = model.apply(
+      {'params': params}, tokens, batch.positions[:, p:] + step,
+      batch.mask.part(p, batch.tokens.shape[1]), cache, step)
+  return (_logits(model, params, hidden, head_DV),
+          cache.replace(own_k=own_k, own_v=own_v))
+
+
+def _logits(model, params, hidden, head_DV):
+  return model.apply({'params': params}, hidden, head_DV, method='head')
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'end', 'pad', 'max_tokens', 'sample'))
+def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey,
+             temperature: float, *, end: int, pad: int, max_tokens: int,
+             sample: bool = False) -> chex.Array:
+  """Decodes every readout of every prompt until its end token, greedily or sampled.
+
+  Args:
+    batch: prompts with one slot a readout.
+    rng: used where `sample`.
+    temperature: of the samples.
+    end: id that ends a readout; -1: none, always decode `max_tokens`.
+    pad: fills what comes after the end.
+    max_tokens: most tokens of a readout, the end token included.
+    sample: draw from the distribution instead of taking its mode.
+
+  Returns:
+    int32 [B, K, max_tokens].
+  """
+  def pick(logits, step):
+    if not sample:
+      return logits.argmax(-1).astype(jnp.int32)
+    own = jax.random.fold_in(rng, step)
+    return jax.random.categorical(own, logits / temperature).astype(jnp.int32)
+
+  def body(carry):
+    step, token, done, out, cache = carry
+    logits, cache = decode_step(model, params, head_DV, batch, cache, token, step)
+    token = jnp.where(done, pad, pick(logits, step + 1))
+    out = jax.lax.dynamic_update_slice_in_dim(out, token[..., None], step + 1, axis=2)
+    return step + 1, token, done | (token == end), out, cache
+
+  def going(carry):
+    step, _, done, _, _ = carry
+    return (step + 1 < max_tokens) & ~done.all()
+
+  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1)
+  token = pick(logits, 0)
+  out = jnp.full((*token.shape, max_tokens), pad, jnp.int32).at[..., 0].set(token)
+  start = (jnp.zeros((), jnp.int32), token, token == end, out, cache)
+  return jax.lax.while_loop(going, body, start)[3]

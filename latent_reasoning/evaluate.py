@@ -1,0 +1,161 @@
+"""Evaluation: answers of every method by one decoder, scored by one rule."""
+
+import collections
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import chex
+
+from latent_reasoning import answers, decode, layout, pipeline
+from latent_reasoning import step as step_lib
+from latent_reasoning.config import Config
+from latent_reasoning.data.example import Example
+
+
+class Answerer:
+  """Answers questions with fixed parameters.
+
+  Args:
+    config: method, rim, data.buckets, eval and seed are read.
+    model: as models.gpt.GPT, without dropout.
+    params: its parameters.
+    tokenizer: a `tokenizers.Tokenizer`.
+  """
+
+  def __init__(self, config: Config, model, params, tokenizer):
+    self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
+    self.head = decode.head_kernel(model, params)
+    self.method = layout.method(config.method)
+    self.symbols = layout.symbols(tokenizer)
+    self.blocks = config.eval.blocks or config.rim.blocks
+
+  def row(self, question: str, samples: int = 0) -> layout.Row:
+    """The prompt of a question; `samples` readouts at its end instead of its own."""
+    row = self.method.prompt(self.tokenizer.encode(question + '\n'), self.blocks,
+                             self.config.rim, self.symbols)
+    if samples:
+      row = layout.Row(row.prefix, row.visible_until, [row.readouts[-1]] * samples)
+    return row
+
+  def fits(self, row: layout.Row) -> bool:
+    """Whether the model has positions for the prompt and the tokens to come."""
+    last = max(out.until for out in row.readouts) + self.config.eval.max_tokens
+    return last <= self.config.model.max_positions
+
+  def texts(self, questions: Sequence[str], samples: int = 0) -> Iterator[list[str] | None]:
+    """Yields the text of every readout of each question, in order.
+
+    Greedy, or drawn at `eval.temperature` where `samples` is given. A question
+    with too many positions yields None.
+    """
+    size = self.config.eval.batch_size
+    for start in range(0, len(questions), size):
+      rows = [self.row(q, samples) for q in questions[start:start + size]]
+      fitting = [row for row in rows if self.fits(row)]
+      decoded = iter(self._decode(fitting, start, samples) if fitting else ())
+      for row in rows:
+        yield next(decoded) if self.fits(row) else None
+
+  def _decode(self, rows: list[layout.Row], start: int, samples: int) -> list[list[str]]:
+    # A short batch is filled up, so that one shape serves all.
+    filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
+    rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
+    tokens = self.generate(filled, rng if samples else None)
+    return [[self.tokenizer.decode(self._until_end(out)) for out in row]
+            for row in tokens[:len(rows)].tolist()]
+
+  def _until_end(self, tokens: list[int]) -> list[int]:
+    end = self.symbols.end
+    return tokens[:tokens.index(end)] if end in tokens else tokens
+
+  def generate(self, rows: Sequence[layout.Row], rng: chex.PRNGKey | None = None):
+    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given."""
+    e = self.config.eval
+    return decode.generate(
+        self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
+        step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
+        end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
+        sample=rng is not None)
+
+
+def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
+  """Collates prompts: one slot a readout, the prefix in the smallest bucket.
+
+  A prompt longer than the largest bucket takes the next power of two: nothing
+  is left out of an evaluation for its length.
+  """
+  prefix, count, _ = pipeline.sizes(rows)
+  fitting = [b for b in config.data.buckets.prefix if b >= prefix]
+  length = fitting[0] if fitting else 1 << (prefix - 1).bit_length()
+  return pipeline.collate(rows, length, count, 1, pad)
+
+
+def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,
+             progress: Callable[[int, int], None] | None = None,
+             ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Scores the answers to all examples.
+
+  Args:
+    answerer: method, model and parameters.
+    examples: the problems.
+    dataset, split: names for the result.
+    progress: told (problems done, problems in all) after each.
+
+  Returns:
+    the result (see `summarize`), and one record a problem.
+  """
+  config = answerer.config
+  questions = [e.question for e in examples]
+  sampled = (answerer.texts(questions, config.eval.samples) if config.eval.samples
+             else iter([None] * len(questions)))
+  records = []
+  greedy = answerer.texts(questions)
+  for index, (example, texts, draws) in enumerate(zip(examples, greedy, sampled, strict=True)):
+    record = {
+        'dataset': dataset, 'split': split, 'index': index, 'question': example.question,
+        'steps': len(example.steps), 'answer': example.answer, 'too_long': texts is None,
+        'predictions': texts or [],
+        'correct': [answers.same(t, example.answer) for t in texts or []]}
+    if config.eval.samples:
+      record['samples'] = draws or []
+      record['samples_correct'] = [answers.same(t, example.answer) for t in draws or []]
+    records.append(record)
+    if progress:
+      progress(index + 1, len(questions))
+  return summarize(records, config, dataset, split), records
+
+
+def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
+              split: str) -> dict[str, Any]:
+  """Accuracy in [0, 1], with counts and standard errors.
+
+  `final` is the headline: the last readout. `any` is right after at least one
+  block, an upper bound. A question too long for the model counts as wrong.
+  """
+  n = len(records)
+  count = max(len(r['correct']) for r in records)
+  padded = [r['correct'] or [False] * count for r in records]
+  hits = {'final': sum(c[-1] for c in padded), 'any': sum(any(c) for c in padded)}
+  if config.eval.samples:
+    hits[f'pass@{config.eval.samples}'] = sum(any(r['samples_correct']) for r in records)
+  accuracy = {name: value / n for name, value in hits.items()}
+  groups = collections.defaultdict(list)
+  for record, correct in zip(records, padded, strict=True):
+    groups[record['steps']].append(correct[-1])
+  per_block = [sum(column) / n for column in zip(*padded, strict=True)]
+  return {
+      'method': config.method, 'dataset': dataset, 'split': split, 'n': n,
+      'accuracy': {**accuracy, 'per_block': per_block},
+      'standard_error': {**{name: _error(a, n) for name, a in accuracy.items()},
+                         'per_block': [_error(a, n) for a in per_block]},
+      'by_steps': {str(steps): {'n': len(c), 'final': sum(c) / len(c),
+                                'standard_error': _error(sum(c) / len(c), len(c))}
+                   for steps, c in sorted(groups.items())},
+      'too_long': sum(r['too_long'] for r in records),
+      'seed': config.seed, 'causal': True}
+
+
+def _error(share: float, n: int) -> float:
+  """Standard error of a share of n."""
+  return math.sqrt(share * (1 - share) / n)

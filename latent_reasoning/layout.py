@@ -1,0 +1,248 @@
+r"""From an example to a row: what each method reads, predicts and may see.
+
+Every method has the same shape. A row is a *prefix* (the question, and what a
+method puts behind it) and *readouts* that hang off the prefix. A readout sees
+the prefix up to its own anchor and its own earlier tokens, never another
+readout. RiM stage 1 with T = 2 steps (method.md 1.2):
+
+  prefix    x x x <b> <m> <m> </b> <b> <m> <m> </b>
+                               |                 |
+  readouts                     '- r_2 <end>      '- y <end>
+
+`direct` is the same row without blocks; chain of thought is `direct` with a
+longer readout. The first token of a readout is predicted at its anchor, the
+last prefix token it sees, so that training equals decoding (method.md 1.5).
+
+This module needs no JAX. A method is one row of `METHODS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from latent_reasoning.config import RimConfig
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError, nearest
+
+ANSWER_MARK = '####'  # stands before the answer in a chain of thought
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+  """Token ids that a layout adds to an example."""
+  pad: int
+  end: int
+  block_open: int
+  memory: int
+  block_close: int
+  pause: int
+  steps: tuple[int, ...]  # index tokens <step_1> …
+  newline: tuple[int, ...]  # text between the steps of a chain of thought
+  answer: tuple[int, ...]  # text before its answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Token ids of one example."""
+  question: Sequence[int]
+  steps: Sequence[Sequence[int]]
+  answer: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+  """Text that hangs off the prefix.
+
+  `out` is predicted token by token and ends with the end token; it is empty
+  when decoding. With `start`, that token is given as the readout's first input
+  and `out` is predicted from it; without, `out[0]` is predicted at the anchor.
+  """
+  until: int  # sees prefix[since:until]; its positions go on from `until`
+  out: Sequence[int] = ()
+  weight: float = 1.0  # of each of its tokens in the loss
+  since: int = 0
+  start: int | None = None
+
+  @property
+  def inputs(self) -> list[int]:
+    """The tokens that stand in the row: `out` moved by one."""
+    start = [] if self.start is None else [self.start]
+    return start + list(self.out[:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  prefix: Sequence[int]
+  visible_until: Sequence[int]  # for each prefix token: sees prefix[:visible_until]
+  readouts: Sequence[Readout]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How one method trains and answers.
+
+  Attributes:
+    train: (example, stage, progress, rim, symbols) -> Row.
+    prompt: (question ids, blocks, rim, symbols) -> Row whose readouts are to be
+      decoded, the headline answer last.
+    objective: name in objectives.OBJECTIVES.
+    trace: whether its answer comes after a generated chain of thought.
+  """
+  train: Callable[[Encoded, int, float, RimConfig, Symbols], Row]
+  prompt: Callable[[Sequence[int], int, RimConfig, Symbols], Row]
+  objective: str = 'next_token'
+  trace: bool = False
+
+
+def symbols(tokenizer) -> Symbols:
+  """Returns the ids of a `tokenizers.Tokenizer`."""
+  t = tokenizer
+  return Symbols(
+      t.pad, t.end, t.block_open, t.memory, t.block_close, t.pause,
+      tuple(t.step(i) for i in range(1, t.index_tokens + 1)),
+      tuple(t.encode('\n')), tuple(t.encode('\n' + ANSWER_MARK)))
+
+
+def encode(examples: Sequence[Example], tokenizer) -> list[Encoded]:
+  """Tokenizes piece by piece, so that no token spans question, step and answer."""
+  encoded = []
+  for example in examples:
+    pieces = [example.question + '\n', *example.steps, example.answer]
+    question, *steps, answer = tokenizer.encode_batch(pieces)
+    encoded.append(Encoded(question, steps, answer))
+  return encoded
+
+
+def anneal(schedule: str, t: int, steps: int, max_steps: int, progress: float) -> float:
+  """Weight λ_t(s) of the readout after block t (method.md 1.2).
+
+  λ_t = max(0, 1 - (s / S) / τ_t), τ_t = 1 | t / T_max | t / T.
+  """
+  tau = {'uniform': 1, 'linear': t / max_steps, 'relative': t / steps}[schedule]
+  return max(0.0, 1 - progress / tau)
+
+
+def plain(tokens: Sequence[int], readouts: Sequence[Readout]) -> Row:
+  """A causal prefix with readouts."""
+  return Row(tokens, range(1, len(tokens) + 1), readouts)
+
+
+def with_blocks(question: Sequence[int], blocks: int, rim: RimConfig,
+                ids: Symbols) -> tuple[list[int], list[int], list[int]]:
+  """Returns question and blocks: tokens, visible_until, and the end of each block."""
+  block = [ids.block_open] + [ids.memory] * rim.block_tokens + [ids.block_close]
+  tokens = list(question) + block * blocks
+  ends = [len(question) + len(block) * k for k in range(1, blocks + 1)]
+  visible = list(range(1, len(tokens) + 1))
+  if rim.block_attention == 'bidirectional':
+    for end in ends:
+      visible[end - len(block):end] = [end] * len(block)
+  return tokens, visible, ends
+
+
+def _since(question: Sequence[int], rim: RimConfig) -> int:
+  return 0 if rim.readout_sees_question else len(question)
+
+
+def _steps_after(example: Encoded, rim: RimConfig) -> list[Sequence[int]]:
+  """The text of readout t = 1 …: r_{t+1} (r_{T+1} = y), or r_t with offset 0."""
+  texts = [*example.steps, example.answer]
+  return texts[1:] or texts if rim.readout_offset else texts[:-1] or texts
+
+
+def rim(example: Encoded, stage: int, progress: float, rim: RimConfig,
+        ids: Symbols) -> Row:
+  """Stage 1: block t, then a step. Stage 2: every block, then the answer."""
+  if stage == 1:
+    texts = _steps_after(example, rim)
+    last = len(texts)
+    # The final readout keeps weight 1: else the stage ends with no supervision.
+    weights = [1.0 if t == last else anneal(rim.schedule, t, last, rim.max_steps, progress)
+               for t in range(1, last + 1)]
+  else:
+    last = rim.blocks
+    texts = [example.answer] * last
+    weights = [2 * k / (last * (last + 1)) for k in range(1, last + 1)]
+  tokens, visible, ends = with_blocks(example.question, last, rim, ids)
+  since = _since(example.question, rim)
+  readouts = [Readout(end, [*text, ids.end], weight, since)
+              for end, text, weight in zip(ends, texts, weights, strict=True) if weight]
+  return Row(tokens, visible, readouts)
+
+
+def rim_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
+  """One readout after each block."""
+  tokens, visible, ends = with_blocks(question, blocks, rim, ids)
+  since = _since(question, rim)
+  return Row(tokens, visible, [Readout(end, since=since) for end in ends])
+
+
+def direct(example: Encoded, stage: int, progress: float, rim: RimConfig,
+           ids: Symbols) -> Row:
+  """x y: the answer right after the question."""
+  x = example.question
+  return plain(x, [Readout(len(x), [*example.answer, ids.end])])
+
+
+def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
+                 ids: Symbols) -> Row:
+  """`direct` with RiM's step readouts as an auxiliary loss, and no memory.
+
+  Readout t starts with an index token of its own and sees the question only.
+  It is annealed like RiM's and gone in stage 2 (method.md 1.7).
+  """
+  x = example.question
+  readouts = []
+  if stage == 1:
+    texts = _steps_after(example, rim)
+    last = len(texts)
+    for t, text in enumerate(texts, 1):
+      weight = anneal(rim.schedule, t, last, rim.max_steps, progress)
+      if weight and text is not example.answer:
+        readouts.append(Readout(len(x), [*text, ids.end], weight, start=ids.steps[t - 1]))
+  return plain(x, [*readouts, Readout(len(x), [*example.answer, ids.end])])
+
+
+def cot(example: Encoded, stage: int, progress: float, rim: RimConfig,
+        ids: Symbols) -> Row:
+  """x r_1 … r_T y: the steps line by line, then the marked answer."""
+  x, out = example.question, []
+  for i, step in enumerate(example.steps):
+    out += [*(ids.newline if i else ()), *step]
+  out += [*ids.answer, *example.answer, ids.end]
+  return plain(x, [Readout(len(x), out)])
+
+
+def question_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
+                    ids: Symbols) -> Row:
+  """The question alone."""
+  return plain(question, [Readout(len(question))])
+
+
+def pause(example: Encoded, stage: int, progress: float, rim: RimConfig,
+          ids: Symbols) -> Row:
+  """x, P pause tokens, y."""
+  x = [*example.question, *[ids.pause] * rim.pause_tokens]
+  return plain(x, [Readout(len(x), [*example.answer, ids.end])])
+
+
+def pause_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
+                 ids: Symbols) -> Row:
+  """The question and its pause tokens."""
+  x = [*question, *[ids.pause] * rim.pause_tokens]
+  return plain(x, [Readout(len(x))])
+
+
+METHODS = {
+    'direct': Method(direct, question_prompt),
+    'direct_steps': Method(direct_steps, question_prompt),
+    'cot': Method(cot, question_prompt, trace=True),
+    'pause': Method(pause, pause_prompt),
+    'rim': Method(rim, rim_prompt),
+}
+
+
+def method(name: str) -> Method:
+  """Returns a row of `METHODS`; raises InputError for an unknown name."""
+  if name not in METHODS:
+    raise InputError(f"config.method '{name}' is unknown; {nearest(name, METHODS)}")
+  return METHODS[name]

@@ -1,0 +1,181 @@
+"""The training loop: curriculum, validation, checkpoints, and every way to stop."""
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import jax
+
+from latent_reasoning import step as step_lib
+from latent_reasoning.errors import TrainingError
+from latent_reasoning.evaluate import evaluate
+from latent_reasoning.metrics import Metrics, Progress
+from latent_reasoning.run import Run
+from latent_reasoning.step import TrainState
+
+
+class Interrupted(Exception):
+  """Training stopped on a signal; everything done is saved.
+
+  Attributes:
+    signal: its number.
+    step: where the run goes on.
+  """
+
+  def __init__(self, number: int, step: int):
+    super().__init__(f'stopped by {signal.Signals(number).name} at step {step}')
+    self.signal, self.step = number, step
+
+
+class Signals:
+  """Turns the first SIGINT or SIGTERM into a request; the second stops at once."""
+
+  def __init__(self):
+    self.received: int | None = None
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self):
+    for number in (signal.SIGINT, signal.SIGTERM):
+      self._old[number] = signal.signal(number, self._handle)
+    return self
+
+  def _handle(self, number, frame):
+    if self.received:
+      raise KeyboardInterrupt
+    self.received = number
+    os.write(2, b'\nsaving after this step; once more to stop without saving\n')
+
+  def __exit__(self, *_):
+    for number, old in self._old.items():
+      signal.signal(number, old)
+
+
+@dataclasses.dataclass
+class _Pending:
+  """Metrics of a step, still on the device: read one step late, so that the
+  host prepares the next batch while the device works."""
+  step: int
+  stage: int
+  sums: dict[str, Any]
+  learning_rate: float
+
+
+def train(run: Run) -> TrainState:
+  """Trains to the end of the curriculum, from the newest sound checkpoint if any.
+
+  Returns:
+    the final state, saved.
+
+  Raises:
+    TrainingError: the loss is not finite or too large.
+    Interrupted: after SIGINT or SIGTERM, saved.
+  """
+  config, curriculum = run.config, run.curriculum
+  checkpoints = run.checkpoints()
+  restored = checkpoints.restore(jax.eval_shape(run.init))
+  state = restored.state if restored else run.init()
+  start = int(state.step)
+  metrics = Metrics(run.workdir, start)
+  progress = Progress(curriculum.total, start, config.train.log_every)
+  loop = _Loop(run, checkpoints, metrics, progress)
+  count = sum(a.size for a in jax.tree.leaves(state.params))
+  progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
+               f'files in {run.workdir.path}')
+  if restored:
+    progress.say(f'resuming from step {start}')
+  try:
+    with Signals() as signals:
+      return loop.run_from(state, start, signals)
+  finally:
+    progress.close()
+    metrics.close()
+    checkpoints.close()
+
+
+class _Loop:
+  """What the steps share: where metrics go, and the step that is in flight."""
+
+  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress):
+    self.run, self.checkpoints = run, checkpoints
+    self.metrics, self.progress = metrics, progress
+    self.limit = run.config.train.max_loss or 3 * math.log(run.tokenizer.vocab_size)
+    self.pending: _Pending | None = None
+    self.timer = (time.monotonic(), 0)  # when, and predictions since
+
+  def run_from(self, state: TrainState, start: int, signals: Signals) -> TrainState:
+    config, curriculum = self.run.config, self.run.curriculum
+    steppers = {}
+    for step, batch in enumerate(self.run.batches.iterate(start), start):
+      moment, stage = curriculum.at(step), curriculum.stage(step)
+      if curriculum.begins(step) and stage.reset_optimizer:
+        state = dataclasses.replace(state, opt_state=self.run.tx.init(state.params))
+      if moment.stage not in steppers:
+        steppers = {moment.stage: step_lib.make_train_step(
+            self.run.model(stage.dropout), self.run.objective, self.run.tx, config.seed,
+            config.optim.accumulate)}
+      rate = curriculum.learning_rate(step)
+      state, sums = steppers[moment.stage](state, batch, rate)
+      self.read()
+      self.pending = _Pending(step + 1, moment.stage, sums, rate)
+      last = step + 1 == curriculum.total
+      accuracy = None
+      if last or _due(step + 1, config.train.eval_every):
+        self.read()
+        accuracy = self.validate(state, step + 1, moment.stage)
+      if last or signals.received or accuracy is not None or _due(
+          step + 1, config.train.save_every):
+        self.read()  # nothing is saved after a loss that was not looked at
+        self.checkpoints.save(state, accuracy, stage=moment.stage, method=config.method)
+      if signals.received and not last:
+        self.checkpoints.wait()
+        raise Interrupted(signals.received, step + 1)
+    self.checkpoints.wait()
+    return state
+
+  def read(self) -> None:
+    """Reads the metrics of the step in flight, checks and logs them."""
+    if not self.pending:
+      return
+    p, self.pending = self.pending, None
+    sums = {k: float(v) for k, v in jax.device_get(p.sums).items()}
+    loss = sums['loss'] / sums['weight']
+    if not (math.isfinite(loss) and math.isfinite(sums['grad_norm'])) or loss > self.limit:
+      self.metrics.write(p.step, p.stage, 'train', loss=loss, grad_norm=sums['grad_norm'])
+      self.checkpoints.wait()
+      good = self.checkpoints.steps()
+      way = (f'the last good checkpoint is {self.checkpoints.path / str(good[0])}' if good
+             else 'there was no checkpoint yet')
+      raise TrainingError(
+          f'step {p.step}: loss {loss:.4g}, gradient norm {sums["grad_norm"]:.4g}; a finite '
+          f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
+          f'stopped and {way}. Lower the learning rate or config.optim.clip in a new workdir')
+    self.timer = (self.timer[0], self.timer[1] + 1)
+    if _due(p.step, self.run.config.train.log_every) or p.step == self.run.curriculum.total:
+      began, steps = self.timer
+      self.timer = (time.monotonic(), 0)
+      self.metrics.write(
+          p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
+          grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
+          steps_per_second=steps / max(1e-9, self.timer[0] - began))
+    self.progress.update(p.step, p.stage, loss)
+
+  def validate(self, state: TrainState, step: int, stage: int) -> float:
+    """Writes and returns the accuracy at the final block on validation problems."""
+    count = min(self.run.config.eval.valid_problems, len(self.run.splits.valid))
+    examples = [self.run.splits.valid[i] for i in range(count)]
+    config = dataclasses.replace(
+        self.run.config, eval=dataclasses.replace(self.run.config.eval, samples=0))
+    result, _ = evaluate(self.run.answerer(state.params, config), examples,
+                         config.data.name, 'valid')
+    accuracy = result['accuracy']
+    self.metrics.write(step, stage, 'valid', **accuracy, n=count)
+    self.progress.say(f'step {step} validation on {count} problems: final '
+                      f'{accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
+    return accuracy['final']
+
+
+def _due(step: int, every: int) -> bool:
+  return bool(every) and step % every == 0

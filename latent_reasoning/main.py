@@ -1,0 +1,183 @@
+"""Reasoning inside a language model: train, evaluate, ask, audit, time.
+
+  python -m latent_reasoning.main --config=FILE[:variant] [--workdir=DIR]
+      [--mode=MODE] [--config.key=value ...]
+
+Modes:
+  train     train (or resume), then evaluate on the test split; the default
+  eval      evaluate the workdir's checkpoint on the test split and eval.sets
+  generate  answer --question="...", or questions typed at a prompt
+  audit     prove that nothing is seen that must not be; exit status 1 if it is
+  latency   time to first answer token and full-answer time per method
+
+Three commands to start with:
+  python -m latent_reasoning.main --config=configs/rim_arithmetic.py
+  python -m latent_reasoning.main --config=configs/rim_arithmetic.py --mode=generate --question="7+2-5*3+4*6"
+  python -m latent_reasoning.main --config=configs/rim_arithmetic.py --config.method=direct
+
+A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
+metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
+results.json. Starting again in it resumes. --helpfull lists every flag.
+
+Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
+command or its input, 128 + n stopped by signal n, saved.
+"""
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from latent_reasoning.errors import InputError, TrainingError, nearest
+
+# glibc gives freed memory back and takes it again page by page, which costs up
+# to half of a training step on a CPU. It reads these when a process starts.
+ALLOCATOR = {
+    'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
+    'MALLOC_MMAP_MAX_': '0',
+    'MALLOC_TRIM_THRESHOLD_': '17179869184',
+    'MALLOC_TOP_PAD_': '268435456',
+}
+KEEP_ALLOCATOR = 'LATENT_REASONING_KEEP_ALLOCATOR'
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+  """Parses a command line into its own flags, so that tests can call `main`.
+
+  Raises:
+    InputError: an unknown flag, config file or config key, or an ill-typed one.
+  """
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', None, 'FILE.py or FILE.py:variant',
+                                  flag_values=values)
+  flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
+  flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
+  flags.DEFINE_string('question', None, 'for --mode=generate', flag_values=values)
+  flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
+  old, sys.argv = sys.argv, list(argv)  # config_flags looks for overrides there
+  try:
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
+          SyntaxError, ImportError) as error:
+    raise InputError(_explain(error)) from None
+  finally:
+    sys.argv = old
+  if len(rest) > 1:
+    raise InputError(f'unexpected argument {rest[1]!r}; flags look like --name=value')
+  return values
+
+
+def _explain(error: Exception) -> str:
+  """The message of a flag error without its tail of repr and source lines."""
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  return f'{text.strip()} (see --help)'
+
+
+def default_workdir(config_flag: str, method: str) -> pathlib.Path:
+  """runs/<config>-<variant>-<method>, without a variant that was not given."""
+  file, _, variant = config_flag.partition(':')
+  parts = [pathlib.Path(file).stem, variant, method]
+  name = '-'.join(re.sub(r'[^\w.]+', '_', part) for part in parts if part)
+  return pathlib.Path('runs') / name
+
+
+def config_argument(argv: Sequence[str]) -> str:
+  """The text behind --config= (or after --config)."""
+  for i, arg in enumerate(argv):
+    name, equals, value = arg.lstrip('-').partition('=')
+    if name == 'config' and arg.startswith('-'):
+      return value if equals else (argv[i + 1] if i + 1 < len(argv) else '')
+  return ''
+
+
+def train(run, args) -> int:
+  """Trains, then evaluates."""
+  from latent_reasoning import loop
+  try:
+    loop.train(run)
+  except loop.Interrupted as stop:
+    print(f'{stop}; saved in {run.workdir.path}. The same command resumes.',
+          file=sys.stderr)
+    return 128 + stop.signal
+  return evaluate(run, args)
+
+
+def evaluate(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.evaluate(run)
+
+
+def generate(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.generate(run, args.question)
+
+
+def audit(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.audit(run)
+
+
+def latency(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.latency(run)
+
+
+MODES: dict[str, Callable] = {
+    'train': train, 'eval': evaluate, 'generate': generate, 'audit': audit,
+    'latency': latency}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs one command; returns its exit status."""
+  try:
+    args = parse(argv)
+    if args.help or not config_argument(argv):
+      print(__doc__)
+      return 0 if args.help else 2
+    return launch(args, config_argument(argv))
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except TrainingError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+
+
+def launch(args: flags.FlagValues, config_flag: str) -> int:
+  """Opens the workdir, builds the run and hands it to its mode."""
+  import jax
+
+  from latent_reasoning import config as config_lib
+  from latent_reasoning import layout, run, workdir
+  logging.set_verbosity(logging.WARNING)
+  config = config_lib.from_dict(args.config)
+  layout.method(config.method)
+  if config.train.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir',
+                      str(pathlib.Path(config.train.compilation_cache).expanduser()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+  path = args.workdir or default_workdir(config_flag, config.method)
+  built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
+  return MODES[args.mode](built, args)
+
+
+def tune_allocator() -> None:
+  """Starts this process again with glibc's allocator set for training on a CPU.
+
+  Only on Linux with glibc, once, and not where the user chose settings or set
+  LATENT_REASONING_KEEP_ALLOCATOR.
+  """
+  chosen = [name for name in (*ALLOCATOR, KEEP_ALLOCATOR, 'LD_PRELOAD') if name in os.environ]
+  if chosen or not sys.platform.startswith('linux') or not os.confstr('CS_GNU_LIBC_VERSION'):
+    return
+  os.environ.update(ALLOCATOR)
+  os.execv(sys.executable, sys.orig_argv)
+
+
+if __name__ == '__main__':
+  tune_allocator()
+  sys.exit(main(sys.argv))

@@ -1,0 +1,68 @@
+"""Attention masks from integer vectors: one rule for every layout."""
+
+import chex
+import flax.struct
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Mask:
+  """What the positions of a row may see.
+
+  Attributes:
+    segment: int32 [B, T]; 0 in the prefix, k in readout k.
+    visible_from, visible_until: int32 [B, T]; the part of the prefix in sight.
+    prefix: P, the first P positions of a row are its prefix.
+    count: K, the rest is K readouts of equal length; 0 for a plain prefix.
+  """
+  segment: chex.Array
+  visible_from: chex.Array
+  visible_until: chex.Array
+  prefix: int = flax.struct.field(pytree_node=False)
+  count: int = flax.struct.field(pytree_node=False)
+
+  def part(self, start: int, stop: int) -> 'Mask':
+    """The same for positions start … stop - 1 of a row."""
+    return self.replace(segment=self.segment[:, start:stop],
+                        visible_from=self.visible_from[:, start:stop],
+                        visible_until=self.visible_until[:, start:stop])
+
+
+def sees_prefix(query: Mask, keys: int) -> chex.Array:
+  """Returns bool [B, T, S]: visible_from <= j < visible_until for prefix keys j."""
+  j = jnp.arange(keys)
+  return ((j >= query.visible_from[..., None]) & (j < query.visible_until[..., None]))
+
+
+def allowed(mask: Mask) -> chex.Array:
+  """Returns bool [B, L, L]: whether query i may see key j (method.md 1.4).
+
+      segment[j] == 0  and  visible_from[i] <= j < visible_until[i]
+      or  segment[i] == segment[j] != 0  and  j <= i
+
+  Question q q, two blocks of one memory token, readouts a and b of two tokens
+  (rows are queries; causal blocks):
+
+             q q < m > < m > a a b b
+      q      1
+      q      1 1
+      <      1 1 1
+      m      1 1 1 1
+      >      1 1 1 1 1
+      <      1 1 1 1 1 1
+      m      1 1 1 1 1 1 1
+      >      1 1 1 1 1 1 1 1
+      a      1 1 1 1 1       1
+      a      1 1 1 1 1       1 1
+      b      1 1 1 1 1 1 1 1     1
+      b      1 1 1 1 1 1 1 1     1 1
+
+  In a bidirectional block, each token has the block's end as visible_until;
+  where readouts may not see the question, their visible_from is its length.
+  """
+  length = mask.segment.shape[1]
+  i, j = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+  query, key = mask.segment[:, :, None], mask.segment[:, None, :]
+  in_prefix = (key == 0) & sees_prefix(mask, length)
+  in_readout = (query == key) & (key != 0) & (j <= i)
+  return in_prefix | in_readout

@@ -1,0 +1,96 @@
+"""Logs of a run: metrics.jsonl, TensorBoard events, and a line or bar to watch."""
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+from latent_reasoning.workdir import Workdir, write_text
+
+
+def plain(value: Any) -> Any:
+  """Device scalars as Python numbers; what is not finite as text, for strict JSON."""
+  value = float(value) if hasattr(value, 'dtype') else value
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
+
+
+class Metrics:
+  """Writes one JSON object a line: step, stage, split, values.
+
+  Lines past the step that a run resumes from are dropped, so that a file never
+  holds a step twice.
+  """
+
+  def __init__(self, workdir: Workdir, step: int):
+    self._path = workdir.metrics
+    if self._path.exists():
+      write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
+                                     if r['step'] <= step))
+    self._file = self._path.open('a', encoding='utf-8')
+    self._events = tensorboardX.SummaryWriter(str(workdir.events), purge_step=step + 1)
+
+  def write(self, step: int, stage: int, split: str, **values: Any) -> None:
+    values = {k: plain(v) for k, v in values.items()}
+    record = {'step': step, 'stage': stage, 'split': split, **values}
+    self._file.write(json.dumps(record) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      if isinstance(value, (int, float)):
+        self._events.add_scalar(f'{split}/{name}', value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read(path) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl; a last line cut off by a killed writer is left out."""
+  records = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      records.append(json.loads(line))
+    except ValueError:
+      continue
+  return records
+
+
+class Progress:
+  """A bar on a terminal; elsewhere a plain line every `every` steps."""
+
+  def __init__(self, total: int, start: int, every: int, stream=None):
+    self._total, self._start, self._every = total, start, every
+    self._stream = stream or sys.stderr
+    self._began = time.monotonic()
+    self._bar = None
+    if self._stream.isatty():
+      self._bar = tqdm.tqdm(total=total, initial=start, unit='step', file=self._stream,
+                            dynamic_ncols=True)
+
+  def update(self, step: int, stage: int, loss: float) -> None:
+    """Shows that `step` steps are done."""
+    if self._bar:
+      self._bar.set_description(f'stage {stage}', refresh=False)
+      self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+      self._bar.update(step - self._bar.n)
+    elif step % self._every == 0 or step == self._total:
+      rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
+      left = (self._total - step) / max(1e-9, rate)
+      self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f} '
+               f'{rate:.1f} steps/s {left:.0f} s left')
+
+  def say(self, text: str) -> None:
+    """Prints a line without tearing the bar."""
+    if self._bar:
+      self._bar.write(text, file=self._stream)
+    else:
+      print(text, file=self._stream, flush=True)
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.close()

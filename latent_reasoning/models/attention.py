@@ -1,0 +1,116 @@
+"""Attention over rows of a prefix and readouts: plain, split and cached.
+
+All take q, k, v as [B, T, N, H] and do their softmax in float32.
+"""
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning import masks
+from latent_reasoning.masks import Mask
+
+NEGATIVE = -1e30  # finite, so that a masked logit has a gradient of 0, not NaN
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values while K readouts decode from one prefix.
+
+  Attributes:
+    prefix_k, prefix_v: [B, P, N, H], shared by the K readouts.
+    own_k, own_v: [B, K, S, N, H], what each readout has decoded so far.
+
+  Those are of one layer; of a whole model, each is a tuple over layers, or an
+  array with a leading layer axis where the layers are scanned.
+  """
+  prefix_k: chex.Array
+  prefix_v: chex.Array
+  own_k: chex.Array
+  own_v: chex.Array
+
+
+def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
+  return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), NEGATIVE), axis=-1)
+
+
+def packed(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+  """One dense mask over the whole row: the oracle of `split`."""
+  logits = jnp.einsum('BTNH,BSNH->BNTS', q, k) * q.shape[-1]**-0.5
+  weights = _softmax(logits, masks.allowed(mask)[:, None]).astype(v.dtype)
+  return jnp.einsum('BNTS,BSNH->BTNH', weights, v)
+
+
+def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+  """The same by parts: the prefix by itself, each readout to prefix and itself.
+
+  A readout's own keys are R instead of K·R, and the prefix has none of them:
+  P² + K·R·(P + R) logits instead of (P + K·R)². One softmax over both parts.
+  """
+  p, count = mask.prefix, mask.count
+  batch, length, heads, size = q.shape
+  before = mask.part(0, p)
+  logits = jnp.einsum('BTNH,BSNH->BNTS', q[:, :p], k[:, :p]) * size**-0.5
+  weights = _softmax(logits, masks.sees_prefix(before, p)[:, None]).astype(v.dtype)
+  prefix = jnp.einsum('BNTS,BSNH->BTNH', weights, v[:, :p])
+  if not count:
+    return prefix
+  r = (length - p) // count
+  own = (batch, count, r, heads, size)
+  sees = masks.sees_prefix(mask.part(p, length), p).reshape(batch, count, r, p)
+  causal = jnp.broadcast_to(jnp.tril(jnp.ones((r, r), bool)), (batch, count, r, r))
+  readouts = _readouts(
+      q[:, p:].reshape(own), k[:, :p], v[:, :p], k[:, p:].reshape(own),
+      v[:, p:].reshape(own), sees, causal)
+  return jnp.concatenate([prefix, readouts.reshape(batch, length - p, heads, size)], axis=1)
+
+
+def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache,
+           step: chex.Array) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
+  """One token of each of K readouts, from a cache.
+
+  Args:
+    q, k, v: [B, K, N, H].
+    mask: of the K queries, [B, K] each.
+    cache: of this layer.
+    step: int32 scalar, tokens that each readout has decoded before this one.
+
+  Returns:
+    [B, K, N, H], and own_k, own_v with this token in them.
+  """
+  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k[:, :, None], step, axis=2)
+  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v[:, :, None], step, axis=2)
+  batch, count = q.shape[:2]
+  sees = masks.sees_prefix(mask, cache.prefix_k.shape[1])[:, :, None]
+  so_far = jnp.arange(own_k.shape[2]) <= step
+  out = _readouts(q[:, :, None], cache.prefix_k, cache.prefix_v, own_k, own_v, sees,
+                  jnp.broadcast_to(so_far, (batch, count, 1, so_far.size)))
+  return out[:, :, 0], (own_k, own_v)
+
+
+def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
+              own_k: chex.Array, own_v: chex.Array, sees: chex.Array,
+              causal: chex.Array) -> chex.Array:
+  """Attends from [B, K, R] queries to a shared prefix and S own keys each.
+
+  Args:
+    q: [B, K, R, N, H].
+    prefix_k, prefix_v: [B, P, N, H].
+    own_k, own_v: [B, K, S, N, H].
+    sees: bool [B, K, R, P]. causal: bool [B, K, R, S].
+
+  Returns:
+    [B, K, R, N, H].
+  """
+  p = prefix_k.shape[1]
+  logits = jnp.concatenate([
+      jnp.einsum('BKRNH,BPNH->BNKRP', q, prefix_k),
+      jnp.einsum('BKRNH,BKSNH->BNKRS', q, own_k)], axis=-1) * q.shape[-1]**-0.5
+  weights = _softmax(logits, jnp.concatenate([sees, causal], axis=-1)[:, None])
+  weights = weights.astype(own_v.dtype)
+  return (jnp.einsum('BNKRP,BPNH->BKRNH', weights[..., :p], prefix_v)
+          + jnp.einsum('BNKRS,BKSNH->BKRNH', weights[..., p:], own_v))
+
+
+IMPLEMENTATIONS = {'split': split, 'packed': packed}

@@ -1,0 +1,178 @@
+"""A GPT: pre-norm decoder, learned or rotary positions, optional KV cache.
+
+Mathematics of GPT-2 (Radford et al. 2019): x + attention(norm(x)), then
+x + mlp(norm(x)), a final norm and a head. Dropout is on embeddings and on what
+each branch adds, not on attention weights, so that split and packed attention
+stay equal while training.
+"""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.config import ModelConfig
+from latent_reasoning.models import attention
+from latent_reasoning.models.attention import Cache
+from latent_reasoning.masks import Mask
+
+INIT_STD = 0.02
+
+
+class Dense(nn.Module):
+  """x W + b over flattened leading dimensions.
+
+  On a CPU the gradient of a three-dimensional dense layer costs twice as much
+  as the same over a matrix; elsewhere the reshape is free.
+  """
+  features: int
+  bias: bool
+  dtype: jnp.dtype
+  std: float = INIT_STD
+
+  @nn.compact
+  def __call__(self, x: chex.Array) -> chex.Array:
+    kernel = self.param('kernel', nn.initializers.normal(self.std),
+                        (x.shape[-1], self.features), jnp.float32)
+    y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.bias:
+      y += self.param('bias', nn.initializers.zeros, (self.features,),
+                      jnp.float32).astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+def rotate(x: chex.Array, positions: chex.Array) -> chex.Array:
+  """Rotary positions (Su et al. 2021), halves convention, base 10,000.
+
+  Args:
+    x: [B, T, N, H].
+    positions: int32 [B, T].
+  """
+  half = x.shape[-1] // 2
+  angle = positions[..., None].astype(jnp.float32) * 10_000**(-jnp.arange(half) / half)
+  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]  # [B, T, 1, H/2]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """One layer. Returns x, and its (k, v), or with a cache (own_k, own_v)."""
+  config: ModelConfig
+  dropout: float
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, x_BTD: chex.Array, positions: chex.Array, mask: Mask,
+               cache: Cache | None, step: chex.Array | None):
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+    out_std = INIT_STD / (2 * c.layers)**0.5  # keeps the residual stream's variance
+    heads = (*x_BTD.shape[:2], c.heads, c.width // c.heads)
+
+    y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_1')(x_BTD)
+    qkv = Dense(3 * c.width, c.bias, dtype, name='qkv')(y)
+    q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))  # [B, T, N, H]
+    if c.positions == 'rotary':
+      q, k = rotate(q, positions), rotate(k, positions)
+    if cache is None:
+      y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
+    else:
+      y, kept = attention.cached(q, k, v, mask, cache, step)
+    y = Dense(c.width, c.bias, dtype, out_std, name='out')(y.reshape(x_BTD.shape))
+    x_BTD = x_BTD + drop(y)
+
+    y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_2')(x_BTD)
+    y = nn.gelu(Dense(c.hidden, c.bias, dtype, name='up')(y))
+    y = Dense(c.width, c.bias, dtype, out_std, name='down')(y)
+    return x_BTD + drop(y), kept
+
+
+class GPT(nn.Module):
+  """Tokens in, hidden states out; `head` turns hidden states into logits.
+
+  Attributes:
+    config: sizes and switches.
+    vocab: V, padded.
+    dropout: rate while not deterministic.
+  """
+  config: ModelConfig
+  vocab: int
+  dropout: float = 0.0
+
+  def setup(self):
+    c = self.config
+    normal = nn.initializers.normal(INIT_STD)
+    self.embedding = self.param('embedding', normal, (self.vocab, c.width), jnp.float32)
+    if c.positions == 'learned':
+      self.position_embedding = self.param(
+          'position_embedding', normal, (c.max_positions, c.width), jnp.float32)
+    if not c.tied:
+      self.head_kernel = self.param('head', normal, (c.width, self.vocab), jnp.float32)
+    self.norm = nn.LayerNorm(use_bias=c.bias, dtype=jnp.dtype(c.dtype))
+
+  def embed(self, tokens: chex.Array) -> chex.Array:
+    """Token embeddings, without positions: [B, T] -> [B, T, D]."""
+    return self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
+
+  @nn.compact
+  def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
+               cache: Cache | None = None, step: chex.Array | None = None, *,
+               embeddings: chex.Array | None = None, deterministic: bool = True):
+    """Runs the layers over rows, or over one token of each readout from a cache.
+
+    Args:
+      tokens, positions: int32 [B, T].
+      mask: of these T positions.
+      cache: keys and values with a leading layer axis, to decode from; T is then
+        the number of readouts K.
+      step: tokens each readout has decoded before; only with a cache.
+      embeddings: [B, T, D] in place of the tokens' embeddings.
+      deterministic: no dropout.
+
+    Returns:
+      hidden states [B, T, D], normed, and (k, v) of all layers, each [B, T, N, H]
+      a layer (dropped by jit where unused); with a cache, its own_k and own_v
+      with this token in them.
+    """
+    c = self.config
+    chex.assert_equal_shape([tokens, positions, mask.segment])
+    x = self.embed(tokens) if embeddings is None else embeddings
+    if c.positions == 'learned':
+      x = x + self.position_embedding[positions].astype(x.dtype)
+    x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+    block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
+    args = (c, self.dropout, deterministic)
+    if c.scan:
+      scanned = nn.scan(
+          block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+          in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast), length=c.layers)
+      x, kept = scanned(*args, name='blocks')(x, positions, mask, cache, step)
+    else:
+      layers = []
+      for i in range(c.layers):
+        own = cache and Cache(cache.prefix_k[i], cache.prefix_v[i], cache.own_k[i],
+                              cache.own_v[i])
+        x, kept = block(*args, name=f'block_{i}')(x, positions, mask, own, step)
+        layers.append(kept)
+      kept = tuple(zip(*layers, strict=True))
+    return self.norm(x), kept
+
+  def head(self, hidden: chex.Array, kernel_DV: chex.Array | None = None) -> chex.Array:
+    """Logits in float32: [..., D] -> [..., V].
+
+    Args:
+      kernel_DV: a transposed copy of the tied table; on a CPU, the transpose of
+        a large table inside the decoding loop costs more than the layers.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if kernel_DV is None:
+      kernel_DV = self.embedding.T if self.config.tied else self.head_kernel
+    logits = flat @ kernel_DV.astype(flat.dtype)
+    return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab)
+
+
+def stack_layers(params: dict, layers: int) -> dict:
+  """Parameters of an unscanned model as those of a scanned one."""
+  rest = {k: v for k, v in params.items() if not k.startswith('block_')}
+  blocks = [params[f'block_{i}'] for i in range(layers)]
+  return {**rest, 'blocks': jax.tree.map(lambda *a: jnp.stack(a), *blocks)}

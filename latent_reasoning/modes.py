@@ -1,0 +1,156 @@
+"""What the modes other than training do with a run; `main` picks one."""
+
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from latent_reasoning import answers, data, layout, report, workdir
+from latent_reasoning import audit as audit_lib
+from latent_reasoning import latency as latency_lib
+from latent_reasoning.checkpoint import Restored
+from latent_reasoning.errors import InputError
+from latent_reasoning.evaluate import Answerer
+from latent_reasoning.evaluate import evaluate as score
+from latent_reasoning.run import Run
+
+
+def restored(run: Run) -> Restored:
+  """The run's checkpoint; raises InputError where nothing was trained."""
+  found = run.restore()
+  if found is None:
+    raise InputError(f'there is no checkpoint in {run.workdir.checkpoints}; train first '
+                     '(--mode=train with the same --config and --workdir)')
+  return found
+
+
+def environment() -> dict[str, Any]:
+  """Versions and machine, for whoever reads a result later."""
+  packages = ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+  return {'date': datetime.date.today().isoformat(), 'python': platform.python_version(),
+          'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+          **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def evaluate(run: Run) -> int:
+  """Scores the test split and `eval.sets`; writes predictions and results."""
+  config, found = run.config, restored(run)
+  answerer = run.answerer(found.state.params)
+  limit = config.eval.test_problems or len(run.splits.test)
+  test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
+  result, records = _with_bar(answerer, test, config.data.name, 'test')
+  sets = []
+  for path in config.eval.sets:
+    examples, loaded = data.load_set(path, config.data)
+    other, more = _with_bar(answerer, examples, pathlib.Path(path).stem, 'test')
+    sets.append({**other, 'data': loaded})
+    records += more
+  result.update(
+      step=found.step, checkpoint=config.eval.checkpoint, blocks=answerer.blocks,
+      validation_accuracy=found.meta['accuracy'],
+      parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
+      data=run.splits.report, sets=sets, environment=environment())
+  lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records)
+  workdir.write_text(run.workdir.predictions, lines)
+  workdir.write_json(run.workdir.results, result)
+  for one in [result, *sets]:
+    print(f'\n{report.results(one)}')
+  print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
+        f'{run.workdir.results}')
+  return 0
+
+
+def _with_bar(answerer: Answerer, examples, dataset: str, split: str):
+  with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
+                 disable=not sys.stderr.isatty()) as bar:
+    return score(answerer, examples, dataset, split,
+                 lambda done, _: bar.update(done - bar.n))
+
+
+def generate(run: Run, question: str | None) -> int:
+  """Answers one question, or those typed until the end of input."""
+  answerer = run.answerer(restored(run).state.params)
+  if question is not None:
+    print(reply(answerer, question))
+    return 0
+  prompt = 'question> ' if sys.stdin.isatty() else ''
+  while True:
+    try:
+      line = input(prompt).strip()
+    except (EOFError, KeyboardInterrupt):
+      return 0
+    if line:
+      try:
+        print(reply(answerer, line))
+      except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+
+
+def reply(answerer: Answerer, question: str) -> str:
+  """What the model answers, block by block, the headline last.
+
+  Raises:
+    InputError: an empty question, or one longer than the model's positions.
+  """
+  if not question.strip():
+    raise InputError('the question is empty; give one with --question="..."')
+  config = answerer.config
+  row = answerer.row(question)
+  if not answerer.fits(row):
+    raise InputError(
+        f'the question takes {len(row.prefix)} positions with its blocks, and '
+        f'config.eval.max_tokens {config.eval.max_tokens} more; the model has '
+        f'{config.model.max_positions}. Ask a shorter question')
+  texts = next(iter(answerer.texts([question])))
+  lines = [f'block {k}: {text}' for k, text in enumerate(texts, 1)] if len(texts) > 1 else []
+  if answerer.method.trace:
+    lines.append(texts[-1])
+  return '\n'.join([*lines, f'answer: {answers.extract(texts[-1])}'])
+
+
+def audit(run: Run) -> int:
+  """Prints a line a check and writes audit.json; status 1 if one fails."""
+  found = run.restore()
+  state = found.state if found else run.init()
+  examples = _real(run, run.config.eval.audit_rows)
+  checks = audit_lib.run(audit_lib.Subject(run.config, run.model(), state.params,
+                                           run.tokenizer, examples))
+  ok = all(check['ok'] for check in checks)
+  weights = f'checkpoint of step {found.step}' if found else 'fresh weights'
+  workdir.write_json(run.workdir.audit, {
+      'ok': ok, 'method': run.config.method, 'weights': weights, 'rows': len(examples),
+      'checks': checks, 'environment': environment()})
+  print(f'{run.config.method}, {weights}, {len(examples)} rows\n{report.audit(checks)}')
+  print(f"{'all checks passed' if ok else 'AUDIT FAILED'}; written to {run.workdir.audit}")
+  return 0 if ok else 1
+
+
+def latency(run: Run) -> int:
+  """Prints the table of times and writes latency.json."""
+  found = run.restore()
+  params = found.state.params if found else run.init().params
+  with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
+    measured = latency_lib.measure(run.config, run.model(), params, run.tokenizer,
+                                   _real(run, 64), bar.set_description)
+  measured['environment'] = environment()
+  workdir.write_json(run.workdir.latency, measured)
+  print(f"one model, one decoder; a chain of thought has {measured['trace_tokens']} tokens, "
+        f"an answer {measured['answer_tokens']}; medians of {measured['repeats']} runs on "
+        f"{measured['device']}\n\n{report.latency(measured)}\n\nwritten to "
+        f'{run.workdir.latency}')
+  return 0
+
+
+def _real(run: Run, count: int) -> list[layout.Encoded]:
+  """Training problems drawn by seed, encoded."""
+  train = run.splits.train
+  index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
+                                                        replace=False)
+  return layout.encode([train[i] for i in index], run.tokenizer)

@@ -1,0 +1,227 @@
+"""From examples to batches: a pure function of (seed, step), run ahead by grain.
+
+`Batches.at(step)` is random access, so the position of a run in its data is the
+step itself: resuming needs no iterator state, and any number of processes sees
+the same order. Every process works out the whole batch and keeps its own rows.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import flax.struct
+import grain
+import numpy as np
+
+from latent_reasoning import layout
+from latent_reasoning.config import BucketConfig, Config
+from latent_reasoning.curriculum import Curriculum
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+from latent_reasoning.masks import Mask
+
+
+@flax.struct.dataclass
+class Batch:
+  """Rows of one static shape, the same struct for every method.
+
+  A row of length L = P + K·R holds the prefix, padded to P, and K readouts,
+  each padded to R. Its mask follows from three integer vectors (masks).
+
+  Attributes:
+    tokens, positions: int32 [B, L].
+    targets: int32 [B, L], the token predicted at a position.
+    weights: float32 [B, L], of that prediction in the loss; 0 for none.
+    segment, visible_from, visible_until: int32 [B, L].
+    anchors: int32 [B, K], the prefix position which predicts the first token
+      of a readout; 0, which never predicts, for none.
+    prefix: P.
+  """
+  tokens: np.ndarray
+  positions: np.ndarray
+  targets: np.ndarray
+  weights: np.ndarray
+  segment: np.ndarray
+  visible_from: np.ndarray
+  visible_until: np.ndarray
+  anchors: np.ndarray
+  prefix: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def mask(self) -> Mask:
+    return Mask(self.segment, self.visible_from, self.visible_until, self.prefix,
+                self.anchors.shape[1])
+
+
+def collate(rows: Sequence[layout.Row], prefix: int, count: int, readout: int,
+            pad: int = 0) -> Batch:
+  """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout.
+
+  What the padding holds does not matter: no real token sees it, and its weight
+  is 0. It sees the row's first token, because a softmax over nothing is a mean
+  over everything.
+  """
+  size, length = len(rows), prefix + count * readout
+  tokens = np.full((size, length), pad, np.int32)
+  positions = np.zeros((size, length), np.int32)
+  targets = np.full((size, length), pad, np.int32)
+  weights = np.zeros((size, length), np.float32)
+  segment = np.zeros((size, length), np.int32)
+  segment[:, prefix:] = np.repeat(np.arange(1, count + 1), readout)
+  visible_from = np.zeros((size, length), np.int32)
+  visible_until = np.ones((size, length), np.int32)
+  anchors = np.zeros((size, count), np.int32)
+  for b, row in enumerate(rows):
+    n = len(row.prefix)
+    tokens[b, :n] = row.prefix
+    positions[b, :n] = np.arange(n)
+    visible_until[b, :n] = row.visible_until
+    for k, out in enumerate(row.readouts):
+      inputs, start = out.inputs, prefix + k * readout
+      stop = start + len(inputs)
+      tokens[b, start:stop] = inputs
+      positions[b, start:start + readout] = np.arange(out.until, out.until + readout)
+      visible_from[b, start:start + readout] = out.since
+      visible_until[b, start:start + readout] = out.until
+      if out.start is None:
+        anchors[b, k] = out.until - 1
+        if out.out:
+          targets[b, out.until - 1] = out.out[0]
+          weights[b, out.until - 1] = out.weight
+          targets[b, start:stop] = out.out[1:]
+      else:
+        targets[b, start:stop] = out.out
+      weights[b, start:stop] = out.weight
+  return Batch(tokens, positions, targets, weights, segment, visible_from,
+               visible_until, anchors, prefix)
+
+
+def sizes(rows: Sequence[layout.Row]) -> tuple[int, int, int]:
+  """Returns the P, K, R that these rows need (R at least 1)."""
+  outs = [out for row in rows for out in row.readouts]
+  return (max(len(row.prefix) for row in rows), max(len(row.readouts) for row in rows),
+          max(1, max(len(out.inputs) for out in outs)))
+
+
+def fit(needed: int, buckets: Sequence[int], name: str) -> int:
+  """Returns the smallest bucket that holds `needed`; InputError if none does."""
+  for size in buckets:
+    if needed <= size:
+      return size
+  raise InputError(f'a row needs {needed} in config.data.buckets.{name}, whose largest '
+                   f"is {buckets[-1]}; add a bucket, or set config.data.too_long='drop'")
+
+
+def bucketed(rows: Sequence[layout.Row], buckets: BucketConfig, pad: int = 0) -> Batch:
+  """Collates rows into the smallest static shape that holds them."""
+  p, k, r = sizes(rows)
+  return collate(rows, fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
+                 fit(r, buckets.readout, 'readout'), pad)
+
+
+class Batches:
+  """The training batches of one run.
+
+  Args:
+    config: the whole configuration; data, rim, optim, seed and method are read.
+    examples: the training split.
+    tokenizer: a `tokenizers.Tokenizer`.
+    curriculum: says stage and progress of a step.
+    process: (index, count) of this process among all.
+  """
+
+  def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
+               curriculum: Curriculum, process: tuple[int, int] = (0, 1)):
+    self.config, self.curriculum, self.process = config, curriculum, process
+    self.examples, self.tokenizer = examples, tokenizer
+    self.method = layout.method(config.method)
+    self.symbols = layout.symbols(tokenizer)
+    if config.optim.batch_size % (process[1] * config.optim.accumulate):
+      raise InputError(
+          f'config.optim.batch_size {config.optim.batch_size} is not a multiple of '
+          f'{process[1]} processes times config.optim.accumulate '
+          f'{config.optim.accumulate}')
+    # A run reads one epoch and one window at a time.
+    self._order = functools.lru_cache(2)(self._order)
+    self._window = functools.lru_cache(2)(self._window)
+
+  def _order(self, stage: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self.config.seed, stage, epoch)).permutation(
+        len(self.examples))
+
+  def _window(self, stage: int, epoch: int, window: int) -> list[list[layout.Encoded]]:
+    """Batches whose rows are alike in length, in random order."""
+    size, span = self.config.optim.batch_size, self.config.data.sort_window
+    stop = len(self.examples) // size * size
+    index = self._order(stage, epoch)[:stop][window * span * size:(window + 1) * span * size]
+    encoded = layout.encode([self.examples[i] for i in index], self.tokenizer)
+    if span > 1:
+      encoded.sort(key=lambda e: (len(e.steps), len(e.question) + sum(map(len, e.steps))))
+    batches = [encoded[i:i + size] for i in range(0, len(encoded), size)]
+    order = np.random.default_rng((self.config.seed, stage, epoch, window)).permutation(
+        len(batches))
+    return [batches[i] for i in order]
+
+  def at(self, step: int) -> Batch:
+    """Returns the batch of a global step: this process's rows, one static shape."""
+    moment = self.curriculum.at(step)
+    epoch, place = divmod(moment.step, len(self.examples) // self.config.optim.batch_size)
+    window, place = divmod(place, self.config.data.sort_window)
+    encoded = self._window(moment.stage, epoch, window)[place]
+    rows = [self.method.train(e, moment.stage, moment.progress, self.config.rim,
+                              self.symbols) for e in encoded]
+    batch = bucketed(rows, self.config.data.buckets, self.symbols.pad)
+    index, count = self.process
+    own = {name: getattr(batch, name)[index::count] for name in ROW_FIELDS}
+    return batch.replace(**own) if count > 1 else batch
+
+  def iterate(self, step: int) -> Iterator[Batch]:
+    """Yields the batches from a step to the end, made ahead in a thread."""
+    data = grain.MapDataset.range(step, self.curriculum.total).map(self.at)
+    ahead = self.config.train.prefetch
+    options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
+    return iter(data.to_iter_dataset(options))
+
+
+ROW_FIELDS = ('tokens', 'positions', 'targets', 'weights', 'segment', 'visible_from',
+              'visible_until', 'anchors')
+
+
+def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Example]:
+  """Returns the examples whose rows fit the buckets in every stage.
+
+  Raises:
+    InputError: a row does not fit and config.data.too_long is 'raise', or none does.
+  """
+  method, ids = layout.method(config.method), layout.symbols(tokenizer)
+  kept = []
+  for example in examples:
+    encoded, = layout.encode([example], tokenizer)
+    try:
+      check(config, [method.train(encoded, stage, 0.0, config.rim, ids) for stage in (1, 2)],
+            len(example.steps))
+    except InputError as error:
+      if config.data.too_long == 'raise':
+        raise InputError(f'{error}. The problem: {example.question[:80]!r}') from None
+      continue
+    kept.append(example)
+  if not kept:
+    raise InputError('no training problem fits config.data.buckets and '
+                     'config.rim.max_steps; enlarge them')
+  return kept
+
+
+def check(config: Config, rows: Sequence[layout.Row], steps: int) -> None:
+  """Raises InputError where a training row cannot be laid out."""
+  if steps > config.rim.max_steps:
+    raise InputError(f'a problem has {steps} steps, more than config.rim.max_steps '
+                     f"{config.rim.max_steps}; raise it, or set config.data.too_long='drop'")
+  for row in rows:
+    p, k, r = sizes([row])
+    buckets = config.data.buckets
+    fit(p, buckets.prefix, 'prefix')
+    fit(k, buckets.count, 'count')
+    fit(r, buckets.readout, 'readout')
+    last = max(len(row.prefix), *(o.until + len(o.inputs) for o in row.readouts))
+    if last > config.model.max_positions:
+      raise InputError(f'a row needs {last} positions, more than '
+                       f'config.model.max_positions {config.model.max_positions}')

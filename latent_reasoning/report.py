@@ -1,0 +1,58 @@
+"""Tables in plain text. Needs no JAX."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+  """Aligns rows of cells under the first one, which is the header."""
+  cells = [[str(cell) for cell in row] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = ['  '.join(cell.rjust(w) if i else cell.ljust(w)
+                     for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+           for row in cells]
+  return '\n'.join([lines[0], '  '.join('-' * w for w in widths), *lines[1:]])
+
+
+def percent(share: float, error: float | None = None) -> str:
+  """'93.2' or '93.2 ±0.8', in percent."""
+  return f'{100 * share:.1f}' + ('' if error is None else f' ±{100 * error:.1f}')
+
+
+def results(found: dict[str, Any]) -> str:
+  """The accuracy of one result of `evaluate.summarize`, in words and two tables."""
+  accuracy, error = found['accuracy'], found['standard_error']
+  header, row = ['answer read at'], ['accuracy %']
+  blocks = accuracy['per_block']
+  if len(blocks) > 1:
+    header += [f'block {k}' for k in range(1, len(blocks) + 1)]
+    row += [percent(a) for a in blocks]
+  for name in [n for n in accuracy if n != 'per_block' and (n != 'any' or len(blocks) > 1)]:
+    header.append(name)
+    row.append(percent(accuracy[name], error[name]))
+  steps = [['steps', *found['by_steps']],
+           ['problems', *(g['n'] for g in found['by_steps'].values())],
+           ['final %', *(percent(g['final']) for g in found['by_steps'].values())]]
+  note = f", {found['too_long']} too long for the model" if found['too_long'] else ''
+  return (f"{found['method']} on {found['dataset']}/{found['split']}, {found['n']} problems"
+          f'{note}, exact match\n\n{table([header, row])}\n\n{table(steps)}')
+
+
+def latency(found: dict[str, Any]) -> str:
+  """The table of --mode=latency."""
+  rows = [['batch', 'method', 'prefix', 'tokens', 'first answer token ms', 'full answer ms',
+           'first vs direct', 'first MFLOP', 'full MFLOP']]
+  for entry in found['entries']:
+    rows.append([
+        entry['batch'], entry['method'], entry['prefix_tokens'], entry['tokens'],
+        f"{entry['first_ms']:.3f}", f"{entry['full_ms']:.3f}",
+        f"{entry['first_vs_direct']:.2f}", f"{entry['first_flops'] / 1e6:.1f}",
+        f"{entry['full_flops'] / 1e6:.1f}"])
+  return table(rows)
+
+
+def audit(checks: Sequence[dict[str, Any]]) -> str:
+  """One line a check."""
+  width = max(len(c['check']) for c in checks)
+  return '\n'.join(f"{'ok  ' if c['ok'] else 'FAIL'}  {c['check'].ljust(width)}  {c['found']}"
+                   for c in checks)

@@ -1,0 +1,96 @@
+"""What a configuration builds, shared by all modes."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from latent_reasoning import curriculum, data, layout, objectives, optim, pipeline, tokenizers
+from latent_reasoning import step as step_lib
+from latent_reasoning.checkpoint import Checkpoints, Restored
+from latent_reasoning.config import Config
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+from latent_reasoning.evaluate import Answerer
+from latent_reasoning.models.gpt import GPT
+from latent_reasoning.workdir import Workdir
+
+SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything of a run but its parameters."""
+  config: Config
+  workdir: Workdir
+  splits: data.Splits
+  tokenizer: tokenizers.Tokenizer
+  batches: pipeline.Batches
+  tx: optax.GradientTransformation
+
+  @property
+  def curriculum(self) -> curriculum.Curriculum:
+    return self.batches.curriculum
+
+  @property
+  def objective(self):
+    return objectives.OBJECTIVES[self.batches.method.objective]
+
+  def model(self, dropout: float = 0.0) -> GPT:
+    return GPT(self.config.model, self.tokenizer.vocab_size, dropout)
+
+  def init(self) -> step_lib.TrainState:
+    """A fresh state from the seed."""
+    return step_lib.init(self.model(), self.tx, self.batches.at(0), self.config.seed)
+
+  def answerer(self, params, config: Config | None = None) -> Answerer:
+    return Answerer(config or self.config, self.model(), params, self.tokenizer)
+
+  def checkpoints(self) -> Checkpoints:
+    return Checkpoints(self.workdir.checkpoints, self.config.train.keep)
+
+  def restore(self) -> Restored | None:
+    """The checkpoint that `eval.checkpoint` names, or None before the first."""
+    checkpoints = self.checkpoints()
+    step = checkpoints.best() if self.config.eval.checkpoint == 'best' else None
+    restored = checkpoints.restore(jax.eval_shape(self.init), step)
+    checkpoints.close()
+    return restored
+
+
+def build(config: Config, workdir: Workdir) -> Run:
+  """Loads data, tokenizer and curriculum.
+
+  Raises:
+    InputError: from any of them, or because they do not fit together.
+  """
+  splits = data.load(config.data, config.seed)
+  tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
+                               workdir.tokenizer, config.rim.max_steps)
+  train = check(config, splits.train, tokenizer)
+  batches = pipeline.Batches(config, train, tokenizer,
+                             curriculum.build(config.optim, len(train)),
+                             (jax.process_index(), jax.process_count()))
+  return Run(config, workdir, dataclasses.replace(splits, train=train), tokenizer, batches,
+             optim.build(config.optim))
+
+
+def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:
+  """Returns the training problems whose rows fit; generated ones must all fit."""
+  if isinstance(train, (list, tuple)):
+    return pipeline.usable(config, train, tokenizer)
+  sample = [train[i] for i in range(min(SAMPLED, len(train)))]
+  if len(pipeline.usable(config, sample, tokenizer)) < len(sample):
+    raise InputError("config.data.too_long is 'drop', but generated problems are never "
+                     'dropped; enlarge config.data.buckets')
+  return train
+
+
+def texts(train: Sequence[Example]):
+  """Yields the text of the training split, of generated problems a sample."""
+  generated = not isinstance(train, (list, tuple))
+  for example in itertools.islice(train, SAMPLED if generated else None):
+    yield '\n'.join([example.question, *example.steps,
+                     f'{layout.ANSWER_MARK}{example.answer}'])

@@ -1,0 +1,74 @@
+"""One training step: a frozen state goes in, a frozen state comes out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from latent_reasoning.pipeline import Batch
+
+# What a random key is for; folded into the seed together with the step.
+INIT, DROPOUT, SAMPLE, AUDIT = range(4)
+
+
+@flax.struct.dataclass
+class TrainState:
+  step: chex.Array  # int32 scalar, steps done
+  params: Any
+  opt_state: Any
+
+
+def key(seed: int, purpose: int, step: int | chex.Array = 0) -> chex.PRNGKey:
+  """The random key of (seed, purpose, step)."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+def init(model, tx: optax.GradientTransformation, batch: Batch, seed: int) -> TrainState:
+  """A fresh state; the batch gives shapes only."""
+  variables = jax.jit(model.init)(key(seed, INIT), batch.tokens[:1], batch.positions[:1],
+                                  jax.tree.map(lambda a: a[:1], batch.mask))
+  params = variables['params']
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def make_train_step(model, objective: Callable, tx: optax.GradientTransformation,
+                    seed: int, accumulate: int) -> Callable:
+  """Returns the jitted (state, batch, learning rate) -> (state, metrics).
+
+  The state is donated. Gradients of the weighted sum add up over `accumulate`
+  microbatches and are divided once by the total weight, so that accumulation
+  does not change the loss. Metrics are sums and stay on the device.
+  """
+  use_dropout = model.dropout > 0
+
+  def micro(params, batch, rng):
+    grads, sums = jax.grad(lambda p: objective(model, p, batch, rng), has_aux=True)(params)
+    return grads, sums
+
+  def train_step(state: TrainState, batch: Batch, learning_rate: chex.Array):
+    rng = key(seed, DROPOUT, state.step) if use_dropout else None
+    if accumulate == 1:
+      grads, sums = micro(state.params, batch, rng)
+    else:
+      cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+
+      def body(total, part):
+        i, rows = part
+        own = None if rng is None else jax.random.fold_in(rng, i)
+        return jax.tree.map(jnp.add, total, micro(state.params, rows, own)), None
+
+      first = jax.tree.map(lambda a: a[0], cut)
+      zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
+                           jax.eval_shape(micro, state.params, first, rng))
+      (grads, sums), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), cut))
+    grads = jax.tree.map(lambda g: g / sums['weight'], grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+    metrics = {**sums, 'grad_norm': optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return jax.jit(train_step, donate_argnums=0)

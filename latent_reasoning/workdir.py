@@ -1,0 +1,73 @@
+"""The files of one run, and the rule that a run has one configuration."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from latent_reasoning import config as config_lib
+from latent_reasoning.config import Config
+from latent_reasoning.errors import InputError
+
+# Keys that may differ from the trained run where nothing is trained.
+FREE = ('eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test', 'data.limit',
+        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat')
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """Paths of a run's files; `path` is absolute."""
+  path: pathlib.Path
+
+  config = property(lambda self: self.path / 'config.json')
+  metrics = property(lambda self: self.path / 'metrics.jsonl')
+  checkpoints = property(lambda self: self.path / 'checkpoints')
+  events = property(lambda self: self.path / 'events')
+  tokenizer = property(lambda self: self.path / 'tokenizer.json')
+  predictions = property(lambda self: self.path / 'predictions.jsonl')
+  results = property(lambda self: self.path / 'results.json')
+  audit = property(lambda self: self.path / 'audit.json')
+  latency = property(lambda self: self.path / 'latency.json')
+
+
+def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Workdir:
+  """Makes the folder, or checks that its run has this configuration.
+
+  Raises:
+    InputError: the folder holds a run of another configuration, or cannot be
+      written; names the keys that differ.
+  """
+  workdir = Workdir(pathlib.Path(path).expanduser().absolute())
+  try:
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    if not workdir.config.exists():
+      write_json(workdir.config, dataclasses.asdict(config))
+      return workdir
+    old = json.loads(workdir.config.read_text())
+  except OSError as error:
+    raise InputError(f'cannot use {workdir.path} as a workdir: {error}; give a folder '
+                     'that can be written with --workdir=DIR') from None
+  except ValueError as error:
+    raise InputError(f'{workdir.config} is not valid JSON ({error}); restore it, or give '
+                     'another --workdir=DIR') from None
+  new = json.loads(json.dumps(dataclasses.asdict(config)))
+  changed = config_lib.difference(old, new, () if training else FREE)
+  if changed:
+    listed = '\n  '.join(changed)
+    raise InputError(
+        f'{workdir.path} holds a run of another configuration; these keys differ '
+        f'(there -> here):\n  {listed}\nGive the keys as they were, or another '
+        '--workdir=DIR')
+  return workdir
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes atomically: a reader sees the old file or the new one."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
