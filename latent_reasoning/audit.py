@@ -127,7 +127,7 @@ def _influence(model, params, batch: Batch) -> np.ndarray:
   _, vjp = jax.vjp(outputs, inputs)
   rows = jax.lax.map(lambda e: jnp.abs(vjp(e)[0][0].astype(jnp.float32)).max(-1),
                      jnp.eye(batch.tokens.shape[1]))
-  return np.asarray(rows)
+  return rows
 
 
 _influence = jax.jit(_influence, static_argnums=0)

@@ -104,10 +104,11 @@ def symbols(tokenizer) -> Symbols:
 
 def encode(examples: Sequence[Example], tokenizer) -> list[Encoded]:
   """Tokenizes piece by piece, so that no token spans question, step and answer."""
+  pieces = [[e.question + '\n', *e.steps, e.answer] for e in examples]
+  ids = iter(tokenizer.encode_batch([text for texts in pieces for text in texts]))
   encoded = []
-  for example in examples:
-    pieces = [example.question + '\n', *example.steps, example.answer]
-    question, *steps, answer = tokenizer.encode_batch(pieces)
+  for texts in pieces:
+    question, *steps, answer = (next(ids) for _ in texts)
     encoded.append(Encoded(question, steps, answer))
   return encoded
 

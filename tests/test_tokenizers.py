@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -82,6 +82,7 @@ def test_bytes_round_trip_any_text(built, kind, text):
 
 
 @given(text=st.text(st.sampled_from([*map(chr, range(32, 127)), '\n', 'é', '“'])))
+@example(text='\n\n  \n')
 def test_characters_round_trip_one_token_each(built, text):
   t = built['char']
   assert t.decode(t.encode(text)) == text
@@ -225,3 +226,5 @@ def test_a_saved_file_is_a_plain_tokenizer_json(built, tmp_path):
   vocabulary = json.loads((tmp_path / 't.json').read_text())['model']['vocab']
   assert not set(ours.SPECIAL) & vocabulary.keys()
   assert sorted(vocabulary.values()) == [*range(built['char'].size)]
+  characters = sorted(vocabulary, key=vocabulary.get)[1:]
+  assert characters == sorted({'\n', *map(chr, range(32, 127)), *''.join(TEXTS)})

@@ -56,6 +56,6 @@ def _convert(row: dict[str, Any], config: DataConfig) -> Example:
   trace = row.get('steps', row.get('cot'))
   if trace is None:
     return files.from_gsm8k(row, config)
-  if isinstance(trace, str):  # '<<3+4=7>> <<7*2=14>>' or one step on a line
-    trace = trace.replace('>> <<', '>>\n<<').split('\n')
+  if isinstance(trace, str):  # a line holds equations, or one sentence
+    trace = trace.split('\n')
   return files.from_steps({**row, 'steps': trace}, config)

@@ -49,7 +49,7 @@ def test_gsm8k_rows_go_through_the_conversion_of_files(stand_in, data_config):
 @pytest.mark.parametrize('column, trace', [
     ('steps', ['<<1+1=2>>', '<<2*3=6>>']), ('steps', '<<1+1=2>> <<2*3=6>>'),
     ('cot', '<<1+1=2>> <<2*3=6>>'), ('cot', '<<1+1=2>><<2*3=6>>'),
-    ('cot', ['1+1=2', '2*3=6'])])
+    ('cot', '1+1=2\n2*3=6'), ('cot', ['1+1=2', '2*3=6'])])
 def test_gsm8k_aug_has_steps_or_cot(stand_in, data_config, column, trace):
   row = {'question': 'q', column: trace, 'answer': '6'}
   stand_in({'train': [row], 'validation': [row], 'test': [row]})
@@ -64,7 +64,7 @@ def test_gsm8k_aug_has_steps_or_cot(stand_in, data_config, column, trace):
 def test_a_malformed_row_is_told_by_number_or_counted(stand_in, data_config):
   stand_in({'train': [{'question': 'q', 'answer': '#### 1'}, {'question': 'q'}]})
   config = dataclasses.replace(data_config, name='gsm8k')
-  with pytest.raises(InputError, match="^openai/gsm8k train row 1: found no field 'answer'"):
+  with pytest.raises(InputError, match='^openai/gsm8k train row 1: found no field'):
     hub.read(config)
   _, report = hub.read(dataclasses.replace(config, on_error='skip'))['train']
   assert (report['read'], report['skipped']) == (1, 1)

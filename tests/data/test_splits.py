@@ -61,8 +61,9 @@ def test_two_candidates_are_refused_and_an_explicit_key_decides(folder, tmp_path
                          'dev.txt': rows('c', 3), 'test.txt': rows('d', 3)})
   with pytest.raises(InputError, match='dev.txt, val.txt.*set config.data.valid'):
     data.load(config, 0)
-  config = dataclasses.replace(config, valid=str(tmp_path / 'dev.txt'))
-  assert questions(data.load(config, 0).valid)[0] == 'c 0?'
+  for name, first in (('dev.txt', 'c 0?'), ('val.txt', 'b 0?')):
+    explicit = dataclasses.replace(config, valid=str(tmp_path / name))
+    assert questions(data.load(explicit, 0).valid)[0] == first
 
 
 def test_explicit_files_need_no_folder(folder, tmp_path):
@@ -107,7 +108,8 @@ def test_questions_of_two_splits_are_dropped_from_the_less_precious(folder):
   config = folder(files={
       'train.txt': rows('a', 5) + '\nIn  TEST, twice!||#### 1\nin valid||#### 1\n'
                    'all three||#### 1',
-      'valid.txt': rows('b', 3) + '\nIn valid.||#### 1\nIn both?||#### 1\nAll three||#### 1',
+      'valid.txt': rows('b', 3) + '\nIn valid.||#### 1\nIn both?||#### 1\n'
+                   'All three||#### 1',
       'test.txt': rows('c', 3) + '\nin test twice||#### 1\nin both||#### 1\n'
                   'All three!||#### 1'})
   splits = data.load(config, 0)
