@@ -6,8 +6,9 @@ import re
 from latent_reasoning.layout import ANSWER_MARK
 
 # A number as people write it: sign, currency, thousands' commas, decimals.
-_NUMBER = re.compile(r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d+)?',
-                     re.IGNORECASE)
+_NUMBER = re.compile(
+    r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d+)?',
+    re.IGNORECASE)
 
 
 def extract(text: str) -> str:

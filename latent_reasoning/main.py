@@ -12,7 +12,8 @@ Modes:
 
 Three commands to start with:
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
-  python -m latent_reasoning.main --config=configs/rim_arithmetic.py --mode=generate --question="7+2-5*3+4*6"
+  python -m latent_reasoning.main --config=configs/rim_arithmetic.py --mode=generate \\
+      --question="7+2-5*3+4*6"
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py --config.method=direct
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
@@ -23,7 +24,6 @@ Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
 command or its input, 128 + n stopped by signal n, saved.
 """
 
-import os
 import pathlib
 import re
 import sys
@@ -32,17 +32,8 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
-from latent_reasoning.errors import InputError, TrainingError, nearest
-
-# glibc gives freed memory back and takes it again page by page, which costs up
-# to half of a training step on a CPU. It reads these when a process starts.
-ALLOCATOR = {
-    'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
-    'MALLOC_MMAP_MAX_': '0',
-    'MALLOC_TRIM_THRESHOLD_': '17179869184',
-    'MALLOC_TOP_PAD_': '268435456',
-}
-KEEP_ALLOCATOR = 'LATENT_REASONING_KEEP_ALLOCATOR'
+from latent_reasoning import allocator
+from latent_reasoning.errors import InputError, TrainingError
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -165,19 +156,6 @@ def launch(args: flags.FlagValues, config_flag: str) -> int:
   return MODES[args.mode](built, args)
 
 
-def tune_allocator() -> None:
-  """Starts this process again with glibc's allocator set for training on a CPU.
-
-  Only on Linux with glibc, once, and not where the user chose settings or set
-  LATENT_REASONING_KEEP_ALLOCATOR.
-  """
-  chosen = [name for name in (*ALLOCATOR, KEEP_ALLOCATOR, 'LD_PRELOAD') if name in os.environ]
-  if chosen or not sys.platform.startswith('linux') or not os.confstr('CS_GNU_LIBC_VERSION'):
-    return
-  os.environ.update(ALLOCATOR)
-  os.execv(sys.executable, sys.orig_argv)
-
-
 if __name__ == '__main__':
-  tune_allocator()
+  allocator.tune()
   sys.exit(main(sys.argv))

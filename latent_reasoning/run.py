@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from latent_reasoning import curriculum, data, layout, objectives, optim, pipeline, tokenizers
+from latent_reasoning import (
+  curriculum,
+  data,
+  layout,
+  objectives,
+  optim,
+  pipeline,
+  tokenizers,
+)
 from latent_reasoning import step as step_lib
 from latent_reasoning.checkpoint import Checkpoints, Restored
 from latent_reasoning.config import Config

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from latent_reasoning.config import ModelConfig
+from latent_reasoning.masks import Mask
 from latent_reasoning.models import attention
 from latent_reasoning.models.attention import Cache
-from latent_reasoning.masks import Mask
 
-INIT_STD = 0.02
+EMBEDDING_STD = 0.02
 
 
 class Dense(nn.Module):
@@ -28,11 +28,12 @@ class Dense(nn.Module):
   features: int
   bias: bool
   dtype: jnp.dtype
-  std: float = INIT_STD
+  scale: float = 1.0  # of the initial kernel
 
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
-    kernel = self.param('kernel', nn.initializers.normal(self.std),
+    # 1 / sqrt(fan-in), not GPT-2's 0.02, which starts narrow models far too small.
+    kernel = self.param('kernel', nn.initializers.normal(self.scale * x.shape[-1]**-0.5),
                         (x.shape[-1], self.features), jnp.float32)
     y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
     if self.bias:
@@ -66,7 +67,7 @@ class Block(nn.Module):
                cache: Cache | None, step: chex.Array | None):
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-    out_std = INIT_STD / (2 * c.layers)**0.5  # keeps the residual stream's variance
+    out_scale = (2 * c.layers)**-0.5  # keeps the residual stream's variance
     heads = (*x_BTD.shape[:2], c.heads, c.width // c.heads)
 
     y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_1')(x_BTD)
@@ -78,12 +79,12 @@ class Block(nn.Module):
       y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
     else:
       y, kept = attention.cached(q, k, v, mask, cache, step)
-    y = Dense(c.width, c.bias, dtype, out_std, name='out')(y.reshape(x_BTD.shape))
+    y = Dense(c.width, c.bias, dtype, out_scale, name='out')(y.reshape(x_BTD.shape))
     x_BTD = x_BTD + drop(y)
 
     y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_2')(x_BTD)
     y = nn.gelu(Dense(c.hidden, c.bias, dtype, name='up')(y))
-    y = Dense(c.width, c.bias, dtype, out_std, name='down')(y)
+    y = Dense(c.width, c.bias, dtype, out_scale, name='down')(y)
     return x_BTD + drop(y), kept
 
 
@@ -101,7 +102,7 @@ class GPT(nn.Module):
 
   def setup(self):
     c = self.config
-    normal = nn.initializers.normal(INIT_STD)
+    normal = nn.initializers.normal(EMBEDDING_STD)
     self.embedding = self.param('embedding', normal, (self.vocab, c.width), jnp.float32)
     if c.positions == 'learned':
       self.position_embedding = self.param(

@@ -1,0 +1,147 @@
+"""RiM on GSM8K: the paper's recipe at GPT-2's size (arXiv 2605.30343, section 4).
+
+  python -m latent_reasoning.main --config=configs/rim_gsm8k.py \\
+      --config.data.dir=GSM8K_AUG_DIRECTORY
+
+Variants: `tiny` runs the same code on the 7,473 problems of GSM8K itself, on a
+laptop. From scratch; learning rates, dropout and the vocabulary are ours, the
+paper does not publish them (shared/method.md 1.3, 1.6).
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.method = 'rim'  # rim | direct | direct_steps | cot | pause
+  c.seed = 0  # of parameters, data and order
+
+  c.data = data = ml_collections.ConfigDict()
+  data.name = 'gsm8k_aug'  # arithmetic | gsm8k | gsm8k_aug | files
+  data.dir = ''  # file or directory of the data; '': generated, or from the hub
+  data.train = ''  # file of one split, where dir does not name it
+  data.valid = ''
+  data.test = ''
+  data.cache_dir = ''  # where hub downloads are kept; '': the library's default
+  data.steps = 'equations'  # equations | sentences, of OpenAI's GSM8K
+  data.step_marks = False  # <<3+4=7>> instead of 3+4=7
+  data.on_error = 'raise'  # raise | skip a malformed line
+  data.too_long = 'drop'  # raise | drop a row that no bucket holds
+  data.valid_size = 500  # carved from train, where there is no valid split
+  data.limit = 0  # first N problems of each split; 0: all
+  data.sort_window = 16  # batches whose rows are sorted by length together
+
+  data.arithmetic = arithmetic = ml_collections.ConfigDict()
+  arithmetic.min_steps = 1  # of generated problems only
+  arithmetic.max_steps = 8
+  arithmetic.modulus = 0  # of every result; 0: none
+  arithmetic.max_value = 9  # operands are 0 … this
+  arithmetic.operations = '+-*'
+  arithmetic.templates = 8  # wordings; 1: the terse expression alone
+  arithmetic.train_size = 1_000_000  # problems of each split, disjoint
+  arithmetic.valid_size = 2_000
+  arithmetic.test_size = 2_000
+
+  data.buckets = buckets = ml_collections.ConfigDict()
+  buckets.prefix = (96, 128, 192, 256, 384)  # static sizes of question and blocks
+  buckets.readout = (8, 16, 32, 64, 128)  # of one readout: answer, step, chain of thought
+  buckets.count = (1, 2, 4, 8, 13)  # readouts in a row
+
+  c.tokenizer = tokenizer = ml_collections.ConfigDict()
+  tokenizer.kind = 'bpe'  # char | bpe | file
+  tokenizer.path = ''  # tokenizer.json, for kind file
+  tokenizer.vocab_size = 16_384  # of a trained bpe
+  tokenizer.pad_to = 128  # vocabulary padded to a multiple
+
+  c.model = model = ml_collections.ConfigDict()
+  model.layers = 12
+  model.width = 768
+  model.heads = 12
+  model.hidden = 3072  # width of the MLP
+  model.max_positions = 1024
+  model.positions = 'learned'  # learned | rotary
+  model.tied = True  # head = transposed embedding table
+  model.bias = True
+  model.dtype = 'bfloat16'  # compute dtype; parameters are float32
+  model.attention = 'split'  # split | packed (the slow oracle)
+  model.scan = True  # scan over stacked layers: faster to compile
+  model.remat = False  # recompute layers in the backward pass
+
+  c.rim = rim = ml_collections.ConfigDict()
+  rim.blocks = 8  # K, in stage 2 and at inference
+  rim.block_tokens = 2  # M
+  rim.max_steps = 13  # T_max
+  rim.readout_offset = 1  # block t predicts step t+1; 0: step t
+  rim.schedule = 'relative'  # uniform | linear | relative annealing of steps
+  rim.block_attention = 'causal'  # causal | bidirectional inside a block
+  rim.readout_sees_question = True
+  rim.pause_tokens = 32  # of method pause: as many as RiM's block tokens
+
+  c.optim = optim = ml_collections.ConfigDict()
+  optim.batch_size = 128
+  optim.accumulate = 1  # microbatches of a step
+  optim.beta1 = 0.9
+  optim.beta2 = 0.999
+  optim.epsilon = 1e-8
+  optim.weight_decay = 0.0  # on matrices
+  optim.clip = 1.0  # global gradient norm; 0: off
+
+  optim.stage1 = stage1 = ml_collections.ConfigDict()
+  stage1.steps = 0  # 0: count epochs
+  stage1.epochs = 6.0
+  stage1.learning_rate = 3e-4
+  stage1.schedule = 'constant'  # constant | cosine
+  stage1.warmup = 0.04  # share of the stage
+  stage1.dropout = 0.05
+  stage1.reset_optimizer = True  # no effect in stage 1
+
+  optim.stage2 = stage2 = ml_collections.ConfigDict()
+  stage2.steps = 0  # 0: count epochs
+  stage2.epochs = 2.0
+  stage2.learning_rate = 1e-4  # lowered at the switch
+  stage2.schedule = 'constant'
+  stage2.warmup = 0.04
+  stage2.dropout = 0.1  # raised at the switch
+  stage2.reset_optimizer = True
+
+  c.train = train = ml_collections.ConfigDict()
+  train.log_every = 50
+  train.eval_every = 2000  # validation and checkpoint
+  train.save_every = 500  # checkpoint
+  train.keep = 3  # newest checkpoints, beside the best
+  train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
+  train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
+  train.prefetch = 2  # batches made ahead in a thread
+
+  c.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 64
+  evaluation.valid_problems = 500  # per validation
+  evaluation.test_problems = 0  # 0: all
+  evaluation.blocks = 0  # at inference; 0: rim.blocks
+  evaluation.max_tokens = 128  # a readout may generate
+  evaluation.samples = 0  # pass@k
+  evaluation.temperature = 1.0
+  evaluation.checkpoint = 'best'  # best (validation accuracy) | last
+  evaluation.sets = ()  # more test files
+  evaluation.latency_repeats = 50  # timed runs an entry
+  evaluation.audit_rows = 8  # real rows a check
+
+  if variant == 'tiny':
+    _tiny(c)
+  elif variant:
+    raise ValueError(f"rim_gsm8k has no variant '{variant}'; known: tiny")
+  return c
+
+
+def _tiny(c: ml_collections.ConfigDict) -> None:
+  """GSM8K itself on two cores: both stages of the same code, in minutes."""
+  c.data.name = 'gsm8k'
+  c.tokenizer.vocab_size = 1024
+  c.tokenizer.pad_to = 8
+  c.model.update(layers=4, width=128, heads=4, hidden=512, max_positions=640,
+                 dtype='float32', scan=False)
+  c.optim.batch_size = 32
+  c.optim.stage1.update(steps=400, epochs=0.0, learning_rate=2e-3)
+  c.optim.stage2.update(steps=200, epochs=0.0, learning_rate=5e-4)
+  c.train.update(log_every=20, eval_every=200, save_every=50)
+  c.eval.update(valid_problems=128, test_problems=512, max_tokens=64)
