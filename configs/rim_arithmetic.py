@@ -41,7 +41,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
   data.buckets = buckets = ml_collections.ConfigDict()
   buckets.prefix = (12, 32)  # static sizes of question and blocks
-  buckets.readout = (1, 5, 36)  # of one readout: answer, step, chain of thought
+  buckets.readout = (1, 5, 6, 36)  # of one readout: answer, step, chain of thought
   buckets.count = (1, 2, 3, 4, 5)  # readouts in a row
 
   c.tokenizer = tokenizer = ml_collections.ConfigDict()

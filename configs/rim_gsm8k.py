@@ -5,7 +5,7 @@
 
 Variants: `tiny` runs the same code on the 7,473 problems of GSM8K itself, on a
 laptop. From scratch; learning rates, dropout and the vocabulary are ours, the
-paper does not publish them (shared/method.md 1.3, 1.6).
+paper does not publish them.
 """
 
 import ml_collections
@@ -43,9 +43,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   arithmetic.test_size = 2_000
 
   data.buckets = buckets = ml_collections.ConfigDict()
-  buckets.prefix = (96, 128, 192, 256, 384)  # static sizes of question and blocks
-  buckets.readout = (8, 16, 32, 64, 128)  # of one readout: answer, step, chain of thought
-  buckets.count = (1, 2, 4, 8, 13)  # readouts in a row
+  buckets.prefix = (128, 256, 384)  # static sizes of question and blocks
+  buckets.readout = (16, 32, 128)  # of one readout: answer, step, chain of thought
+  buckets.count = (2, 4, 8, 13)  # readouts in a row
 
   c.tokenizer = tokenizer = ml_collections.ConfigDict()
   tokenizer.kind = 'bpe'  # char | bpe | file

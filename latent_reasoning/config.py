@@ -82,7 +82,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RimConfig:
-  """Memory blocks and readouts; method.md section 1."""
+  """Memory blocks and readouts; RiM, arXiv 2605.30343."""
   blocks: int  # K, blocks in stage 2 and at inference
   block_tokens: int  # M, memory tokens between <b> and </b>
   max_steps: int  # T_max, most reasoning steps, thus most blocks in stage 1

@@ -3,7 +3,7 @@ r"""From an example to a row: what each method reads, predicts and may see.
 Every method has the same shape. A row is a *prefix* (the question, and what a
 method puts behind it) and *readouts* that hang off the prefix. A readout sees
 the prefix up to its own anchor and its own earlier tokens, never another
-readout. RiM stage 1 with T = 2 steps (method.md 1.2):
+readout. RiM stage 1 with T = 2 steps (Aichberger and Hochreiter, arXiv 2605.30343):
 
   prefix    x x x <b> <m> <m> </b> <b> <m> <m> </b>
                                |                 |
@@ -11,7 +11,7 @@ readout. RiM stage 1 with T = 2 steps (method.md 1.2):
 
 `direct` is the same row without blocks; chain of thought is `direct` with a
 longer readout. The first token of a readout is predicted at its anchor, the
-last prefix token it sees, so that training equals decoding (method.md 1.5).
+last prefix token it sees, so that training equals decoding.
 
 This module needs no JAX. A method is one row of `METHODS`.
 """
@@ -114,7 +114,7 @@ def encode(examples: Sequence[Example], tokenizer) -> list[Encoded]:
 
 
 def anneal(schedule: str, t: int, steps: int, max_steps: int, progress: float) -> float:
-  """Weight λ_t(s) of the readout after block t (method.md 1.2).
+  """Weight λ_t(s) of the readout after block t.
 
   λ_t = max(0, 1 - (s / S) / τ_t), τ_t = 1 | t / T_max | t / T.
   """
@@ -152,7 +152,14 @@ def _steps_after(example: Encoded, rim: RimConfig) -> list[Sequence[int]]:
 
 def rim(example: Encoded, stage: int, progress: float, rim: RimConfig,
         ids: Symbols) -> Row:
-  """Stage 1: block t, then a step. Stage 2: every block, then the answer."""
+  """Reasoning in Memory, its losses as rows. Block m_k = <b> <m> × M </b>.
+
+  Stage 1, one block a step, λ annealed from 1 to 0, the last one stays 1:
+    L1 = -Σ_t λ_t(s) log p(r_{t+1} | x, m_1 … m_t),  r_{T+1} = y  (offset 1)
+    L1 = -Σ_t λ_t(s) log p(r_t | x, m_1 … m_t)                    (offset 0)
+  Stage 2, K blocks:
+    L2 = -Σ_k α_k log p(y | x, m_1 … m_k),  α_k = 2k / (K (K + 1))
+  """
   if stage == 1:
     texts = _steps_after(example, rim)
     last = len(texts)
@@ -189,7 +196,7 @@ def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
   """`direct` with RiM's step readouts as an auxiliary loss, and no memory.
 
   Readout t starts with an index token of its own and sees the question only.
-  It is annealed like RiM's and gone in stage 2 (method.md 1.7).
+  It is annealed like RiM's and gone in stage 2.
   """
   x = example.question
   readouts = []

@@ -35,7 +35,7 @@ def sees_prefix(query: Mask, keys: int) -> chex.Array:
 
 
 def allowed(mask: Mask) -> chex.Array:
-  """Returns bool [B, L, L]: whether query i may see key j (method.md 1.4).
+  """Returns bool [B, L, L]: whether query i may see key j (RiM: attention).
 
       segment[j] == 0  and  visible_from[i] <= j < visible_until[i]
       or  segment[i] == segment[j] != 0  and  j <= i

@@ -26,7 +26,7 @@ def predictions(batch: Batch) -> tuple[chex.Array, chex.Array, chex.Array]:
 
 
 def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
-  """Weighted next-token loss, Σ w · -log p(target) (method.md 1.2, 1.3).
+  """Weighted next-token loss, Σ w · -log p(target): the losses L1 and L2 of RiM.
 
   Args:
     model: as models.gpt.GPT.

@@ -1,7 +1,21 @@
-"""Tables in plain text. Needs no JAX."""
+"""Tables in plain text. Needs no JAX.
 
+  python -m latent_reasoning.report RUN…
+
+prints the runs' results.json as one Markdown table, a row a method, mean and
+standard error over seeds.
+"""
+
+import collections
+import json
+import math
+import pathlib
+import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+from latent_reasoning.errors import InputError
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:
@@ -56,3 +70,60 @@ def audit(checks: Sequence[dict[str, Any]]) -> str:
   width = max(len(c['check']) for c in checks)
   return '\n'.join(f"{'ok  ' if c['ok'] else 'FAIL'}  {c['check'].ljust(width)}  {c['found']}"
                    for c in checks)
+
+
+def compare(found: Sequence[dict[str, Any]]) -> str:
+  """A Markdown table of results of one data set: mean ± standard error over seeds."""
+  sets = {(f['dataset'], f['split'], f['n']) for f in found}
+  if len(sets) != 1:
+    raise InputError(f'these runs were scored on different problems: {sorted(sets)}; '
+                     'compare runs of one data set')
+  groups = collections.defaultdict(list)
+  for one in found:
+    groups[one['method'], bool(one['causal'])].append(one)
+  lines = ['| method | seeds | final % | any % | by block % | steps | checkpoint |',
+           '|---|---|---|---|---|---|---|']
+  for (method, causal), runs in sorted(groups.items(), key=lambda g: _mean(g[1], 'final')):
+    blocks = [_over([r['accuracy']['per_block'][k] for r in runs])
+              for k in range(len(runs[0]['accuracy']['per_block']))]
+    several = len(blocks) > 1
+    cells = [method + ('' if causal else ' (NOT CAUSAL)'),
+             ', '.join(str(r['seed']) for r in sorted(runs, key=lambda r: r['seed'])),
+             _over([r['accuracy']['final'] for r in runs], error=True),
+             _over([r['accuracy']['any'] for r in runs], error=True) if several else '',
+             ', '.join(blocks) if several else '',
+             ', '.join(sorted({str(r['trained_steps']) for r in runs})), runs[0]['checkpoint']]
+    lines.append(f"| {' | '.join(cells)} |")
+  return '\n'.join(lines)
+
+
+def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:
+  return statistics.mean(r['accuracy'][name] for r in runs)
+
+
+def _over(shares: Sequence[float], error: bool = False) -> str:
+  """Mean over seeds in percent, with its standard error if there are several."""
+  if not error or len(shares) < 2:
+    return percent(statistics.mean(shares))
+  return percent(statistics.mean(shares), statistics.stdev(shares) / math.sqrt(len(shares)))
+
+
+def main(paths: Sequence[str]) -> int:
+  try:
+    found = []
+    for path in paths:
+      file = pathlib.Path(path) / 'results.json'
+      if not file.exists():
+        raise InputError(f'{file} does not exist; give workdirs of finished runs')
+      found.append(json.loads(file.read_text(encoding='utf-8')))
+    if not found:
+      raise InputError('no run given; usage: python -m latent_reasoning.report RUN…')
+    print(compare(found))
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

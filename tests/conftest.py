@@ -1,11 +1,13 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 import pathlib
 
 import pytest
 
-from latent_reasoning.config import ArithmeticConfig, BucketConfig, DataConfig
+from latent_reasoning.config import (
+    ArithmeticConfig, BucketConfig, Config, DataConfig, from_dict)
 
 
 @pytest.fixture
@@ -29,3 +31,49 @@ def shared_data() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f'no public data at {path}; set LATENT_REASONING_DATA')
   return path
+
+
+# A small world in which every method fits: 2 or 3 operations, 2 layers of width 16.
+TINY = {
+    'data.arithmetic.min_steps': 2, 'data.arithmetic.max_steps': 3,
+    'data.arithmetic.train_size': 40, 'data.arithmetic.valid_size': 12,
+    'data.arithmetic.test_size': 12,
+    'data.buckets.prefix': (12, 20), 'data.buckets.readout': (1, 6, 24),
+    'data.buckets.count': (1, 3), 'tokenizer.pad_to': 1,
+    'model.layers': 2, 'model.width': 16, 'model.heads': 2, 'model.hidden': 32,
+    'model.max_positions': 48,
+    'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'rim.pause_tokens': 3,
+    'optim.batch_size': 8, 'optim.stage1.steps': 8, 'optim.stage2.steps': 6,
+    'train.log_every': 2, 'train.eval_every': 4, 'train.save_every': 4,
+    'train.compilation_cache': '',
+    'eval.batch_size': 4, 'eval.valid_problems': 8, 'eval.max_tokens': 6,
+    'eval.latency_repeats': 2, 'eval.audit_rows': 3}
+
+
+@pytest.fixture(scope='session')
+def default_config():
+  """`get_config` of configs/rim_arithmetic.py, found beside this folder."""
+  path = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
+  spec = importlib.util.spec_from_file_location('rim_arithmetic', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config
+
+
+@pytest.fixture(scope='session')
+def tiny_config(default_config):
+  """Makes a small frozen Config: tiny_config(**{'method': 'cot', 'rim.blocks': 2})."""
+  def make(**changes) -> Config:
+    config = default_config()
+    config.update_from_flattened_dict({**TINY, **changes})
+    return from_dict(config)
+  return make
+
+
+@pytest.fixture(scope='session')
+def make_run():
+  """Builds the `Run` of a Config in a new folder: make_run(config, tmp_path)."""
+  def make(config: Config, path):
+    from latent_reasoning import run, workdir  # imports JAX, which few fixtures need
+    return run.build(config, workdir.open_workdir(path, config, training=True))
+  return make

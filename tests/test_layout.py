@@ -1,0 +1,228 @@
+"""Rows of every method, written out by hand."""
+
+import dataclasses
+
+import pytest
+
+from latent_reasoning import layout, tokenizers
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+from latent_reasoning.layout import Encoded, Readout
+
+# <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
+IDS = layout.Symbols(pad=90, end=91, block_open=92, memory=93, block_close=94, pause=95,
+                     steps=(96, 97, 98), newline=(10,), answer=(10, 35))
+BLOCK = [92, 93, 94]
+QUESTION, STEPS, ANSWER = [1, 2], [[3, 4], [5, 6], [7]], [8, 9]
+
+
+def example(steps: int = 3) -> Encoded:
+  return Encoded(QUESTION, STEPS[:steps], ANSWER)
+
+
+@pytest.fixture
+def rim(tiny_config):
+  """A RimConfig: K = 3 blocks with M = 1."""
+  return tiny_config().rim
+
+
+def train(name, rim, steps=3, stage=1, progress=0.0):
+  return layout.METHODS[name].train(example(steps), stage, progress, rim, IDS)
+
+
+def check(row, prefix, readouts, visible=None):
+  """Compares a row with lists."""
+  assert list(row.prefix) == prefix
+  assert list(row.visible_until) == (visible or list(range(1, len(prefix) + 1)))
+  assert [dataclasses.replace(r, out=list(r.out)) for r in row.readouts] == readouts
+
+
+@pytest.mark.parametrize('steps,offset,outs', [
+    (3, 1, [[5, 6, 91], [7, 91], [8, 9, 91]]),  # r_2, r_3, y
+    (3, 0, [[3, 4, 91], [5, 6, 91], [7, 91]]),  # r_1, r_2, r_3
+    (1, 1, [[8, 9, 91]]),
+    (1, 0, [[3, 4, 91]]),
+    (0, 1, [[8, 9, 91]]),  # no step: one block, then the answer
+    (0, 0, [[8, 9, 91]])])
+def test_rim_stage_1(rim, steps, offset, outs):
+  """Block t hangs r_{t+1}, or with offset 0 r_t, off its last token."""
+  rim = dataclasses.replace(rim, readout_offset=offset)
+  check(train('rim', rim, steps), [1, 2] + BLOCK * len(outs),
+        [Readout(2 + 3 * t, out) for t, out in enumerate(outs, 1)])
+
+
+def test_rim_stage_2(rim):
+  """Every one of K blocks predicts the answer, whatever the number of steps."""
+  for steps in (0, 1, 3):
+    check(train('rim', rim, steps, stage=2, progress=0.5), [1, 2] + BLOCK * 3,
+          [Readout(2 + 3 * k, [8, 9, 91], k / 6) for k in (1, 2, 3)])
+
+
+@pytest.mark.parametrize('blocks', [1, 2, 3, 8])
+def test_answer_weights(rim, blocks):
+  """α_k = 2k / (K (K + 1)), which sums to 1."""
+  row = train('rim', dataclasses.replace(rim, blocks=blocks), stage=2)
+  weights = [out.weight for out in row.readouts]
+  assert sum(weights) == pytest.approx(1)
+  assert weights == pytest.approx([2 * k / (blocks * (blocks + 1))
+                                   for k in range(1, blocks + 1)])
+
+
+def test_block_tokens(rim):
+  """A block is <b>, M memory tokens, </b>; M = 0 leaves the brackets."""
+  for m in (0, 2):
+    row = train('rim', dataclasses.replace(rim, block_tokens=m), steps=2)
+    block = [92] + [93] * m + [94]
+    assert list(row.prefix) == [1, 2] + block * 2
+    assert [out.until for out in row.readouts] == [2 + len(block), 2 + 2 * len(block)]
+
+
+def test_bidirectional_block(rim):
+  """Each token of a block sees to its block's end; the question stays causal."""
+  both = dataclasses.replace(rim, block_attention='bidirectional')
+  check(train('rim', both, steps=2), [1, 2] + BLOCK * 2,
+        [Readout(5, [5, 6, 91]), Readout(8, [8, 9, 91])],
+        visible=[1, 2, 5, 5, 5, 8, 8, 8])
+
+
+def test_blind_readouts(rim):
+  """A readout that may not see the question begins to see behind it."""
+  blind = dataclasses.replace(rim, readout_sees_question=False)
+  for stage in (1, 2):
+    assert [out.since for out in train('rim', blind, stage=stage).readouts] == [2, 2, 2]
+  prompt = layout.rim_prompt(QUESTION, 3, blind, IDS)
+  assert [out.since for out in prompt.readouts] == [2, 2, 2]
+
+
+@pytest.mark.parametrize('stage', [1, 2])
+def test_direct(rim, stage):
+  """x y."""
+  check(train('direct', rim, stage=stage), [1, 2], [Readout(2, [8, 9, 91])])
+
+
+@pytest.mark.parametrize('stage', [1, 2])
+def test_pause(rim, stage):
+  """x, P pause tokens, y."""
+  check(train('pause', rim, stage=stage), [1, 2, 95, 95, 95], [Readout(5, [8, 9, 91])])
+
+
+@pytest.mark.parametrize('steps,out', [
+    (3, [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91]),
+    (1, [3, 4, 10, 35, 8, 9, 91]),
+    (0, [10, 35, 8, 9, 91])])
+def test_cot(rim, steps, out):
+  """x, steps line by line, the marked answer."""
+  check(train('cot', rim, steps), [1, 2], [Readout(2, out)])
+
+
+@pytest.mark.parametrize('steps,offset,outs', [
+    (3, 1, [[5, 6, 91], [7, 91]]),  # y hangs off the question itself
+    (3, 0, [[3, 4, 91], [5, 6, 91], [7, 91]]),
+    (1, 1, []), (1, 0, [[3, 4, 91]]), (0, 1, []), (0, 0, [])])
+def test_direct_steps_stage_1(rim, steps, offset, outs):
+  """Step readouts begin with an index token behind the question; then the answer."""
+  rim = dataclasses.replace(rim, readout_offset=offset)
+  auxiliary = [Readout(2, out, start=96 + t) for t, out in enumerate(outs)]
+  check(train('direct_steps', rim, steps), [1, 2], [*auxiliary, Readout(2, [8, 9, 91])])
+
+
+def test_direct_steps_stage_2(rim):
+  """Without step readouts it is `direct`."""
+  assert train('direct_steps', rim, stage=2) == train('direct', rim, stage=2)
+
+
+def test_inputs_are_the_output_moved_by_one():
+  """The first token is predicted at the anchor, or from the start token."""
+  assert Readout(2, [8, 9, 91]).inputs == [8, 9]
+  assert Readout(2, [8, 9, 91], start=96).inputs == [96, 8, 9]
+  assert Readout(2).inputs == []
+
+
+@pytest.mark.parametrize('schedule,tau', [
+    ('uniform', [1, 1, 1]), ('linear', [1 / 6, 2 / 6, 3 / 6]),
+    ('relative', [1 / 3, 2 / 3, 1])])
+def test_anneal(schedule, tau):
+  """λ_t falls from 1 in a line and is 0 from τ_t on (T = 3, T_max = 6)."""
+  for t in (1, 2, 3):
+    values = [layout.anneal(schedule, t, 3, 6, s / 60) for s in range(60)]
+    assert values[0] == 1
+    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+    assert values == pytest.approx([max(0, 1 - s / 60 / tau[t - 1]) for s in range(60)])
+    assert all((v > 0) == (s / 60 < tau[t - 1] - 1e-9) for s, v in enumerate(values))
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'relative'])
+def test_anneal_earliest_first(schedule):
+  """At every moment an earlier step weighs less, until both weigh nothing."""
+  for progress in (0.05, 0.2, 0.5, 0.9):
+    values = [layout.anneal(schedule, t, 4, 5, progress) for t in (1, 2, 3, 4)]
+    assert all(a < b or a == b == 0 for a, b in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize('schedule', ['uniform', 'linear', 'relative'])
+@pytest.mark.parametrize('name', ['rim', 'direct_steps'])
+def test_final_readout_keeps_its_weight(rim, name, schedule):
+  """The answer weighs 1 all along; the others are weighed by λ_t."""
+  rim = dataclasses.replace(rim, schedule=schedule, max_steps=5)
+  for progress in (0.0, 0.1, 0.15, 0.99):
+    *others, last = train(name, rim, progress=progress).readouts
+    assert last.weight == 1 and list(last.out) == [8, 9, 91]
+    expected = [layout.anneal(schedule, t, 3, 5, progress) for t in (1, 2)]
+    assert [out.weight for out in others] == [w for w in expected if w]
+
+
+def test_weightless_readouts_vanish(rim):
+  """Step supervision that has ended costs nothing; its blocks stay."""
+  rim = dataclasses.replace(rim, schedule='relative')
+  check(train('rim', rim, progress=0.5), [1, 2] + BLOCK * 3,
+        [Readout(8, [7, 91], 0.25), Readout(11, [8, 9, 91])])
+  check(train('rim', rim, progress=0.9), [1, 2] + BLOCK * 3, [Readout(11, [8, 9, 91])])
+
+
+@pytest.mark.parametrize('attention', ['causal', 'bidirectional'])
+@pytest.mark.parametrize('name', layout.METHODS)
+def test_prompt_is_the_prefix_of_training(rim, name, attention):
+  """What is decoded hangs where stage 2 trained it, and sees the same."""
+  rim = dataclasses.replace(rim, block_attention=attention)
+  row = train(name, rim, stage=2)
+  prompt = layout.method(name).prompt(QUESTION, rim.blocks, rim, IDS)
+  check(prompt, list(row.prefix), [Readout(out.until, [], 1.0, out.since)
+                                   for out in row.readouts], list(row.visible_until))
+  assert list(prompt.readouts[-1].out) == []
+
+
+def test_prompt_with_another_number_of_blocks(rim):
+  """The number of blocks is free at inference."""
+  for blocks in (1, 5):
+    row = layout.rim_prompt(QUESTION, blocks, rim, IDS)
+    assert list(row.prefix) == QUESTION + BLOCK * blocks
+    assert [out.until for out in row.readouts] == [2 + 3 * k for k in range(1, blocks + 1)]
+
+
+def test_encode_by_piece(tiny_config, tmp_path):
+  """Question with its newline, steps and answer are tokenized apart."""
+  t = tokenizers.build(tiny_config().tokenizer, lambda: ['1+2=3'], tmp_path / 't.json', 3)
+  encoded, other = layout.encode(
+      [Example('1+2', ('1+2=3', '3'), '3'), Example('4', (), '4')], t)
+  assert t.decode(encoded.question) == '1+2\n'
+  assert [t.decode(s) for s in encoded.steps] == ['1+2=3', '3']
+  assert t.decode(encoded.answer) == '3'
+  assert (t.decode(other.question), list(other.steps)) == ('4\n', [])
+
+
+def test_symbols(tiny_config, tmp_path):
+  """All ids of the layout are special, distinct and below the vocabulary's size."""
+  t = tokenizers.build(tiny_config().tokenizer, lambda: ['1'], tmp_path / 't.json', 3)
+  s = layout.symbols(t)
+  special = [s.pad, s.end, s.block_open, s.memory, s.block_close, s.pause, *s.steps]
+  assert len(s.steps) == 3 and len(set(special)) == len(special)
+  assert all(t.size <= i < t.vocab_size for i in special)
+  assert t.decode(s.newline) == '\n' and t.decode(s.answer) == '\n####'
+
+
+def test_unknown_method():
+  """The error names the nearest method, and all."""
+  with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
+    layout.method('direct_step')
+  with pytest.raises(InputError, match='known: cot, direct, direct_steps, pause, rim'):
+    layout.method('xyz')
