@@ -57,7 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   model.hidden = 256  # width of the MLP
   model.max_positions = 128
   model.positions = 'learned'  # learned | rotary
-  model.tied = True  # head = transposed embedding table
+  model.tied = False  # head = transposed embedding table; untied learns faster here
   model.bias = True
   model.dtype = 'float32'  # compute dtype; parameters are float32
   model.attention = 'split'  # split | packed (the slow oracle)

@@ -39,13 +39,13 @@ def measure(config: Config, model, params, tokenizer,
   """
   symbols = layout.symbols(tokenizer)
   trace, answer = lengths(examples, symbols)
-  head = decode.head_kernel(model, params)
+  head, rng = decode.head_kernel(model, params), step_lib.key(0, step_lib.SAMPLE)
   entries = []
   for batch_size in BATCHES:
     programs = {}
     for name in METHODS:
       before = trace if layout.method(name).trace else 0
-      batch = prompt(config, name, examples, batch_size, symbols)
+      batch = jax.device_put(prompt(config, name, examples, batch_size, symbols))
       for kind, tokens in (('first', before + 1), ('full', before + answer)):
         programs[name, kind] = (batch, tokens)
     times = {key: [] for key in programs}
@@ -53,8 +53,8 @@ def measure(config: Config, model, params, tokenizer,
       for key, (batch, tokens) in programs.items():
         began = time.perf_counter()
         jax.block_until_ready(decode.generate(
-            model, params, head, batch, step_lib.key(0, step_lib.SAMPLE), 1.0, end=-1,
-            pad=symbols.pad, max_tokens=tokens))
+            model, params, head, batch, rng, 1.0, end=-1, pad=symbols.pad,
+            max_tokens=tokens))
         if repeat >= 0:  # the first one compiled
           times[key].append(1e3 * (time.perf_counter() - began))
       progress(f'batch {batch_size}: run {repeat + 1} of {config.eval.latency_repeats}')

@@ -53,7 +53,8 @@ def evaluate(run: Run) -> int:
     sets.append({**other, 'data': loaded})
     records += more
   result.update(
-      step=found.step, trained_steps=run.curriculum.total, checkpoint=config.eval.checkpoint, blocks=answerer.blocks,
+      step=found.step, trained_steps=run.curriculum.total,
+      checkpoint=config.eval.checkpoint, blocks=answerer.blocks,
       validation_accuracy=found.meta['accuracy'],
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
       data=run.splits.report, sets=sets, environment=environment())

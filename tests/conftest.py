@@ -77,3 +77,22 @@ def make_run():
     from latent_reasoning import run, workdir  # imports JAX, which few fixtures need
     return run.build(config, workdir.open_workdir(path, config, training=True))
   return make
+
+
+@pytest.fixture(scope='session')
+def random_params():
+  """Parameters of a model from NumPy: random_params(model, batch, std=0.2, seed=0).
+
+  Quicker than `init`, which compiles; larger, so that no two tokens are nearly alike.
+  """
+  def make(model, batch, std: float = 0.2, seed: int = 0):
+    import jax
+    import numpy as np
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), batch.tokens, batch.positions,
+                            batch.mask)['params']
+    def draw(path, leaf):
+      mean = 1.0 if path[-1].key == 'scale' else 0.0  # of a norm
+      return jax.numpy.asarray(rng.normal(mean, std, leaf.shape).astype(leaf.dtype))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+  return make

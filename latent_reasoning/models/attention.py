@@ -31,13 +31,17 @@ class Cache:
   own_v: chex.Array
 
 
+def _logits(equation: str, q: chex.Array, k: chex.Array) -> chex.Array:
+  return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+
+
 def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
-  return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), NEGATIVE), axis=-1)
+  return jax.nn.softmax(jnp.where(mask, logits, NEGATIVE), axis=-1)
 
 
 def packed(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
   """One dense mask over the whole row: the oracle of `split`."""
-  logits = jnp.einsum('BTNH,BSNH->BNTS', q, k) * q.shape[-1]**-0.5
+  logits = _logits('BTNH,BSNH->BNTS', q, k)
   weights = _softmax(logits, masks.allowed(mask)[:, None]).astype(v.dtype)
   return jnp.einsum('BNTS,BSNH->BTNH', weights, v)
 
@@ -51,7 +55,7 @@ def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array
   p, count = mask.prefix, mask.count
   batch, length, heads, size = q.shape
   before = mask.part(0, p)
-  logits = jnp.einsum('BTNH,BSNH->BNTS', q[:, :p], k[:, :p]) * size**-0.5
+  logits = _logits('BTNH,BSNH->BNTS', q[:, :p], k[:, :p])
   weights = _softmax(logits, masks.sees_prefix(before, p)[:, None]).astype(v.dtype)
   prefix = jnp.einsum('BNTS,BSNH->BTNH', weights, v[:, :p])
   if not count:
@@ -105,8 +109,8 @@ def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
   """
   p = prefix_k.shape[1]
   logits = jnp.concatenate([
-      jnp.einsum('BKRNH,BPNH->BNKRP', q, prefix_k),
-      jnp.einsum('BKRNH,BKSNH->BNKRS', q, own_k)], axis=-1) * q.shape[-1]**-0.5
+      _logits('BKRNH,BPNH->BNKRP', q, prefix_k),
+      _logits('BKRNH,BKSNH->BNKRS', q, own_k)], axis=-1)
   weights = _softmax(logits, jnp.concatenate([sees, causal], axis=-1)[:, None])
   weights = weights.astype(own_v.dtype)
   return (jnp.einsum('BNKRP,BPNH->BKRNH', weights[..., :p], prefix_v)

@@ -168,8 +168,9 @@ class GPT(nn.Module):
     flat = hidden.reshape(-1, hidden.shape[-1])
     if kernel_DV is None:
       kernel_DV = self.embedding.T if self.config.tied else self.head_kernel
-    logits = flat @ kernel_DV.astype(flat.dtype)
-    return logits.astype(jnp.float32).reshape(*hidden.shape[:-1], self.vocab)
+    logits = jnp.matmul(flat, kernel_DV.astype(flat.dtype),
+                        preferred_element_type=jnp.float32)
+    return logits.reshape(*hidden.shape[:-1], self.vocab)
 
 
 def stack_layers(params: dict, layers: int) -> dict:

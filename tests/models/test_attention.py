@@ -1,0 +1,145 @@
+"""Split and cached attention beside their oracle, one dense mask."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from latent_reasoning import layout, masks, pipeline
+from latent_reasoning.models import attention
+
+IDS = layout.Symbols(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
+SHAPE = (20, 3, 6)  # P, K, R that hold every method but chain of thought
+N, H = 2, 4
+
+VARIANTS = {
+    'rim': {}, 'rim, stage 2': {'stage': 2},
+    'rim, offset 0': {'rim.readout_offset': 0},
+    'rim, bidirectional': {'rim.block_attention': 'bidirectional'},
+    'rim, blind': {'rim.readout_sees_question': False},
+    'rim, bidirectional, blind': {'rim.block_attention': 'bidirectional',
+                                  'rim.readout_sees_question': False},
+    'direct': {'method': 'direct'}, 'direct_steps': {'method': 'direct_steps'},
+    'pause': {'method': 'pause'}, 'cot': {'method': 'cot', 'shape': (20, 1, 24)}}
+
+
+def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> pipeline.Batch:
+  """Two rows of a method, with questions, steps and answers of random length."""
+  rng = np.random.default_rng(seed)
+  def text(low, high):
+    return rng.integers(1, 90, rng.integers(low, high + 1)).tolist()
+  rows = []
+  for _ in range(2):
+    example = layout.Encoded(text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))],
+                             text(1, 2))
+    rows.append(layout.method(config.method).train(example, stage, 0.0, config.rim, IDS))
+  return pipeline.collate(rows, *shape)
+
+
+def qkv(seed: int, length: int):
+  return np.random.default_rng(seed).normal(size=(3, 2, length, N, H)).astype(np.float32)
+
+
+forward = {name: jax.jit(call) for name, call in attention.IMPLEMENTATIONS.items()}
+cached = jax.jit(attention.cached)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(name, qkv, mask, direction):
+  """Output, and gradients of q, k and v in a random direction of it."""
+  def call(qkv):
+    return attention.IMPLEMENTATIONS[name](*qkv, mask)
+  out, vjp = jax.vjp(call, qkv)
+  return out, vjp(direction)[0]
+
+
+@pytest.fixture(scope='module')
+def make(tiny_config):
+  """Returns the batch of a variant and a seed."""
+  def build(variant, seed=0):
+    changes = dict(VARIANTS[variant])
+    extra = {k: changes.pop(k) for k in ('stage', 'shape') if k in changes}
+    return random_batch(tiny_config(**changes), seed, **extra)
+  return build
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_split_is_packed(make, variant):
+  """Forward and gradient agree on random rows, at every position, padding too."""
+  for seed in range(5):
+    batch = make(variant, seed)
+    x = qkv(seed, batch.tokens.shape[1])
+    direction = qkv(100 + seed, batch.tokens.shape[1])[0]
+    found, expected = (run(name, x, batch.mask, direction) for name in ('split', 'packed'))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    assert np.abs(expected[1]).max(axis=(1, 2, 3, 4)).min() > 1e-2
+
+
+def test_packed_is_its_definition(make):
+  """The oracle, position by position in NumPy."""
+  batch = make('rim, bidirectional, blind')
+  q, k, v = np.asarray(qkv(0, batch.tokens.shape[1]))
+  may = np.asarray(masks.allowed(batch.mask))
+  expected = np.zeros_like(q)
+  for b, i in np.ndindex(q.shape[:2]):
+    for n in range(N):
+      keys = np.flatnonzero(may[b, i])
+      weights = np.exp(k[b, keys, n] @ q[b, i, n] / H**0.5)
+      expected[b, i, n] = weights @ v[b, keys, n] / weights.sum()
+  np.testing.assert_allclose(forward['packed'](q, k, v, batch.mask), expected, atol=1e-5)
+
+
+def test_prefix_alone(make):
+  """Without readouts, split is packed as well."""
+  batch = make('rim, bidirectional')
+  mask = batch.mask.part(0, batch.prefix).replace(count=0)
+  q, k, v = qkv(0, batch.prefix)
+  np.testing.assert_allclose(forward['split'](q, k, v, mask),
+                             forward['packed'](q, k, v, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps'])
+def test_cached_is_split(make, variant):
+  """Readouts fed token by token to a cache attend as they do in a row."""
+  p, count, r = SHAPE
+  batch = make(variant, 3)
+  q, k, v = qkv(1, batch.tokens.shape[1])
+  expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
+  own = [a[:, p:].reshape(2, count, r, N, H) for a in (q, k, v)]
+  empty = np.zeros((2, count, r, N, H), np.float32)
+  cache = attention.Cache(k[:, :p], v[:, :p], empty, empty)
+  # The mask of a readout's first query is the mask of all of its queries.
+  mask = jax.tree.map(lambda a: a[:, p::r], batch.mask)
+  for step in range(r):
+    out, (own_k, own_v) = cached(*(a[:, :, step] for a in own), mask, cache, step)
+    cache = cache.replace(own_k=own_k, own_v=own_v)
+    np.testing.assert_allclose(out, expected[:, :, step], atol=1e-5)
+  np.testing.assert_array_equal(cache.own_k, own[1])
+  np.testing.assert_array_equal(cache.own_v, own[2])
+
+
+def test_softmax_in_float32(make):
+  """Of bfloat16 in, bfloat16 comes out, as exact as its inputs allow."""
+  batch = make('rim')
+  x = qkv(0, batch.tokens.shape[1])
+  for name in attention.IMPLEMENTATIONS:
+    call = forward[name]
+    half = call(*x.astype(jnp.bfloat16), batch.mask)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), call(*x, batch.mask), atol=0.05)
+
+
+def test_masked_logits_have_no_gradient(make):
+  """Keys out of sight get a gradient of exactly 0, even with huge logits, never NaN."""
+  batch = make('rim')
+  x = 100 * qkv(0, batch.tokens.shape[1])
+  may = np.asarray(masks.allowed(batch.mask))
+  unseen = [np.flatnonzero(~may[b].any(axis=0)) for b in range(2)]
+  for name in attention.IMPLEMENTATIONS:
+    _, grads = run(name, x, batch.mask, np.ones(x.shape[1:], np.float32))
+    assert np.isfinite(grads).all()
+    for b in range(2):
+      assert not np.asarray(grads)[1:, b, unseen[b]].any()

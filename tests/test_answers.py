@@ -1,0 +1,145 @@
+"""Answers: numbers read as people write them, and the exact match."""
+
+import decimal
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from latent_reasoning import answers
+
+NUMBERS = [  # text, the number it holds
+    ('72', '72'), ('1,234', '1234'), ('$1,234.50', '1234.5'), ('1,234,567', '1234567'),
+    ('-3', '-3'), ('\u22123', '-3'), ('+3', '3'), ('- 3', '-3'), ('-$3', '-3'),
+    ('$-3', '-3'), ('\u2212$1,000.25', '-1000.25'), ('€5', '5'), ('£ 5', '5'),
+    ('3.0', '3'), ('0.50', '0.5'), ('.5', '0.5'), ('-.5', '-0.5'), ('007', '7'),
+    ('72 dollars', '72'), ('72.', '72'), ('72,', '72'), ('the answer is -3', '-3'),
+    ('x=-3', '-3'), ('(-3)', '-3'), ('5-3', '3'), ('5 - 3', '3'), ('5 -3', '-3'),
+    ('x-3', '3'), ('5-3=2', '2'), ('2*-3', '-3'), ('50%', '50'), ('1e3', '1000'),
+    ('2.5E-2', '0.025'), ('1 or 2', '2'), ('-0', '0')]
+
+
+@pytest.mark.parametrize('text, value', NUMBERS)
+def test_number(text, value):
+  """The last number of a text, with its sign and without its ornaments."""
+  assert answers.number(text) == decimal.Decimal(value)
+
+
+@pytest.mark.parametrize('text', ['', 'no number', '-', '$', '.', ',', '\u2212'])
+def test_no_number(text):
+  """A text without digits holds none."""
+  assert answers.number(text) is None
+
+
+SAME = [  # predicted, reference
+    ('72', '72'), ('1,234', '1234'), ('1234', '1,234'), ('$1,234.50', '1234.5'),
+    ('\u22123', '-3'), ('+3', '3'), ('3.0', '3'), ('3', '3.0'), ('0.50', '.5'),
+    ('72 dollars', '72'), ('72', '72 dollars'), ('72 apples', '72 dollars'),
+    ('#### 72', '72'), ('72', '#### 72'), ('x=1\n####72', '72'), ('#### 1\n#### 72', '72'),
+    ('3+4=7\n7*2=14\n####14', '14'), ('5-3', '3'), ('50%', '50'), ('50', '50%'),
+    ('1e3', '1000'), ('1000', '1e3'), ('72.', '72'), ('  72\n', '72'), ('0', '-0'),
+    ('Sally is a sterpus.', 'Sally is a sterpus'), ('sally is a STERPUS', 'Sally is a sterpus.'),
+    ('Sally  is\na sterpus!', 'Sally is a sterpus.'), ('#### True', 'true'), ('yes', 'Yes.'),
+    ('the answer is 12', '12'), ('12345678901234567890123', '12345678901234567890123.0')]
+
+
+@pytest.mark.parametrize('predicted, reference', SAME)
+def test_same(predicted, reference):
+  """Two spellings of one answer."""
+  assert answers.same(predicted, reference)
+
+
+DIFFERENT = [
+    ('73', '72'), ('-3', '3'), ('3', '-3'), ('\u22123', '3'), ('7', '72'), ('72', '7'),
+    ('1.234', '1,234'), ('12.34', '1234'), ('', '72'), ('no number', '0'), ('', '0'),
+    ('72\n####', '72'), ('####72\n####73', '72'), ('#### 73 not 72 but 73', '72'),
+    ('5-3', '5'), ('5-3', '-3'), ('0.5', '50%'), ('1e3', '1'), ('1e3', '3'), ('1', '1e3'),
+    ('Sally is a yumpus.', 'Sally is a sterpus.'), ('', 'Sally is a sterpus.'),
+    ('Sally is not a sterpus.', 'Sally is a sterpus.'), ('no', 'yes'), ('yes no', 'yes'),
+    ('12345678901234567890124', '12345678901234567890123'),
+    ('-12345678901234567890123456789012345', '-12345678901234567890123456789012346'),
+    ('0.1000000000000000055511151231257827', '0.1')]
+
+
+@pytest.mark.parametrize('predicted, reference', DIFFERENT)
+def test_different(predicted, reference):
+  """Two answers; neither rounding nor a missing answer makes them one."""
+  assert not answers.same(predicted, reference)
+
+
+@pytest.mark.parametrize('text', ['1e99999999999999999999', '-1e9999999', '1e-99999999999999999999',
+                                  '9' * 5000, '-' + '9' * 5000, '1e1000000000', '.e9', '1,,,,2',
+                                  '٣', '3²', '--3', '+-3', '1.2.3'])
+def test_no_generated_text_is_an_error(text):
+  """A model may write anything: a comparison never raises, and never takes it for 7."""
+  assert not answers.same(text, '7')
+  assert not answers.same(text, 'seven')
+
+
+@given(st.text(alphabet='0123456789+-\u2212.,$€%eE #x\n', max_size=30))
+@settings(max_examples=300, deadline=None)
+@example('1e' + '9' * 20)
+@example('-1e' + '9' * 7)
+def test_any_text_can_be_compared(text):
+  """No text of number-like characters raises; same is reflexive."""
+  assert answers.same(text, text)
+  answers.same(text, '7')
+
+
+NUMERIC = {'72': True, '$1,234.50': True, '-3': True, '72 dollars': True, '50%': True,
+           '#### 72': True, 'Sally is a sterpus.': False, '': False, '3 of 4': False,
+           'twelve': False, 'room 12 upstairs': False}
+
+
+@pytest.mark.parametrize('text, numeric', NUMERIC.items())
+def test_is_numeric(text, numeric):
+  """One number with at most a word around it."""
+  assert answers.is_numeric(text) is numeric
+
+
+def test_extract():
+  """What follows the last mark, or everything."""
+  assert answers.extract('1+1=2\n#### 2 \n') == '2'
+  assert answers.extract('#### 1 #### 2') == '2'
+  assert answers.extract(' 2 ') == '2'
+  assert answers.extract('####') == ''
+
+
+decimals = st.decimals(min_value=-10**12, max_value=10**12, places=2)
+
+
+@given(decimals, st.sampled_from(['', '$', '€']), st.sampled_from(['', ' dollars', '%', '.']),
+       st.integers(0, 3), st.booleans(), st.sampled_from(['-', '\u2212']))
+@settings(deadline=None)
+def test_ornaments_do_not_count(value, currency, unit, zeros, commas, minus):
+  """Commas, currency, trailing zeros, a unit and the kind of minus change nothing."""
+  digits = f'{abs(value):,f}' if commas else f'{abs(value):f}'
+  sign = minus if value < 0 else ''
+  written = f'{sign}{currency}{digits}{"0" * zeros}{unit}'
+  plain = f'{value:f}'
+  assert answers.same(written, plain)
+  assert answers.same(plain, written)
+  assert answers.same(f'a + b = c\n#### {written}', plain)
+  other = f'{value + decimal.Decimal("0.01"):f}'
+  assert not answers.same(written, other)
+  assert not answers.same(other, written)
+
+
+@given(st.integers(-10**40, 10**40))
+@settings(deadline=None)
+def test_large_integers_are_exact(value):
+  """Neighbours differ, however many digits they have."""
+  assert answers.same(f'{value:,}', str(value))
+  assert not answers.same(str(value + 1), str(value))
+
+
+words = st.text(alphabet='abcdefghijklmnopqrstuvwxyz', min_size=1, max_size=6)
+
+
+@given(st.lists(words, min_size=1, max_size=5))
+@settings(deadline=None)
+def test_case_space_and_punctuation_of_text_do_not_count(parts):
+  """Text is compared word by word."""
+  reference = ' '.join(parts)
+  assert answers.same(', '.join(parts).upper() + ' .', reference)
+  assert not answers.same(reference + ' x', reference)

@@ -1,0 +1,356 @@
+"""The training loop: resuming bit for bit, signals, kills, NaN, the stage switch."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from latent_reasoning import loop, main, metrics, objectives, pipeline
+from latent_reasoning.errors import TrainingError
+
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
+ONE_SHAPE = {
+    'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,)}
+SMALL = {**ONE_SHAPE, 'model.layers': 1, 'optim.accumulate': 2, 'optim.stage1.dropout': 0.1,
+         'optim.stage2.dropout': 0.1, 'train.log_every': 1, 'train.save_every': 3,
+         'train.eval_every': 5, 'eval.valid_problems': 4}
+SWITCH, TOTAL = 8, 14  # steps of stage 1, of both
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  """Compiled programs are shared among the runs of this file."""
+  path = tmp_path_factory.mktemp('cache')
+  names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+  old = {name: getattr(jax.config, name) for name in names}
+  jax.config.update(names[0], str(path))
+  jax.config.update(names[1], 0.0)
+  compilation_cache.reset_cache()
+  yield path
+  for name, value in old.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module')
+def whole(tiny_config, make_run, tmp_path_factory):
+  """Trains without a break: the state and the train lines that others must equal."""
+  run = make_run(tiny_config(**SMALL), tmp_path_factory.mktemp('whole'))
+  return loop.train(run), lines(run)
+
+
+def lines(run, split='train'):
+  """The lines of a split, without what the clock says."""
+  return [{k: v for k, v in record.items() if k != 'steps_per_second'}
+          for record in metrics.read(run.workdir.metrics) if record['split'] == split]
+
+
+def assert_same(a, b):
+  """Two states are equal in every bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+class Break(Exception):
+  """Stands for whatever kills a run."""
+
+
+def breaking_at(monkeypatch, step, act):
+  """Calls `act` just before the batch of a global step is handed out."""
+  real = pipeline.Batches.iterate
+
+  def iterate(self, start):
+    for at, batch in enumerate(real(self, start), start):
+      if at == step:
+        act()
+      yield batch
+
+  monkeypatch.setattr(pipeline.Batches, 'iterate', iterate)
+
+
+def die():
+  raise Break
+
+
+@pytest.mark.parametrize('at, resumes', [
+    (7, 6),  # in the middle of stage 1 and of its second epoch
+    (11, 10)])  # inside stage 2
+def test_broken_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeypatch, capsys,
+                                 at, resumes):
+  """A run that dies and starts again ends in the same bits and the same lines."""
+  run = make_run(tiny_config(**SMALL), tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(Break):
+    breaking_at(patch, at, die)
+    loop.train(run)
+  state = loop.train(run)
+  assert f'resuming from step {resumes}' in capsys.readouterr().err
+  assert_same(state, whole[0])
+  assert lines(run) == whole[1]
+  assert [r['step'] for r in lines(run)] == list(range(1, TOTAL + 1))
+
+
+@pytest.mark.parametrize('at, number', [
+    (2, signal.SIGTERM), (SWITCH, signal.SIGINT), (11, signal.SIGTERM)])
+def test_signalled_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeypatch, at,
+                                    number):
+  """A signal saves after the step at hand, also exactly at the switch of stages."""
+  run = make_run(tiny_config(**SMALL), tmp_path)
+  before = signal.getsignal(number)
+  with monkeypatch.context() as patch, pytest.raises(loop.Interrupted) as stop:
+    breaking_at(patch, at - 1, lambda: os.kill(os.getpid(), number))
+    loop.train(run)
+  assert (stop.value.signal, stop.value.step) == (number, at)
+  assert signal.getsignal(number) is before
+  checkpoints = run.checkpoints()
+  assert checkpoints.steps()[0] == at
+  checkpoints.close()
+  state = loop.train(run)
+  assert_same(state, whole[0])
+  assert lines(run) == whole[1]
+
+
+def test_second_signal_stops_without_saving(tiny_config, make_run, tmp_path, monkeypatch):
+  """Who presses Ctrl-C twice does not wait for a save."""
+  run = make_run(tiny_config(**SMALL), tmp_path)
+
+  def twice():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    breaking_at(patch, 1, twice)
+    loop.train(run)
+  assert not list(run.workdir.checkpoints.glob('[0-9]*'))
+
+
+def test_signal_in_last_step_ends_the_run(whole, tiny_config, make_run, tmp_path,
+                                          monkeypatch):
+  """After the last step there is nothing to resume: a signal there is a normal end."""
+  run = make_run(tiny_config(**SMALL), tmp_path)
+  with monkeypatch.context() as patch:
+    breaking_at(patch, TOTAL - 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert_same(loop.train(run), whole[0])
+
+
+def test_finished_run_is_left_alone(tiny_config, make_run, tmp_path):
+  """Training a finished run again returns its state and writes nothing."""
+  run = make_run(tiny_config(**SMALL, **{'optim.stage2.steps': 0,
+                                         'optim.stage1.steps': 2}), tmp_path)
+  state = loop.train(run)
+  before = run.workdir.metrics.read_text()
+  assert_same(loop.train(run), state)
+  assert run.workdir.metrics.read_text() == before
+
+
+def test_optimizer_is_reset_at_the_switch_only_if_asked(whole, tiny_config, make_run,
+                                                        tmp_path):
+  """Adam's count shows it: steps of stage 2 alone, or of both stages."""
+  run = make_run(tiny_config(**SMALL, **{'optim.stage2.reset_optimizer': False}), tmp_path)
+  kept, reset = loop.train(run), whole[0]
+  assert int(reset.opt_state[1].count) == TOTAL - SWITCH
+  assert int(kept.opt_state[1].count) == TOTAL
+  one, two = jax.tree.leaves(reset.params), jax.tree.leaves(kept.params)
+  assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(one, two, strict=True))
+
+
+def test_validation_lines_and_best(whole, tiny_config, make_run, tmp_path):
+  """Validation runs when due and at the end, and its accuracy goes into the checkpoint."""
+  run = make_run(tiny_config(**SMALL), tmp_path)
+  loop.train(run)
+  found = lines(run, 'valid')
+  assert [r['step'] for r in found] == [5, 10, 14]
+  assert [r['stage'] for r in found] == [1, 2, 2]
+  for record in found:
+    assert record['n'] == 4 and len(record['per_block']) == 3
+  checkpoints = run.checkpoints()
+  best = max(found, key=lambda r: (r['final'], r['step']))
+  assert checkpoints.best() == best['step']
+  checkpoints.close()
+
+
+def test_nan_stops_and_saves_nothing_more(tiny_config, make_run, tmp_path, monkeypatch):
+  """A loss that is not finite raises, names the checkpoint before, and the run keeps it."""
+  real = objectives.next_token
+  monkeypatch.setitem(objectives.OBJECTIVES, 'next_token', _poisoned(real))
+  run = make_run(tiny_config(**{**SMALL, 'optim.stage2.learning_rate': 1e30,
+                                'train.save_every': 4}), tmp_path)
+  with pytest.raises(TrainingError, match='loss nan') as error:
+    loop.train(run)
+  assert str(run.workdir.checkpoints / '8') in str(error.value)
+  assert 'learning rate' in str(error.value)
+  checkpoints = run.checkpoints()
+  steps = checkpoints.steps()
+  assert steps[0] == 8
+  checkpoints.close()
+  last = metrics.read(run.workdir.metrics)[-1]
+  assert last['loss'] == 'nan' and last['step'] > 8
+
+
+def _poisoned(real):
+  """The loss, and NaN once parameters have grown beyond all measure."""
+  def objective(model, params, batch, rng=None):
+    loss, sums = real(model, params, batch, rng)
+    size = max(abs(a).max() for a in jax.tree.leaves(params))
+    bad = jax.numpy.where(size > 1e6, jax.numpy.nan, 1.0)
+    return loss * bad, {**sums, 'loss': sums['loss'] * bad}
+  return objective
+
+
+def test_nan_gradient_stops(tiny_config, make_run, tmp_path, monkeypatch):
+  """A finite loss with a gradient that is not finite stops the run, too."""
+  def objective(model, params, batch, rng=None):
+    loss, sums = real(model, params, batch, rng)
+    first = jax.tree.leaves(params)[0].ravel()[0]
+    return loss + jax.numpy.sqrt(first * 0), sums  # derivative 0 · ∞
+
+  real = objectives.next_token
+  monkeypatch.setitem(objectives.OBJECTIVES, 'next_token', objective)
+  run = make_run(tiny_config(**SMALL), tmp_path)
+  with pytest.raises(TrainingError, match='gradient norm nan.*no checkpoint yet'):
+    loop.train(run)
+  assert not list(run.workdir.checkpoints.glob('[0-9]*'))
+
+
+def test_exploding_loss_stops(tiny_config, make_run, tmp_path):
+  """A loss above config.train.max_loss stops the run and the message names the key."""
+  run = make_run(tiny_config(**SMALL, **{'train.max_loss': 0.5}), tmp_path)
+  with pytest.raises(TrainingError, match=r'at most 0\.5 .*config\.train\.max_loss'):
+    loop.train(run)
+
+
+def test_bad_loss_is_seen_before_a_save(tiny_config, make_run, tmp_path, monkeypatch):
+  """Metrics are read one step late, but never later than a save."""
+  calls = []
+  monkeypatch.setitem(objectives.OBJECTIVES, 'next_token', _counted(calls))
+  run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1}), tmp_path)
+  with pytest.raises(TrainingError):
+    loop.train(run)
+  assert sorted(int(p.name) for p in run.workdir.checkpoints.glob('[0-9]*')) == [1, 2, 3]
+
+
+def _counted(calls):
+  """Fails in the fourth step: the loss depends on what Adam's first step size did."""
+  real = objectives.next_token
+
+  def objective(model, params, batch, rng=None):
+    loss, sums = real(model, params, batch, rng)
+    step = jax.pure_callback(lambda: np.float32(_tick(calls)), np.float32(0))
+    bad = jax.numpy.where(step > 6, jax.numpy.inf, 1.0)  # two microbatches a step
+    return loss, {**sums, 'loss': sums['loss'] * bad}
+  return objective
+
+
+def _tick(calls):
+  calls.append(1)
+  return len(calls)
+
+
+def command(path, *more):
+  flags = {**SMALL, 'train.compilation_cache': '', 'optim.stage1.steps': 150,
+           'optim.stage2.steps': 100, 'train.save_every': 20, 'train.eval_every': 0,
+           'train.log_every': 10, 'data.arithmetic.min_steps': 2,
+           'data.arithmetic.max_steps': 3, 'data.arithmetic.train_size': 40,
+           'data.arithmetic.valid_size': 8, 'data.arithmetic.test_size': 8,
+           'tokenizer.pad_to': 1, 'model.width': 16, 'model.heads': 2,
+           'model.hidden': 32, 'model.max_positions': 48, 'rim.blocks': 3,
+           'rim.block_tokens': 1, 'rim.max_steps': 3, 'optim.batch_size': 8,
+           'eval.batch_size': 8, 'eval.max_tokens': 6}
+  return ['main', f'--config={CONFIG}', f'--workdir={path}',
+          *(f'--config.{k}={v}' for k, v in flags.items()), *more]
+
+
+def start(path, cache):
+  """Starts the command as a process of its own."""
+  env = {**os.environ, 'LATENT_REASONING_KEEP_ALLOCATOR': '1', 'JAX_COMPILATION_CACHE_DIR': str(cache),
+         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return subprocess.Popen(
+      [sys.executable, '-m', 'latent_reasoning.main', *command(path)[1:]], env=env,
+      cwd=CONFIG.parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, condition):
+  """Waits until training has come somewhere."""
+  deadline = time.monotonic() + 90
+  while not condition():
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline, 'the process takes too long'
+    time.sleep(0.01)
+
+
+def logged(path):
+  file = path / 'metrics.jsonl'
+  return file.exists() and len(file.read_text().splitlines())
+
+
+@pytest.fixture(scope='module')
+def undisturbed(cache, tmp_path_factory):
+  """The last train line and the results of the command in one go."""
+  path = tmp_path_factory.mktemp('undisturbed')
+  assert main.main(command(path)) == 0
+  return outcome(path)
+
+
+def outcome(path):
+  """The train lines, with those of the clock removed, and the test accuracy."""
+  train = [r for r in metrics.read(path / 'metrics.jsonl') if r['split'] == 'train']
+  for record in train:
+    record.pop('steps_per_second')
+  return train, json.loads((path / 'results.json').read_text())['accuracy']
+
+
+def test_killed_process_equals_undisturbed(undisturbed, cache, tmp_path):
+  """kill -9 at a random moment; the same command ends as if nothing had happened."""
+  delay = random.SystemRandom().uniform(0, 0.6)
+  process = start(tmp_path, cache)
+  wait_for(process, lambda: list((tmp_path / 'checkpoints').glob('[0-9]*')))
+  time.sleep(delay)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, 'it ended before it could be killed'
+  again = start(tmp_path, cache)
+  _, err = again.communicate(timeout=120)
+  assert again.returncode == 0, err
+  assert 'resuming from step' in err
+  assert outcome(tmp_path) == undisturbed, f'killed {delay} s after the first checkpoint'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signalled_process_saves_and_resumes(undisturbed, cache, tmp_path, number):
+  """Exit status 128 + n, a word on how to resume, and the same end."""
+  process = start(tmp_path, cache)
+  wait_for(process, lambda: logged(tmp_path))
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + number, err
+  assert 'Traceback' not in err
+  assert f'stopped by {number.name} at step' in err
+  assert 'The same command resumes' in err and str(tmp_path) in err
+  assert main.main(command(tmp_path)) == 0
+  assert outcome(tmp_path) == undisturbed
+
+
+def test_status_1_for_a_loss_that_exploded(tmp_path, capsys):
+  """The command ends with one `error:` line and status 1."""
+  assert main.main(command(tmp_path, '--config.train.max_loss=0.01')) == 1
+  err = capsys.readouterr().err
+  assert err.count('error: ') == 1 and 'no checkpoint yet' in err
+  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_state_is_restored_not_recomputed(whole, tiny_config, make_run, tmp_path):
+  """The oracle can fail: another seed of dropout and data gives other bits."""
+  run = make_run(dataclasses.replace(tiny_config(**SMALL), seed=1), tmp_path)
+  with pytest.raises(AssertionError):
+    assert_same(loop.train(run), whole[0])

@@ -1,0 +1,90 @@
+"""Tables in plain text."""
+
+import subprocess
+import sys
+
+from latent_reasoning import report
+
+
+def test_table_is_aligned():
+  """The first column is flush left, the others flush right, under a ruled header."""
+  assert report.table([['name', 'n'], ['a', 1000], ['longer', 2]]) == '\n'.join([
+      'name       n',
+      '------  ----',
+      'a       1000',
+      'longer     2'])
+
+
+def test_columns_end_together():
+  """In any table, a column ends at the same place in every row."""
+  text = report.table([['x', 'block 1', 'any'], ['a', '±1', 'é'], ['bb', '100.0', '']])
+  header, rule, *rows = text.splitlines()
+  ends = [i for i, c in enumerate(rule + ' ') if c == ' ' and rule[i - 1] == '-']
+  assert [header[:e].rstrip() == header[:e] for e in ends] == [True] * 3
+  assert rows[0][:ends[1]].endswith('±1') and rows[1][:ends[1]].endswith('100.0')
+  assert not any(line.endswith(' ') for line in text.splitlines())
+
+
+def test_percent():
+  """Shares in percent, with one digit."""
+  assert report.percent(0.93249) == '93.2'
+  assert report.percent(1.0, 0.0078) == '100.0 ±0.8'
+  assert report.percent(0) == '0.0'
+
+
+RESULT = {
+    'method': 'rim', 'dataset': 'arithmetic', 'split': 'test', 'n': 40, 'too_long': 0,
+    'accuracy': {'final': 0.725, 'any': 0.8, 'pass@4': 0.9, 'per_block': [0.125, 0.725]},
+    'standard_error': {'final': 0.071, 'any': 0.063, 'pass@4': 0.047,
+                       'per_block': [0.05, 0.071]},
+    'by_steps': {'2': {'n': 30, 'final': 0.75, 'standard_error': 0.079},
+                 '10': {'n': 10, 'final': 0.65, 'standard_error': 0.15}}}
+
+
+def test_results_hold_the_numbers():
+  """Accuracy at every block and over all, with errors, and by number of steps."""
+  text = report.results(RESULT)
+  assert text.splitlines()[0] == 'rim on arithmetic/test, 40 problems, exact match'
+  for number in ('12.5', '72.5', '72.5 ±7.1', '80.0 ±6.3', '90.0 ±4.7', '75.0', '65.0'):
+    assert number in text, number
+  for name in ('block 1', 'block 2', 'final', 'any', 'pass@4'):
+    assert name in text, name
+  steps, _, problems, final = text.splitlines()[-4:]
+  assert steps.split() == ['steps', '2', '10']
+  assert problems.split() == ['problems', '30', '10']
+  assert final.split() == ['final', '%', '75.0', '65.0']
+  assert 'too long' not in text
+
+
+def test_results_of_one_readout():
+  """A method with one readout has no block columns and no `any`, which would repeat it."""
+  one = {**RESULT, 'method': 'cot', 'too_long': 3,
+         'accuracy': {'final': 0.5, 'any': 0.5, 'per_block': [0.5]}}
+  text = report.results(one)
+  assert 'block' not in text and 'any' not in text
+  assert '3 too long for the model' in text and '50.0 ±7.1' in text
+
+
+def test_latency_table():
+  """One row an entry, with its times and FLOPs."""
+  entry = {'method': 'rim', 'batch': 32, 'prefix_tokens': 40, 'tokens': 2, 'first_ms': 1.5,
+           'full_ms': 2.25, 'first_vs_direct': 1.25, 'full_vs_direct': 1.5,
+           'first_flops': 3.5e6, 'full_flops': 4e6}
+  row = report.latency({'entries': [entry]}).splitlines()[-1].split()
+  for cell in ('32', 'rim', '40', '2', '1.500', '2.250', '1.25', '3.5', '4.0'):
+    assert cell in row, cell
+
+
+def test_audit_lines():
+  """One line a check; a failed one stands out."""
+  text = report.audit([{'check': 'short', 'ok': True, 'found': 'all 3'},
+                       {'check': 'a longer one', 'ok': False, 'found': 'a leak'}])
+  assert text == 'ok    short         all 3\nFAIL  a longer one  a leak'
+
+
+def test_needs_no_jax():
+  """Reports can be made where JAX is not installed."""
+  code = ('import sys; sys.modules["jax"] = None; '
+          'from latent_reasoning import report; print(report.percent(0.5))')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.stdout == '50.0\n', done.stderr
