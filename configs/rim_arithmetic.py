@@ -1,14 +1,21 @@
-"""RiM on generated chains of five operations: the default job, no download.
+"""RiM on generated chains of operations: the default job, no download.
 
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
+
+The variant is the number of operations, four without one; the model has four
+layers: `rim_arithmetic.py:5` asks for more operations than layers.
 """
 
 import ml_collections
 
-STEPS = 5  # operations in a problem; the model has fewer layers
-
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  if variant not in ('', *'2345678'):
+    raise ValueError(f"rim_arithmetic has no variant '{variant}'; expected the number "
+                     'of operations, 2 to 8')
+  steps = int(variant or 4)
+  question = 2 * (steps + 1)  # tokens, at least: 7+2-5*3+4 and a line's end
+
   c = ml_collections.ConfigDict()
   c.method = 'rim'  # rim | direct | direct_steps | cot | pause
   c.seed = 0  # of parameters, data and order
@@ -29,8 +36,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   data.sort_window = 1  # batches whose rows are sorted by length together
 
   data.arithmetic = arithmetic = ml_collections.ConfigDict()
-  arithmetic.min_steps = STEPS  # fewest operations
-  arithmetic.max_steps = STEPS  # most operations
+  arithmetic.min_steps = steps  # fewest operations
+  arithmetic.max_steps = steps  # most operations
   arithmetic.modulus = 10  # of every result; 0: none
   arithmetic.max_value = 9  # operands are 0 … this
   arithmetic.operations = '+-*'
@@ -40,9 +47,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   arithmetic.test_size = 2_000
 
   data.buckets = buckets = ml_collections.ConfigDict()
-  buckets.prefix = (12, 32)  # static sizes of question and blocks
-  buckets.readout = (1, 5, 6, 36)  # of one readout: answer, step, chain of thought
-  buckets.count = (1, 2, 3, 4, 5)  # readouts in a row
+  buckets.prefix = (question, question + 4 * steps)  # static sizes of question and blocks
+  buckets.readout = (1, 5, 6, 6 * steps + 6)  # of one readout: answer, step, chain of thought
+  buckets.count = tuple(range(1, steps + 1))  # readouts in a row
 
   c.tokenizer = tokenizer = ml_collections.ConfigDict()
   tokenizer.kind = 'char'  # char | bpe | file
@@ -65,14 +72,14 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   model.remat = False  # recompute layers in the backward pass
 
   c.rim = rim = ml_collections.ConfigDict()
-  rim.blocks = STEPS  # K, in stage 2 and at inference
+  rim.blocks = steps  # K, in stage 2 and at inference
   rim.block_tokens = 2  # M
-  rim.max_steps = STEPS  # T_max
+  rim.max_steps = steps  # T_max
   rim.readout_offset = 1  # block t predicts step t+1; 0: step t
   rim.schedule = 'uniform'  # uniform | linear | relative annealing of steps
   rim.block_attention = 'causal'  # causal | bidirectional inside a block
   rim.readout_sees_question = True
-  rim.pause_tokens = 20  # of method pause: as many as RiM's block tokens
+  rim.pause_tokens = 4 * steps  # of method pause: as many as RiM's block tokens
 
   c.optim = optim = ml_collections.ConfigDict()
   optim.batch_size = 128
@@ -84,10 +91,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   optim.clip = 1.0  # global gradient norm; 0: off
 
   optim.stage1 = stage1 = ml_collections.ConfigDict()
-  stage1.steps = 3000  # 0: count epochs
+  stage1.steps = 2800  # 0: count epochs
   stage1.epochs = 0.0
   stage1.learning_rate = 3e-3
-  stage1.schedule = 'constant'  # constant | cosine
+  stage1.schedule = 'cosine'  # constant | cosine
   stage1.warmup = 0.04  # share of the stage
   stage1.dropout = 0.0
   stage1.reset_optimizer = True  # no effect in stage 1
@@ -95,7 +102,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   optim.stage2 = stage2 = ml_collections.ConfigDict()
   stage2.steps = 1000
   stage2.epochs = 0.0
-  stage2.learning_rate = 5e-4
+  stage2.learning_rate = 3e-4  # 1e-3 forgets the chain within 200 steps
   stage2.schedule = 'cosine'
   stage2.warmup = 0.04
   stage2.dropout = 0.0
@@ -115,7 +122,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.valid_problems = 500  # per validation
   evaluation.test_problems = 0  # 0: all
   evaluation.blocks = 0  # at inference; 0: rim.blocks
-  evaluation.max_tokens = 40  # a readout may generate
+  evaluation.max_tokens = 6 * steps + 10  # a readout may generate
   evaluation.samples = 0  # pass@k
   evaluation.temperature = 1.0
   evaluation.checkpoint = 'best'  # best (validation accuracy) | last
@@ -123,6 +130,4 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.latency_repeats = 50  # timed runs an entry
   evaluation.audit_rows = 8  # real rows a check
 
-  if variant:
-    raise ValueError(f"rim_arithmetic has no variant '{variant}'")
   return c

@@ -128,7 +128,11 @@ class _Loop:
       if last or signals.received or accuracy is not None or _due(
           step + 1, config.train.save_every):
         self.read()  # nothing is saved after a loss that was not looked at
-        self.checkpoints.save(state, accuracy, stage=moment.stage, method=config.method)
+        # Only the last stage trains what is asked at inference, so only its
+        # checkpoints compete: RiM's stage 1 reads steps, not answers, out of blocks.
+        final = moment.stage == curriculum.at(curriculum.total - 1).stage
+        self.checkpoints.save(state, accuracy if final else None, stage=moment.stage,
+                              method=config.method)
       if signals.received and not last:
         self.checkpoints.wait()
         raise Interrupted(signals.received, step + 1)

@@ -38,8 +38,10 @@ SAME = [  # predicted, reference
     ('#### 72', '72'), ('72', '#### 72'), ('x=1\n####72', '72'), ('#### 1\n#### 72', '72'),
     ('3+4=7\n7*2=14\n####14', '14'), ('5-3', '3'), ('50%', '50'), ('50', '50%'),
     ('1e3', '1000'), ('1000', '1e3'), ('72.', '72'), ('  72\n', '72'), ('0', '-0'),
-    ('Sally is a sterpus.', 'Sally is a sterpus'), ('sally is a STERPUS', 'Sally is a sterpus.'),
-    ('Sally  is\na sterpus!', 'Sally is a sterpus.'), ('#### True', 'true'), ('yes', 'Yes.'),
+    ('Sally is a sterpus.', 'Sally is a sterpus'),
+    ('sally is a STERPUS', 'Sally is a sterpus.'),
+    ('Sally  is\na sterpus!', 'Sally is a sterpus.'), ('#### True', 'true'),
+    ('yes', 'Yes.'),
     ('the answer is 12', '12'), ('12345678901234567890123', '12345678901234567890123.0')]
 
 
@@ -67,9 +69,9 @@ def test_different(predicted, reference):
   assert not answers.same(predicted, reference)
 
 
-@pytest.mark.parametrize('text', ['1e99999999999999999999', '-1e9999999', '1e-99999999999999999999',
-                                  '9' * 5000, '-' + '9' * 5000, '1e1000000000', '.e9', '1,,,,2',
-                                  '٣', '3²', '--3', '+-3', '1.2.3'])
+@pytest.mark.parametrize('text', [
+    '1e99999999999999999999', '-1e9999999', '1e-99999999999999999999', '9' * 5000,
+    '-' + '9' * 5000, '1e1000000000', '.e9', '1,,,,2', '٣', '3²', '--3', '+-3', '1.2.3'])
 def test_no_generated_text_is_an_error(text):
   """A model may write anything: a comparison never raises, and never takes it for 7."""
   assert not answers.same(text, '7')
@@ -108,8 +110,9 @@ def test_extract():
 decimals = st.decimals(min_value=-10**12, max_value=10**12, places=2)
 
 
-@given(decimals, st.sampled_from(['', '$', '€']), st.sampled_from(['', ' dollars', '%', '.']),
-       st.integers(0, 3), st.booleans(), st.sampled_from(['-', '\u2212']))
+@given(decimals, st.sampled_from(['', '$', '€']),
+       st.sampled_from(['', ' dollars', '%', '.']), st.integers(0, 3), st.booleans(),
+       st.sampled_from(['-', '\u2212']))
 @settings(deadline=None)
 def test_ornaments_do_not_count(value, currency, unit, zeros, commas, minus):
   """Commas, currency, trailing zeros, a unit and the kind of minus change nothing."""

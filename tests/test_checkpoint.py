@@ -71,7 +71,7 @@ def saved(make, *steps, keep=9):
 
 
 def test_restores_every_bit_and_type(make):
-  """Values, types and the optimizer's structure come back; so does what was said of them."""
+  """Values, types and the optimizer's structure come back, and what was said of them."""
   checkpoints = make()
   checkpoints.save(state(7), 0.25, stage=2, method='rim')
   checkpoints.wait()

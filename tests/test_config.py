@@ -131,15 +131,16 @@ def test_no_negative_numbers(raw):
 
 
 @pytest.mark.parametrize('changes,message', [
-    ({'data.arithmetic.max_steps': 4}, 'max_steps is 4, below min_steps 5'),
+    ({'data.arithmetic.min_steps': 5, 'data.arithmetic.max_steps': 4},
+     'max_steps is 4, below min_steps 5'),
     ({'data.arithmetic.operations': ''}, 'one or more of the characters'),
     ({'data.arithmetic.operations': '+/'}, 'one or more of the characters'),
     ({'data.buckets.prefix': (32, 12)}, 'buckets.prefix is .*increasing sizes'),
     ({'data.buckets.prefix': ()}, 'buckets.prefix is .*increasing sizes'),
     ({'data.buckets.count': (1, 1)}, 'buckets.count is .*increasing sizes'),
     ({'data.buckets.readout': (0, 1)}, 'buckets.readout is .*at least 1'),
-    ({'model.heads': 3}, 'width 64 is not a multiple of config.model.heads 3'),
-    ({'model.positions': 'rotary', 'model.width': 12}, 'rotary .* even head size.* is 3'),
+    ({'model.width': 64, 'model.heads': 3}, 'width 64 is not a multiple of config.model.heads 3'),
+    ({'model.positions': 'rotary', 'model.width': 12, 'model.heads': 4}, 'rotary .* even head size.* is 3'),
     ({'optim.batch_size': 10, 'optim.accumulate': 4}, 'batch_size 10 is not a multiple'),
     ({'optim.stage1.dropout': 1.0}, 'stage1.dropout is 1.0; expected less than 1'),
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),
@@ -154,6 +155,8 @@ def test_keys_together(raw, changes, message):
 
 def test_difference(raw):
   """Each key that differs, old -> new, those ignored and equal ones left out."""
+  put(raw, 'rim.blocks', 5)
+  put(raw, 'data.buckets.count', (1, 5))
   old = dataclasses.asdict(check(raw))
   put(raw, 'rim.blocks', 7)
   put(raw, 'eval.samples', 8)
@@ -161,7 +164,7 @@ def test_difference(raw):
   new = dataclasses.asdict(check(raw))
   assert difference(old, old) == []
   assert difference(old, new) == [
-      'config.data.buckets.count: [1, 2, 3, 4, 5] -> [1, 7]',
+      'config.data.buckets.count: [1, 5] -> [1, 7]',
       'config.eval.samples: 0 -> 8', 'config.rim.blocks: 5 -> 7']
   assert difference(old, new, ('eval.', 'data.')) == ['config.rim.blocks: 5 -> 7']
   del new['seed']

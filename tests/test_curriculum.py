@@ -102,7 +102,8 @@ def test_each_stage_has_its_own_schedule(make):
   """Stage 2 warms up again, to a rate of its own."""
   c = make(**{'stage1.steps': 4, 'stage2.steps': 4, 'stage1.warmup': 0.5,
               'stage2.warmup': 0.5, 'stage1.learning_rate': 1.0,
-              'stage2.learning_rate': 0.1, 'stage2.schedule': 'constant'})
+              'stage2.learning_rate': 0.1, 'stage1.schedule': 'constant',
+              'stage2.schedule': 'constant'})
   assert [c.learning_rate(s) for s in range(8)] == pytest.approx(
       [0.5, 1, 1, 1, 0.05, 0.1, 0.1, 0.1])
 

@@ -184,6 +184,7 @@ def test_keys():
 def test_init(gpt):
   """A fresh state is of its seed, at step 0, and of no batch's contents."""
   other = dataclasses.replace(BATCH, tokens=BATCH.tokens[::-1].copy())
-  states = [step_lib.init(gpt[0], SGD, b, s) for b, s in ((BATCH, 0), (other, 0), (BATCH, 1))]
+  states = [step_lib.init(gpt[0], SGD, batch, seed)
+            for batch, seed in ((BATCH, 0), (other, 0), (BATCH, 1))]
   assert states[0].step == 0 and states[0].step.dtype == jnp.int32
   assert equal(states[0], states[1]) and not equal(states[0].params, states[2].params)

@@ -53,8 +53,8 @@ def influence(model, params, batch):
 
 @pytest.mark.parametrize('changes', [
     {'positions': 'learned', 'tied': True, 'bias': True},
-    {'positions': 'learned', 'tied': False, 'bias': False, 'scan': True},
-    {'positions': 'rotary', 'tied': True, 'bias': False},
+    {'positions': 'learned', 'tied': False, 'bias': False, 'layers': 1},
+    {'positions': 'rotary', 'tied': True, 'bias': False, 'layers': 1},
     {'positions': 'rotary', 'tied': False, 'bias': True, 'scan': True}])
 def test_causal_by_gradient(make, random_params, changes):
   """A logit depends on every token up to its own, and on none after it."""
@@ -127,7 +127,8 @@ def test_scan_and_remat_change_nothing(make, plain, scan, remat):
                found_grads, grads)
 
 
-@pytest.mark.parametrize('changes', [{}, {'positions': 'rotary', 'tied': False, 'bias': False}])
+@pytest.mark.parametrize('changes', [
+    {}, {'positions': 'rotary', 'tied': False, 'bias': False}])
 def test_stacked_parameters(make, changes):
   """`stack_layers` gives the tree that a scanned model makes for itself."""
   def shapes(model):

@@ -1,0 +1,169 @@
+"""The audit passes on sound code and names what is broken in unsound code."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from latent_reasoning import audit, decode, layout, masks, pipeline, tokenizers
+from latent_reasoning.data.arithmetic import Arithmetic
+from latent_reasoning.models import attention
+from latent_reasoning.models.gpt import GPT
+
+# Of one layer, but for RiM: there are programs to compile for each shape and model.
+VARIANTS = {
+    'direct': {'method': 'direct'},
+    'direct_steps': {'method': 'direct_steps'},
+    'cot': {'method': 'cot'},
+    'pause': {'method': 'pause', 'model.positions': 'rotary', 'model.scan': True,
+              'model.tied': False},
+    'rim': {'model.layers': 2},
+    'rim, offset 0': {'model.layers': 2, 'rim.readout_offset': 0},
+    'rim, bidirectional': {'model.layers': 2, 'rim.block_attention': 'bidirectional'},
+    'rim, blind': {'model.layers': 2, 'rim.readout_sees_question': False},
+    'rim, bidirectional, blind': {'model.layers': 2, 'rim.readout_sees_question': False,
+                                  'rim.block_attention': 'bidirectional'}}
+SIGHT, GRADIENTS, SEPARATE, SPLIT = (
+    'stage 1: one layer sees what the rule allows',
+    'stage 1: no gradient from later tokens, blocks, other readouts',
+    'stage 1: packed row = each readout as a sequence of its own',
+    'stage 1: split attention = one dense mask')
+CHECKS = {SIGHT: audit.direct_sight, GRADIENTS: audit.gradients,
+          SEPARATE: audit.separate, SPLIT: audit.implementations}
+
+fresh = itertools.count(1)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tiny_config, tmp_path_factory):
+  path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+  return tokenizers.build(tiny_config().tokenizer, lambda: ['0'], path, 3)
+
+
+@pytest.fixture(scope='module')
+def make(tiny_config, tokenizer, random_params):
+  """Makes a Subject of two problems with 1 or 2 steps, on random weights."""
+  def build(own=False, **changes) -> audit.Subject:
+    config = tiny_config(**{
+        'data.arithmetic.min_steps': 1, 'data.arithmetic.max_steps': 2, 'rim.blocks': 2,
+        'rim.pause_tokens': 2, 'model.layers': 1, 'model.width': 8, 'model.hidden': 8,
+        'eval.max_tokens': 3, **changes})
+    problems = Arithmetic(config.data.arithmetic, False, 0, 'train')
+    one = next(p for p in problems if len(p.steps) == 1)
+    two = next(p for p in problems if len(p.steps) == 2)
+    # Programs are cached by model: one that differs shares none with sound code.
+    model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0)
+    batch = pipeline.collate([layout.plain([1, 2], ())], 2, 0, 0)
+    return audit.Subject(config, model, random_params(model, batch), tokenizer,
+                         layout.encode([one, two], tokenizer))
+  return build
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_sound(make, variant):
+  """All checks pass, and each has looked at something."""
+  checks = audit.run(make(**VARIANTS[variant]))
+  assert len(checks) == 14 and len({c['check'] for c in checks}) == 14
+  assert [c for c in checks if not c['ok']] == []
+  assert not any(' of 0 ' in c['found'] for c in checks)
+
+
+def fails(subject: audit.Subject, *names: str) -> None:
+  """Asserts that these checks of stage 1 fail."""
+  for name in names:
+    found = audit._check(name, CHECKS[name], subject, subject.rows(1))
+    assert not found['ok'], found
+
+
+@pytest.mark.parametrize('method', ['rim', 'direct'])
+def test_a_key_too_far(make, monkeypatch, method):
+  """Prefix queries and readouts that see one key further are seen."""
+  sound = masks.sees_prefix
+  monkeypatch.setattr(masks, 'sees_prefix', lambda query, keys: sound(
+      query.replace(visible_until=query.visible_until + 1), keys))
+  fails(make(own=True, method=method), SIGHT, GRADIENTS)
+
+
+def test_a_readout_that_reads_ahead(make, monkeypatch):
+  """Readouts without a causal mask of their own are seen."""
+  sound = attention._readouts
+  monkeypatch.setattr(attention, '_readouts', lambda *args: sound(
+      *args[:-1], args[-1] | True))
+  fails(make(own=True), SIGHT, GRADIENTS, SEPARATE, SPLIT)
+
+
+def test_a_readout_that_reads_another(make, monkeypatch):
+  """A dense mask that forgets the segments is seen."""
+  def allowed(mask):
+    length = mask.segment.shape[1]
+    own = (mask.segment[:, None, :] != 0) & np.tri(length, dtype=bool)
+    prefix = (mask.segment[:, None, :] == 0) & masks.sees_prefix(mask, length)
+    return own | prefix
+  monkeypatch.setattr(masks, 'allowed', allowed)
+  fails(make(own=True, **{'model.attention': 'packed'}), SIGHT, GRADIENTS, SEPARATE, SPLIT)
+
+
+def test_a_readout_that_sees_a_later_block(make, monkeypatch):
+  """A layout that hangs readouts off the block after their own is seen.
+
+  Packed and separate rows are then wrong alike: only the rule, worked out from
+  lengths, tells.
+  """
+  sound = layout.METHODS['rim']
+  def train(example, stage, progress, rim, ids):
+    row = sound.train(example, stage, progress, rim, ids)
+    size = rim.block_tokens + 2
+    readouts = [dataclasses.replace(out, until=min(out.until + size, len(row.prefix)))
+                for out in row.readouts]
+    return dataclasses.replace(row, readouts=readouts)
+  monkeypatch.setitem(layout.METHODS, 'rim', dataclasses.replace(sound, train=train))
+  fails(make(own=True), SIGHT, GRADIENTS)
+
+
+@pytest.mark.parametrize('method', ['rim', 'direct_steps'])
+def test_positions_that_do_not_go_on(make, monkeypatch, method):
+  """Readouts that count positions along the packed row are seen, where text is."""
+  sound = pipeline.collate
+  def collate(*args, **kwargs):
+    batch = sound(*args, **kwargs)
+    positions = batch.positions.copy()
+    positions[:, batch.prefix:] = np.arange(batch.prefix, positions.shape[1])
+    return batch.replace(positions=positions)
+  monkeypatch.setattr(pipeline, 'collate', collate)
+  fails(make(own=True, method=method), SEPARATE)
+
+
+def test_a_decoder_at_a_wrong_position(make, monkeypatch):
+  """A cached step at the position after its own is seen."""
+  sound = decode.decode_step
+  def decode_step(model, params, head, batch, *args):
+    return sound(model, params, head, batch.replace(positions=batch.positions + 1), *args)
+  monkeypatch.setattr(decode, 'decode_step', decode_step)
+  ok, found = audit.caching(make(own=True))
+  assert not ok, found
+
+
+def test_a_cache_that_forgets(make, monkeypatch):
+  """A decoder that writes every token to the same slot is seen."""
+  sound = decode.decode_step
+  monkeypatch.setattr(decode, 'decode_step', lambda *args: sound(
+      *args[:-1], 0)[:1] + (args[4],))
+  ok, found = audit.caching(make(own=True))
+  assert not ok, found
+
+
+def test_a_special_token_that_can_be_typed(make, tokenizer):
+  """A tokenizer that takes '<m>' in a question for the memory token is seen."""
+  class Typed:
+    def __getattr__(self, name):
+      return getattr(tokenizer, name)
+
+    def encode(self, text):
+      first, *rest = (tokenizer.encode(part) for part in text.split('<m>'))
+      return first + [i for part in rest for i in (tokenizer.memory, *part)]
+
+  subject = make()
+  assert audit.typing_specials(subject)[0]
+  ok, found = audit.typing_specials(dataclasses.replace(subject, tokenizer=Typed()))
+  assert not ok and found.startswith('2 special')

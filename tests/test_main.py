@@ -1,0 +1,250 @@
+"""The command: help, mistakes, the default workdir, and a whole small run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from latent_reasoning import allocator, audit, latency, main
+
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
+TINY = [
+    '--config.model.layers=1', '--config.model.width=16', '--config.model.heads=2',
+    '--config.model.hidden=32', '--config.model.max_positions=64',
+    '--config.data.arithmetic.min_steps=2', '--config.data.arithmetic.max_steps=2',
+    '--config.data.arithmetic.train_size=32', '--config.data.arithmetic.valid_size=8',
+    '--config.data.arithmetic.test_size=6', '--config.data.buckets.prefix=(16,)',
+    '--config.data.buckets.readout=(6,)', '--config.data.buckets.count=(2,)',
+    '--config.rim.blocks=2', '--config.rim.block_tokens=1', '--config.rim.max_steps=2',
+    '--config.optim.batch_size=8', '--config.optim.stage1.steps=4',
+    '--config.optim.stage2.steps=3', '--config.train.log_every=1',
+    '--config.train.eval_every=0', '--config.train.save_every=0',
+    '--config.train.compilation_cache=', '--config.eval.batch_size=4',
+    '--config.eval.valid_problems=4', '--config.eval.max_tokens=6',
+    '--config.eval.latency_repeats=1', '--config.eval.audit_rows=2']
+
+
+def call(*argv):
+  return main.main(['main', *map(str, argv)])
+
+
+def test_help(capsys):
+  """--help explains the modes, gives three commands to start with, and succeeds."""
+  assert call('--help') == 0
+  out = capsys.readouterr().out
+  for mode in ('train', 'eval', 'generate', 'audit', 'latency'):
+    assert f'\n  {mode} ' in out
+  assert out.count('python -m latent_reasoning.main --config=configs/') >= 3
+  assert call('-h') == 0
+
+
+def test_help_promises_only_flags_that_exist(capsys):
+  """Every --flag the help names is accepted by the parser."""
+  call('--help')
+  out = capsys.readouterr().out
+  if '--helpfull' in out:
+    assert call('--helpfull') == 0
+
+
+def test_the_first_command_needs_no_arguments_but_the_config():
+  """The commands in the help parse, and their config files exist."""
+  lines = main.__doc__.replace('\\\n', '').splitlines()
+  commands = [line.split('main ')[1] for line in lines
+              if line.startswith('  python') and 'configs/' in line]
+  assert len(commands) >= 3
+  for command in commands:
+    args = main.parse(['main', *command.replace('"', '').replace(
+        'configs/', f'{CONFIG.parent}/').split()])
+    assert args.config.method
+
+
+def broken(text):
+  def write(folder):
+    path = folder / 'broken.py'
+    path.write_text(text)
+    return [f'--config={path}']
+  return write
+
+
+def given(*argv):
+  return lambda folder: [f'--config={CONFIG}', f'--workdir={folder / "run"}', *TINY, *argv]
+
+
+def file_as_workdir(folder):
+  (folder / 'file').write_text('')
+  return [f'--config={CONFIG}', *TINY, f'--workdir={folder / "file"}']
+
+
+MISTAKES = {  # name: (command line, what the message has to say)
+    'no config': (lambda folder: ['--mode=train'], ['--config']),
+    'no config at all': (lambda folder: [], ['--config']),
+    'config without value': (lambda folder: ['--config'], ['--config']),
+    'missing config': (lambda folder: [f'--config={folder}/none.py'], ['none.py']),
+    'folder as config': (lambda folder: [f'--config={folder}'], ['config']),
+    'syntax error': (broken('def get_config(:\n'), ['broken.py', 'line 1']),
+    'no get_config': (broken('x = 1\n'), ['get_config']),
+    'no module': (broken('import no_such_module\n'), ['no_such_module']),
+    'failing config': (broken('def get_config():\n  return 1 / 0\n'), ['division by zero']),
+    'undefined name': (broken('x = y\n'), ["'y' is not defined"]),
+    'unknown variant': (
+        lambda folder: [f'--config={CONFIG}:nosuch', f'--workdir={folder}/run'],
+        ['nosuch']),
+    'unknown mode': (given('--mode=trian'), ['trian', 'train', 'eval', 'generate']),
+    'unknown flag': (given('--wrkdir=x'), ['wrkdir', 'workdir']),
+    'argument': (given('extra'), ['extra']),
+    'unknown key': (given('--config.optim.batchsize=3'), ['batchsize', 'batch_size']),
+    'unknown group': (given('--config.optin.batch_size=3'), ['optin', 'optim']),
+    'ill-typed': (given('--config.optim.batch_size=abc'),
+                  ['config.optim.batch_size', 'abc']),
+    'ill-typed boolean': (given('--config.model.scan=maybe'),
+                          ['config.model.scan', 'maybe']),
+    'value for a group': (given('--config.optim=3'), ['config.optim']),
+    'out of range': (given('--config.optim.batch_size=0'), ['config.optim.batch_size']),
+    'unknown method': (given('--config.method=rmi'),
+                       ['rmi', "did you mean 'rim'", 'direct']),
+    'missing set': (given('--config.eval.sets=("nosuch.jsonl",)'), ['nosuch.jsonl']),
+    'eval first': (given('--mode=eval'), ['no checkpoint', '--mode=train']),
+    'generate first': (given('--mode=generate', '--question=1+1'), ['no checkpoint']),
+    'workdir is a file': (file_as_workdir, ['file', '--workdir'])}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistake(name, tmp_path, monkeypatch, capsys):
+  """A mistake ends in one `error:` message that says what was found, and status 2."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # that of other tests
+  make, words = MISTAKES[name]
+  assert call(*make(tmp_path)) == 2
+  out, err = capsys.readouterr()
+  assert err.count('error: ') == 1 and err.startswith('error: '), (out, err)
+  assert 'Traceback' not in out + err
+  for word in words:
+    assert word in err, err
+  assert '\\n' not in err and "\\'" not in err, f'a repr, not a sentence: {err}'
+
+
+def test_mistake_from_the_shell(tmp_path):
+  """The process itself exits with status 2 and without a traceback."""
+  done = subprocess.run(
+      [sys.executable, '-m', 'latent_reasoning.main', f'--config={CONFIG}', '--mode=trian'],
+      capture_output=True, text=True, cwd=tmp_path,
+      env={**os.environ, 'LATENT_REASONING_KEEP_ALLOCATOR': '1'})
+  assert done.returncode == 2 and done.stderr.startswith('error: ') and not done.stdout
+
+
+@pytest.mark.parametrize('flag, method, name', [
+    ('configs/rim_arithmetic.py', 'rim', 'rim_arithmetic-rim'),
+    ('configs/gsm8k.py:small', 'cot', 'gsm8k-small-cot'),
+    ('/a/b.py:x=1,y/z', 'direct_steps', 'b-x_1_y_z-direct_steps')])
+def test_default_workdir(flag, method, name):
+  """runs/<config>-<variant>-<method>."""
+  assert main.default_workdir(flag, method) == pathlib.Path('runs') / name
+
+
+@pytest.mark.parametrize('argv, text', [
+    (['main', '--config=a.py:b'], 'a.py:b'), (['main', '--config', 'a.py'], 'a.py'),
+    (['main', '-config=a.py'], 'a.py'), (['main', '--config.seed=1'], ''), (['main'], '')])
+def test_config_argument(argv, text):
+  """The config's own text, in every way a flag can be written."""
+  assert main.config_argument(argv) == text
+
+
+def test_parse_leaves_the_process_alone():
+  """Two command lines in one process do not see each other, nor change sys.argv."""
+  before = list(sys.argv)
+  one = main.parse(['main', f'--config={CONFIG}', '--config.seed=1', '--mode=eval'])
+  two = main.parse(['main', f'--config={CONFIG}'])
+  assert (one.config.seed, one.mode) == (1, 'eval')
+  assert (two.config.seed, two.mode, two.workdir) == (0, 'train', None)
+  assert sys.argv == before
+
+
+@pytest.fixture
+def execv(monkeypatch):
+  """Records what the process would be replaced by, in a clean environment."""
+  calls = []
+  monkeypatch.setattr(os, 'execv', lambda *args: calls.append(args))
+  environment = {k: v for k, v in os.environ.items()
+                 if k not in (*allocator.SETTINGS, allocator.KEEP, 'LD_PRELOAD')}
+  monkeypatch.setattr(os, 'environ', environment)
+  return calls
+
+
+@pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in os.confstr_names, reason='glibc only')
+def test_allocator_starts_again_once(execv):
+  """The same command again, with the settings; then no more."""
+  allocator.tune()
+  assert execv == [(sys.executable, sys.orig_argv)]
+  assert os.environ['GLIBC_TUNABLES'] == allocator.SETTINGS['GLIBC_TUNABLES']
+  allocator.tune()
+  assert len(execv) == 1
+
+
+@pytest.mark.parametrize('name', [*allocator.SETTINGS, allocator.KEEP, 'LD_PRELOAD'])
+def test_allocator_of_the_user_is_kept(execv, name):
+  """Where anything is set already, nothing is changed."""
+  os.environ[name] = 'x'
+  allocator.tune()
+  assert execv == [] and os.environ[name] == 'x'
+
+
+@pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sequence(tmp_path, monkeypatch, capsys, whole):
+  """train, eval, generate, audit and latency, in the default workdir, and their files.
+
+  Short of the whole, the audit runs two of its checks, and the clock one batch size.
+  """
+  if not whole:
+    monkeypatch.setattr(audit, 'run', lambda subject: [
+        audit._check('cached', audit.caching, subject),
+        audit._check('specials', audit.typing_specials, subject)])
+    monkeypatch.setattr(latency, 'BATCHES', (1,))
+  monkeypatch.chdir(tmp_path)
+  base = [f'--config={CONFIG}', *TINY]
+  folder = tmp_path / 'runs' / 'rim_arithmetic-rim'
+  assert call(*base) == 0
+  assert 'rim on arithmetic/test, 6 problems' in capsys.readouterr().out
+  for name in ('config.json', 'metrics.jsonl', 'tokenizer.json', 'predictions.jsonl',
+               'results.json'):
+    assert (folder / name).is_file(), name
+  assert list((folder / 'events').iterdir()) and (folder / 'checkpoints' / '7').is_dir()
+  assert not list(folder.glob('*.tmp')) and not list(folder.glob('.*.tmp'))
+
+  result = json.loads((folder / 'results.json').read_text())
+  assert (result['method'], result['dataset']) == ('rim', 'arithmetic')
+  assert [result[k] for k in ('split', 'n', 'seed', 'step')] == ['test', 6, 0, 7]
+  accuracy = result['accuracy']
+  assert accuracy['final'] == accuracy['per_block'][-1] <= accuracy['any'] <= 1
+  assert len(accuracy['per_block']) == 2
+  assert result['by_steps']['2']['n'] == 6
+  records = [json.loads(line) for line in
+             (folder / 'predictions.jsonl').read_text().splitlines()]
+  assert [r['index'] for r in records] == list(range(6))
+  assert all(len(r['predictions']) == 2 for r in records)
+  train = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  assert [r['step'] for r in train if r['split'] == 'train'] == list(range(1, 8))
+  assert [r['stage'] for r in train if r['split'] == 'train'] == [1] * 4 + [2] * 3
+
+  before = (folder / 'predictions.jsonl').read_text()
+  assert call(*base, '--mode=eval', '--config.eval.batch_size=6') == 0
+  assert (folder / 'predictions.jsonl').read_text() == before
+  assert call(*base, '--mode=eval', '--config.rim.blocks=1') == 2
+  assert 'config.rim.blocks: 2 -> 1' in capsys.readouterr().err
+
+  assert call(*base, '--mode=generate', '--question=1+2+3') == 0
+  assert capsys.readouterr().out.splitlines()[-1].startswith('answer: ')
+  assert call(*base, '--mode=generate', '--question=') == 2
+  assert 'the question is empty' in capsys.readouterr().err
+
+  assert call(*base, '--mode=audit') == 0
+  found = json.loads((folder / 'audit.json').read_text())
+  assert found['ok'] and found['weights'] == 'checkpoint of step 7'
+  assert 'all checks passed' in capsys.readouterr().out
+
+  assert call(*base, '--mode=latency') == 0
+  found = json.loads((folder / 'latency.json').read_text())
+  assert {e['method'] for e in found['entries']} == {'direct', 'rim', 'cot'}
+  assert 'first answer token ms' in capsys.readouterr().out

@@ -1,0 +1,185 @@
+"""The modes other than training: what they print, write and return."""
+
+import dataclasses
+import io
+import json
+import types
+
+import pytest
+
+from latent_reasoning import layout, loop, modes
+from latent_reasoning.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_config, make_run, tmp_path_factory):
+  """A run that was trained for two steps."""
+  config = tiny_config(**{
+      'model.layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
+      'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
+      'data.buckets.count': (3,),
+      'eval.valid_problems': 4, 'eval.test_problems': 6})
+  run = make_run(config, tmp_path_factory.mktemp('trained'))
+  loop.train(run)
+  return run
+
+
+@pytest.fixture
+def fresh(tiny_config, make_run, tmp_path):
+  return make_run(tiny_config(), tmp_path)
+
+
+class Said:
+  """An answerer that says what it is told."""
+
+  def __init__(self, config, texts, method='rim', fits=True):
+    self.config, self.said, self.room = config, texts, fits
+    self.method = layout.METHODS[method]
+
+  def row(self, question):
+    return types.SimpleNamespace(prefix=range(len(question)))
+
+  def fits(self, row):
+    return self.room
+
+  def texts(self, questions):
+    yield self.said
+
+
+def test_reply_block_by_block(tiny_config):
+  """RiM's reply shows each block, the headline last."""
+  said = Said(tiny_config(), ['1', '2', '3'])
+  assert modes.reply(said, '1+2').splitlines() == [
+      'block 1: 1', 'block 2: 2', 'block 3: 3', 'answer: 3']
+
+
+def test_reply_of_direct(tiny_config):
+  """One readout is one line."""
+  assert modes.reply(Said(tiny_config(), ['3'], 'direct'), '1+2') == 'answer: 3'
+
+
+def test_reply_of_a_chain_of_thought(tiny_config):
+  """The chain is shown, then the answer without its mark."""
+  said = Said(tiny_config(), ['1+2=3\n####3'], 'cot')
+  assert modes.reply(said, '1+2').splitlines() == ['1+2=3', '####3', 'answer: 3']
+
+
+@pytest.mark.parametrize('question', ['', '  \n'])
+def test_empty_question(tiny_config, question):
+  """An empty question is an input error that names the flag."""
+  with pytest.raises(InputError, match='--question'):
+    modes.reply(Said(tiny_config(), ['3']), question)
+
+
+def test_question_too_long(tiny_config):
+  """The error says how many positions there are and what to do."""
+  said = Said(tiny_config(), ['3'], fits=False)
+  with pytest.raises(InputError, match='takes 50 positions.*48. Ask a shorter'):
+    modes.reply(said, '1' * 50)
+
+
+def test_typed_questions(trained, monkeypatch, capsys):
+  """Questions are answered line by line; a bad one is told and the next one answered."""
+  typed = io.StringIO('\n1+2-3\n' + '1+' * 40 + '1\n4*5+6\n')
+  monkeypatch.setattr('sys.stdin', typed)
+  assert modes.generate(trained, None) == 0
+  out, err = capsys.readouterr()
+  assert out.count('answer: ') == 2 and 'question>' not in out
+  assert err.count('error: ') == 1 and 'Ask a shorter question' in err
+
+
+def test_one_question(trained, capsys):
+  """--question answers once, with a line a block and the answer."""
+  assert modes.generate(trained, '1+2-3') == 0
+  found = capsys.readouterr().out.splitlines()
+  names = [line.split(':')[0] for line in found]
+  assert names == ['block 1', 'block 2', 'block 3', 'answer']
+
+
+@pytest.mark.parametrize('mode', [modes.evaluate, lambda run: modes.generate(run, '1+1')])
+def test_no_checkpoint(fresh, mode):
+  """What needs a checkpoint says that there is none, and how to get one."""
+  with pytest.raises(InputError, match='no checkpoint in .*--mode=train'):
+    mode(fresh)
+
+
+def test_evaluate_writes_results_and_predictions(trained, capsys):
+  """results.json and predictions.jsonl agree with each other and with the data."""
+  assert modes.evaluate(trained) == 0
+  result = json.loads(trained.workdir.results.read_text())
+  lines = trained.workdir.predictions.read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert len(records) == result['n'] == 6
+  assert [r['question'] for r in records] == [trained.splits.test[i].question
+                                              for i in range(6)]
+  final = sum(r['correct'][-1] for r in records) / 6
+  assert result['accuracy']['final'] == final
+  assert len(result['accuracy']['per_block']) == result['blocks'] == 3
+  assert (result['step'], result['seed'], result['split']) == (2, 0, 'test')
+  assert result['environment']['jax'] and result['parameters'] > 0
+  out = capsys.readouterr().out
+  assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
+
+
+def test_evaluate_more_sets(trained, tmp_path, capsys):
+  """eval.sets are scored beside the test split, under the names of their files."""
+  more = tmp_path / 'hard.jsonl'
+  more.write_text('{"question": "1+2", "steps": [], "answer": "3"}\n' * 3)
+  config = dataclasses.replace(
+      trained.config, eval=dataclasses.replace(trained.config.eval, sets=(str(more),)))
+  assert modes.evaluate(dataclasses.replace(trained, config=config)) == 0
+  result = json.loads(trained.workdir.results.read_text())
+  other, = result['sets']
+  assert (other['dataset'], other['n']) == ('hard', 3)
+  records = [json.loads(line) for line in
+             trained.workdir.predictions.read_text().splitlines()]
+  assert [r['dataset'] for r in records] == ['arithmetic'] * 6 + ['hard'] * 3
+  assert 'rim on hard/test, 3 problems' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('ok', [True, False])
+def test_audit_status(trained, monkeypatch, capsys, ok):
+  """One failed check makes the status 1; the file holds every check either way."""
+  checks = [{'check': 'a', 'ok': True, 'found': 'fine'},
+            {'check': 'b', 'ok': ok, 'found': 'something'}]
+  monkeypatch.setattr(modes.audit_lib, 'run', lambda subject: checks)
+  assert modes.audit(trained) == (0 if ok else 1)
+  written = json.loads(trained.workdir.audit.read_text())
+  assert written['ok'] is ok and written['checks'] == checks
+  assert written['weights'] == 'checkpoint of step 2' and written['rows'] == 3
+  assert ('AUDIT FAILED' in capsys.readouterr().out) is not ok
+
+
+def test_audit_without_a_checkpoint(fresh, monkeypatch, capsys):
+  """Fresh weights can be audited, and it says so."""
+  monkeypatch.setattr(modes.audit_lib, 'run',
+                      lambda subject: [{'check': 'a', 'ok': True, 'found': ''}])
+  assert modes.audit(fresh) == 0
+  assert 'fresh weights' in capsys.readouterr().out
+
+
+def test_latency_is_written(trained, monkeypatch, capsys):
+  """The table is printed and everything measured is in latency.json."""
+  entry = {'method': 'rim', 'batch': 1, 'prefix_tokens': 15, 'tokens': 2, 'first_ms': 1.25,
+           'full_ms': 2.5, 'first_vs_direct': 1.0, 'full_vs_direct': 1.0,
+           'first_flops': 1e6, 'full_flops': 2e6}
+  measured = {'entries': [entry], 'trace_tokens': 20, 'answer_tokens': 2, 'repeats': 2,
+              'device': 'toy', 'dtype': 'float32'}
+  monkeypatch.setattr(modes.latency_lib, 'measure', lambda *args: dict(measured))
+  assert modes.latency(trained) == 0
+  written = json.loads(trained.workdir.latency.read_text())
+  assert written['entries'] == [entry] and written['environment']['jax']
+  out = capsys.readouterr().out
+  assert '1.250' in out and '20 tokens' in out
+
+
+def test_real_rows_are_drawn_by_seed(trained):
+  """The rows of audit and latency are training problems, the same each time."""
+  one, two = modes._real(trained, 5), modes._real(trained, 5)
+  assert one == two and len(one) == 5
+  assert len(modes._real(trained, 1000)) == len(trained.splits.train)
+  everything = layout.encode([trained.splits.train[i] for i in range(40)],
+                             trained.tokenizer)
+  assert all(e in everything for e in one)
+
+
