@@ -49,11 +49,14 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'for --mode=generate', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
+  file = config_argument(argv).partition(':')[0]
+  if file and not pathlib.Path(file).is_file():
+    raise InputError(f'--config={file} is not a file; expected a configuration such as '
+                     'configs/rim_arithmetic.py, and after a colon its variant')
   old, sys.argv = sys.argv, list(argv)  # config_flags looks for overrides there
   try:
     rest = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
-          SyntaxError, ImportError) as error:
+  except Exception as error:  # the config file is the user's code: anything may come
     raise InputError(_explain(error)) from None
   finally:
     sys.argv = old
@@ -63,9 +66,16 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _explain(error: Exception) -> str:
-  """The message of a flag error without its tail of repr and source lines."""
+  """One line about a flag error: `config_flags` quotes whole tracebacks and reprs."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-  return f'{text.strip()} (see --help)'
+  if close := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
+    return f"config key '{close[2]}' is unknown; did you mean '{close[1]}'? (see --help)"
+  if key := re.fullmatch(r"""["']*(\w+)["']*""", text):
+    return f"config key '{key[1]}' is unknown; the config file has them all (see --help)"
+  if 'Traceback (most recent call last)' in text:  # of the config file: keep its end
+    flag = text.partition('\n')[0].rstrip(': ')
+    text = f'{flag}: {text.strip().rpartition(chr(10))[2]}'
+  return f"{' '.join(text.split())} (see --help)"
 
 
 def default_workdir(config_flag: str, method: str) -> pathlib.Path:
@@ -126,9 +136,12 @@ def main(argv: Sequence[str]) -> int:
   """Runs one command; returns its exit status."""
   try:
     args = parse(argv)
-    if args.help or not config_argument(argv):
+    if args.help:
       print(__doc__)
-      return 0 if args.help else 2
+      return 0
+    if not config_argument(argv):
+      raise InputError('no configuration; give one with --config=FILE, for example '
+                       '--config=configs/rim_arithmetic.py (see --help)')
     return launch(args, config_argument(argv))
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)

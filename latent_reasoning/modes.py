@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from latent_reasoning import answers, data, layout, report, workdir
+from latent_reasoning import answers, layout, report, workdir
 from latent_reasoning import audit as audit_lib
 from latent_reasoning import latency as latency_lib
 from latent_reasoning.checkpoint import Restored
@@ -47,8 +47,7 @@ def evaluate(run: Run) -> int:
   test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
   result, records = _with_bar(answerer, test, config.data.name, 'test')
   sets = []
-  for path in config.eval.sets:
-    examples, loaded = data.load_set(path, config.data)
+  for path, (examples, loaded) in run.sets.items():
     other, more = _with_bar(answerer, examples, pathlib.Path(path).stem, 'test')
     sets.append({**other, 'data': loaded})
     records += more

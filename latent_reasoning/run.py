@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
@@ -37,6 +38,7 @@ class Run:
   tokenizer: tokenizers.Tokenizer
   batches: pipeline.Batches
   tx: optax.GradientTransformation
+  sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path
 
   @property
   def curriculum(self) -> curriculum.Curriculum:
@@ -82,7 +84,8 @@ def build(config: Config, workdir: Workdir) -> Run:
                              curriculum.build(config.optim, len(train)),
                              (jax.process_index(), jax.process_count()))
   return Run(config, workdir, dataclasses.replace(splits, train=train), tokenizer, batches,
-             optim.build(config.optim))
+             optim.build(config.optim),
+             {path: data.load_set(path, config.data) for path in config.eval.sets})
 
 
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:

@@ -68,7 +68,7 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
     grads = jax.tree.map(lambda g: g / sums['weight'], grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
-    metrics = {**sums, 'grad_norm': optax.global_norm(grads)}
+    metrics = {**sums, 'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(train_step, donate_argnums=0)
