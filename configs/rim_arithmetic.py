@@ -102,7 +102,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   optim.stage2 = stage2 = ml_collections.ConfigDict()
   stage2.steps = 1000
   stage2.epochs = 0.0
-  stage2.learning_rate = 3e-4  # 1e-3 forgets the chain within 200 steps
+  stage2.learning_rate = 1.5e-4  # 1e-3 forgets the chain within 200 steps
   stage2.schedule = 'cosine'
   stage2.warmup = 0.04
   stage2.dropout = 0.0

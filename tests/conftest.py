@@ -100,3 +100,12 @@ def random_params():
       return jax.numpy.asarray(rng.normal(mean, std, leaf.shape).astype(leaf.dtype))
     return jax.tree_util.tree_map_with_path(draw, shapes)
   return make
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """Compiles without most optimizations: of tiny models, compiling takes all the time."""
+  import jax
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

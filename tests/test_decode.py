@@ -12,6 +12,8 @@ from latent_reasoning import decode, layout, pipeline
 from latent_reasoning.layout import Row
 from latent_reasoning.models.gpt import GPT
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 VOCAB, TOKENS = 24, 5
 IDS = layout.Symbols(16, 17, 18, 19, 20, 21, (22,), (10,), (11,))
 QUESTIONS = [[1, 2, 3, 4], [5, 6], [9, 8, 7]]  # of different length: padded

@@ -10,6 +10,8 @@ from latent_reasoning import layout, objectives, pipeline
 from latent_reasoning.layout import Readout
 from latent_reasoning.models.gpt import GPT
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 VOCAB = 12
 ROWS = [
     # Two blocks' worth of prefix, readouts at 4 and 7, one with a start token.

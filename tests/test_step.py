@@ -13,6 +13,8 @@ from latent_reasoning import layout, objectives, optim, pipeline
 from latent_reasoning import step as step_lib
 from latent_reasoning.models.gpt import GPT
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 VOCAB, SIZE = 12, 8
 
 

@@ -10,6 +10,8 @@ import pytest
 from latent_reasoning import layout, masks, pipeline
 from latent_reasoning.models import attention
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 IDS = layout.Symbols(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
 SHAPE = (20, 3, 6)  # P, K, R that hold every method but chain of thought
 N, H = 2, 4

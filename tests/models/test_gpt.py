@@ -12,6 +12,8 @@ from latent_reasoning import layout, pipeline
 from latent_reasoning.models import gpt
 from latent_reasoning.models.gpt import GPT
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 VOCAB, LENGTH = 11, 6
 TEXT = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).tolist()
 
