@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from latent_reasoning import report
 from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
 from latent_reasoning.evaluate import evaluate
@@ -81,6 +82,7 @@ def train(run: Run) -> TrainState:
   metrics = Metrics(run.workdir, start)
   progress = Progress(curriculum.total, start, config.train.log_every)
   loop = _Loop(run, checkpoints, metrics, progress)
+  progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))
   progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
                f'files in {run.workdir.path}')

@@ -52,6 +52,19 @@ def results(found: dict[str, Any]) -> str:
           f'{note}, exact match\n\n{table([header, row])}\n\n{table(steps)}')
 
 
+def data(found: dict[str, Any]) -> str:
+  """The report of `data.load` in one line."""
+  notes = [f"{split} {count:,}" + (' carved from train' if split in found.get('carved', {})
+                                   else '') for split, count in found['counts'].items()]
+  notes += [f'{count} duplicates dropped ({pair})'
+            for pair, count in found.get('duplicates', {}).items() if count]
+  notes += [f"{source['skipped']} malformed lines skipped in {source['path']}"
+            for source in found.get('sources', {}).values() if source.get('skipped')]
+  if found.get('too_long'):
+    notes.append(f"{found['too_long']} of train too long, dropped")
+  return f"{found['name']}: {', '.join(notes)}"
+
+
 def latency(found: dict[str, Any]) -> str:
   """The table of --mode=latency."""
   rows = [['batch', 'method', 'prefix', 'tokens', 'first answer token ms', 'full answer ms',

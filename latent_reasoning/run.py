@@ -80,11 +80,13 @@ def build(config: Config, workdir: Workdir) -> Run:
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
   train = check(config, splits.train, tokenizer)
+  too_long = len(splits.train) - len(train)
+  splits = dataclasses.replace(splits, train=train,
+                               report={**splits.report, 'too_long': too_long})
   batches = pipeline.Batches(config, train, tokenizer,
                              curriculum.build(config.optim, len(train)),
                              (jax.process_index(), jax.process_count()))
-  return Run(config, workdir, dataclasses.replace(splits, train=train), tokenizer, batches,
-             optim.build(config.optim),
+  return Run(config, workdir, splits, tokenizer, batches, optim.build(config.optim),
              {path: data.load_set(path, config.data) for path in config.eval.sets})
 
 

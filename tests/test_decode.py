@@ -25,7 +25,7 @@ VARIANTS = {
         'model.positions': 'rotary', 'model.scan': True, 'model.tied': False,
         'rim.block_attention': 'bidirectional', 'rim.readout_sees_question': False},
     'cot': {'method': 'cot', 'model.scan': True},
-    'direct': {'method': 'direct', 'model.positions': 'rotary', 'model.layers': 1}}
+    'direct': {'method': 'direct', 'model.positions': 'rotary', 'model.tied': False}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ from latent_reasoning import evaluate, layout, step
 from latent_reasoning.data.example import Example
 from latent_reasoning.evaluate import summarize
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 class Said:
   """An answerer that says what it is told, a list of readouts a question."""

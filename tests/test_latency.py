@@ -6,6 +6,8 @@ import pytest
 
 from latent_reasoning import latency, layout
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def run(tiny_config, make_run, tmp_path_factory):

@@ -10,6 +10,7 @@ import pytest
 
 from latent_reasoning import allocator, audit, latency, main
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
 TINY = [
     '--config.model.layers=1', '--config.model.width=16', '--config.model.heads=2',

@@ -10,6 +10,8 @@ import pytest
 from latent_reasoning import layout, loop, modes
 from latent_reasoning.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def trained(tiny_config, make_run, tmp_path_factory):

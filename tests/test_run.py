@@ -10,6 +10,7 @@ from latent_reasoning import run as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.layers': 1, 'model.width': 8, 'model.heads': 1, 'model.hidden': 8}
 
 
