@@ -136,11 +136,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def _tiny(c: ml_collections.ConfigDict) -> None:
   """GSM8K itself on two cores: both stages of the same code, in minutes."""
   c.data.name = 'gsm8k'
+  c.data.buckets.update(prefix=(160, 384), readout=(32, 128), count=(3, 8))
   c.tokenizer.vocab_size = 1024
   c.tokenizer.pad_to = 8
-  c.model.update(layers=4, width=128, heads=4, hidden=512, max_positions=640,
+  c.model.update(layers=4, width=64, heads=4, hidden=256, max_positions=640,
                  dtype='float32', scan=False)
-  c.optim.batch_size = 32
+  c.optim.batch_size = 16
   c.optim.stage1.update(steps=300, epochs=0.0, learning_rate=2e-3)
   c.optim.stage2.update(steps=150, epochs=0.0, learning_rate=5e-4)
   c.train.update(log_every=20, eval_every=150, save_every=50)
