@@ -143,6 +143,6 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
                  dtype='float32', scan=False)
   c.optim.batch_size = 16
   c.optim.stage1.update(steps=300, epochs=0.0, learning_rate=2e-3)
-  c.optim.stage2.update(steps=150, epochs=0.0, learning_rate=5e-4)
+  c.optim.stage2.update(steps=300, epochs=0.0, learning_rate=1e-3)
   c.train.update(log_every=20, eval_every=150, save_every=50)
   c.eval.update(valid_problems=128, test_problems=256, max_tokens=64)
