@@ -16,6 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from latent_reasoning import loop, main, metrics, pipeline
+from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
@@ -40,6 +41,26 @@ def cache(quick_compilation, tmp_path_factory):
   for name, value in old.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def traced_once(cache):
+  """Runs of this process share their traced steps; processes of their own do not.
+
+  The optimizer is not part of the key: no test here changes more of it than the
+  learning rate, which is an argument of the step.
+  """
+  make, made = step_lib.make_train_step, {}
+
+  def shared(model, objective, tx, seed, accumulate):
+    key = (model, objective, seed, accumulate)
+    if key not in made:
+      made[key] = make(model, objective, tx, seed, accumulate)
+    return made[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, 'make_train_step', shared)
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from latent_reasoning import layout, loop, modes
+from latent_reasoning import run as run_lib
 from latent_reasoning.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -129,7 +130,7 @@ def test_evaluate_more_sets(trained, tmp_path, capsys):
   more.write_text('{"question": "1+2", "steps": [], "answer": "3"}\n' * 3)
   config = dataclasses.replace(
       trained.config, eval=dataclasses.replace(trained.config.eval, sets=(str(more),)))
-  assert modes.evaluate(dataclasses.replace(trained, config=config)) == 0
+  assert modes.evaluate(run_lib.build(config, trained.workdir)) == 0
   result = json.loads(trained.workdir.results.read_text())
   other, = result['sets']
   assert (other['dataset'], other['n']) == ('hard', 3)

@@ -185,6 +185,31 @@ def test_dropout(make, random_params):
   assert not np.allclose(drawn, calm) and not np.allclose(drawn, run(False, 1))
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_everything_drops_out(make, random_params, scan):
+  """At rate 1, embeddings and both branches of each layer are gone."""
+  model = make(dropout=1.0, scan=scan)
+  params = random_params(model, BATCH)
+  hidden, _ = jax.jit(lambda: model.apply(
+      {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask, deterministic=False,
+      rngs={'dropout': jax.random.key(0)}))()
+  bias = np.asarray(params['norm']['bias'])  # the norm of nothing
+  np.testing.assert_allclose(hidden, np.broadcast_to(bias, hidden.shape), atol=1e-6)
+
+
+def test_scanned_layers_drop_differently(make, random_params):
+  """Two layers that each add a 1, half of them dropped, leave 0, 2 and 4: not 0 and 4."""
+  model = make(dropout=0.5, scan=True)
+  params = jax.tree.map(jnp.zeros_like, random_params(model, BATCH))
+  params['blocks']['down']['bias'] += 1
+  params['norm']['scale'] += 1
+  hidden, _ = jax.jit(lambda: model.apply(
+      {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask, deterministic=False,
+      rngs={'dropout': jax.random.key(0)}))()
+  levels = [len(np.unique(np.round(x, 3))) for x in np.asarray(hidden).reshape(-1, 16)]
+  assert max(levels) == 3
+
+
 @pytest.mark.parametrize('positions', ['rotary', 'learned'])
 def test_positions(make, random_params, positions):
   """Rotary positions tell distances only; learned ones tell places. Both tell order."""
