@@ -7,7 +7,7 @@ from latent_reasoning.layout import ANSWER_MARK
 
 # A number as people write it: sign, currency, thousands' commas, decimals.
 _NUMBER = re.compile(
-    r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d+)?',
+    r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d{1,3}(?!\d))?',
     re.IGNORECASE)
 
 
@@ -31,7 +31,8 @@ def number(text: str) -> decimal.Decimal | None:
   before = text[:match.start()].rstrip()
   sign = inner or (outer if not (before and before[-1].isalnum()) else '')
   value = decimal.Decimal(digits.replace(',', '') + (exponent or ''))
-  return -value if sign in ('-', '\u2212') else value
+  # copy_negate, because unary minus rounds to the context's 28 digits.
+  return value.copy_negate() if sign in ('-', '\u2212') else value
 
 
 def same(predicted: str, reference: str) -> bool:
