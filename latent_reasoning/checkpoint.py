@@ -9,7 +9,7 @@ never deleted.
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -45,6 +45,22 @@ class Restored:
   meta: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best(checkpoint_managers.PreservationPolicy):
+  """Keeps the best by accuracy. Orbax's own forgets it when a run starts again."""
+  accuracy: dict[int, float]  # by step
+
+  def should_preserve(self, checkpoints, *, context):
+    best = _best(self.accuracy, [c.step for c in checkpoints])
+    return [c.step == best for c in checkpoints]
+
+
+def _best(accuracy: dict[int, float], steps: Iterable[int]) -> int | None:
+  """The step of the best accuracy, the latest of equals."""
+  scored = [(accuracy[step], step) for step in steps if step in accuracy]
+  return max(scored)[1] if scored else None
+
+
 class Checkpoints:
   """The checkpoints of one run, one writer at a time.
 
@@ -57,14 +73,17 @@ class Checkpoints:
   def __init__(self, path: pathlib.Path, keep: int = 3,
                warn: Callable[[str], None] = logging.warning):
     self.path, self.warn = path, warn
+    self._accuracy: dict[int, float] = {}
     policies = checkpoint_managers
     self._manager = ocp.CheckpointManager(
         path, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([
-                policies.LatestN(keep),
-                policies.BestN(get_metric_fn=lambda m: m['accuracy'], n=1,
-                               keep_checkpoints_without_metrics=False)]),
+                policies.LatestN(keep), _Best(self._accuracy)]),
             enable_async_checkpointing=True))
+    for step in self.steps():
+      meta = self._meta(step)
+      if meta and meta.get('accuracy') is not None:
+        self._accuracy[step] = meta['accuracy']
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, newest first."""
@@ -82,10 +101,10 @@ class Checkpoints:
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
             'arrays': describe(jax.device_get(tree))}
-    self._manager.save(
-        step, force=True, metrics=None if accuracy is None else {'accuracy': accuracy},
-        args=ocp.args.Composite(state=ocp.args.StandardSave(tree),
-                                meta=ocp.args.JsonSave(meta)))
+    if accuracy is not None:
+      self._accuracy[step] = accuracy
+    self._manager.save(step, force=True, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
   def wait(self) -> None:
     """Blocks until the last save is on disk."""
@@ -93,9 +112,7 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The step of the best validation accuracy, the latest of equals."""
-    scored = [(meta['accuracy'], step) for step in self.steps()
-              if (meta := self._meta(step)) and meta.get('accuracy') is not None]
-    return max(scored)[1] if scored else None
+    return _best(self._accuracy, self.steps())
 
   def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
     """Restores a step, or the newest sound one.
@@ -117,7 +134,8 @@ class Checkpoints:
       if found:
         return found
       if step is not None:
-        break
+        raise InputError(f'checkpoint {step} of {self.path} is unsound ({reason}); take '
+                         'the newest sound one with --config.eval.checkpoint=last')
       aside = self._set_aside(candidate)
       self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); it was '
                 f'moved to {aside} and the one before it is used')

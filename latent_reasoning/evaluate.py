@@ -134,7 +134,7 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
   block, an upper bound. A question too long for the model counts as wrong.
   """
   n = len(records)
-  count = max(len(r['correct']) for r in records)
+  count = max(1, *(len(r['correct']) for r in records))  # 1: no question may have fitted
   padded = [r['correct'] or [False] * count for r in records]
   hits = {'final': sum(c[-1] for c in padded), 'any': sum(any(c) for c in padded)}
   if config.eval.samples:

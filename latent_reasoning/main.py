@@ -18,7 +18,7 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes. --helpfull lists every flag.
+results.json. Starting again in it resumes. The config file has every key.
 
 Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
 command or its input, 128 + n stopped by signal n, saved.

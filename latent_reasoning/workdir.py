@@ -45,6 +45,8 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Wo
       write_json(workdir.config, dataclasses.asdict(config))
       return workdir
     old = json.loads(workdir.config.read_text())
+    if not isinstance(old, dict):
+      raise ValueError(f'found {type(old).__name__}, expected an object')
   except OSError as error:
     raise InputError(f'cannot use {workdir.path} as a workdir: {error}; give a folder '
                      'that can be written with --workdir=DIR') from None
