@@ -53,6 +53,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   if file and not pathlib.Path(file).is_file():
     raise InputError(f'--config={file} is not a file; expected a configuration such as '
                      'configs/rim_arithmetic.py, and after a colon its variant')
+  sys.modules.pop('config_config', None)  # or a second file reuses the first one
   old, sys.argv = sys.argv, list(argv)  # config_flags looks for overrides there
   try:
     rest = values(argv)
@@ -149,6 +150,10 @@ def main(argv: Sequence[str]) -> int:
   except TrainingError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print('stopped without saving; the same command goes on from the newest checkpoint',
+          file=sys.stderr)
+    return 130
 
 
 def launch(args: flags.FlagValues, config_flag: str) -> int:
