@@ -1,4 +1,4 @@
-"""RiM on GSM8K: the paper's recipe at GPT-2's size (arXiv 2605.30343, section 4).
+"""RiM on GSM8K: the paper's recipe at GPT-2's size (arXiv 2605.30343).
 
   python -m latent_reasoning.main --config=configs/rim_gsm8k.py \\
       --config.data.dir=GSM8K_AUG_DIRECTORY
@@ -6,7 +6,7 @@
 Variants: `tiny` runs the same code on the 7,473 problems of GSM8K itself, on a
 laptop. From scratch; learning rates, dropout and the vocabulary are ours, the
 paper does not publish them. `tiny` shows the path, not a result: 2% of 256 test
-problems after 8 minutes on two busy cores (AMD EPYC, jax 0.10.2, 2026-11-21, seed 0);
+problems after 10 minutes on one busy core (AMD EPYC, jax 0.10.2, 2026-11-21, seed 0);
 loss 4.14 to 1.80 in stage 1, 1.95 to 1.59 in stage 2.
 """
 
