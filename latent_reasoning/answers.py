@@ -9,6 +9,7 @@ from latent_reasoning.layout import ANSWER_MARK
 _NUMBER = re.compile(
     r'([-+\u2212]?)\s*[$€£]?\s*([-+\u2212]?)(\d[\d,]*(?:\.\d+)?|\.\d+)(e[-+]?\d{1,3}(?!\d))?',
     re.IGNORECASE)
+_OPERATOR = re.compile(r'[-+*/=^<>\u2212]')
 
 
 def extract(text: str) -> str:
@@ -28,11 +29,16 @@ def number(text: str) -> decimal.Decimal | None:
     return None
   match = matches[-1]
   outer, inner, digits, exponent = match.groups()
-  before = text[:match.start()].rstrip()
-  sign = inner or (outer if not (before and before[-1].isalnum()) else '')
+  sign = inner or ('' if _subtracts(text, match) else outer)
   value = decimal.Decimal(digits.replace(',', '') + (exponent or ''))
   # copy_negate, because unary minus rounds to the context's 28 digits.
   return value.copy_negate() if sign in ('-', '\u2212') else value
+
+
+def _subtracts(text: str, match: re.Match) -> bool:
+  """Whether the sign before a number joins it to what stands on its left."""
+  before = text[:match.start()].rstrip()
+  return bool(match[1] and before and before[-1].isalnum())
 
 
 def same(predicted: str, reference: str) -> bool:
@@ -49,10 +55,14 @@ def same(predicted: str, reference: str) -> bool:
 def is_numeric(reference: str) -> bool:
   """Whether an answer is one number with at most a unit of one word around it."""
   text = extract(reference)
-  found = _NUMBER.findall(text)
+  found = list(_NUMBER.finditer(text))
   rest = _NUMBER.sub(' ', text)
-  return len(found) == 1 and len(re.findall(r'[^\W\d_]+', rest)) <= 1
+  if len(found) != 1 or len(re.findall(r'[^\W\d_]+', rest)) > 1:
+    return False
+  return not _OPERATOR.search(rest) and not _subtracts(text, found[0])
 
 
 def _plain(text: str) -> str:
-  return ' '.join(re.sub(r'[^\w\s]', ' ', text.lower()).split())
+  """Words and operators; a hyphen between letters is none. All of it, if that is nothing."""
+  kept = re.sub(r'(?<=[^\W\d])-(?=[^\W\d])|[^\w\s+*/=^<>\u2212-]', ' ', text.lower())
+  return ' '.join(kept.split()) or text.strip()

@@ -6,6 +6,7 @@ a mistake in those shows up as a difference.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,9 +160,10 @@ def direct_sight(subject: Subject, rows):
   """In a model of one layer, the gradient is the mask: nonzero exactly where legal."""
   config = dataclasses.replace(subject.config.model, layers=1)
   model = subject.model.clone(config=config)
-  batch = _single(rows, 0)
-  params = model.init(step_lib.key(1, step_lib.AUDIT), batch.tokens, batch.positions,
-                      batch.mask)['params']
+  # Shapes of parameters do not depend on the row's length: two tokens compile fast.
+  two = pipeline.collate([layout.plain(rows[0].prefix[:2], ())], 2, 0, 0)
+  params = jax.jit(model.init)(step_lib.key(1, step_lib.AUDIT), two.tokens, two.positions,
+                               two.mask)['params']
   return _compare(subject, rows, model, params,
                   lambda influence, may: (influence > 0) != may)
 
@@ -188,6 +190,13 @@ def _log_probabilities(model, params, batch: Batch):
 
 
 _log_probabilities = jax.jit(_log_probabilities, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_log_probabilities(model, params, batch: Batch):
+  """Log-probabilities at every position, [B, L, V]."""
+  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
 
 
 def _by_readout(subject: Subject, batch: Batch, rows, model=None) -> list[np.ndarray]:
@@ -233,14 +242,11 @@ def separate(subject: Subject, rows):
     return _agree(subject, packed, _by_readout(subject, batch, own))
   length = max(len(row.prefix) for row, _ in alone)
   batch = pipeline.collate([row for row, _ in alone], length, 0, 0)
-  hidden, _ = subject.model.apply({'params': subject.params}, batch.tokens,
-                                  batch.positions, batch.mask)
-  logits = jax.nn.log_softmax(
-      subject.model.apply({'params': subject.params}, hidden, method='head'))
+  logits = np.asarray(_all_log_probabilities(subject.model, subject.params, batch))
   found = []
   for b, (row, out) in enumerate(alone):
     at = np.arange(len(row.prefix) - len(out.out), len(row.prefix))
-    found.append(np.asarray(logits[b, at, np.array(out.out)]))
+    found.append(logits[b, at, np.array(out.out)])
   return _agree(subject, packed, found)
 
 
@@ -266,19 +272,23 @@ def batching(subject: Subject, rows):
   return _agree(subject, together, alone)
 
 
+_prefill = jax.jit(decode.prefill, static_argnums=(0, 4))
+_decode_step = jax.jit(decode.decode_step, static_argnums=0)
+
+
 def caching(subject: Subject):
   """Greedy decoding of the prompts, against a full forward pass over what it said."""
   rows, tokens = subject.prompts(), min(8, subject.config.eval.max_tokens)
   batch = prompt_batch(rows, subject.config, subject.symbols.pad)
   head = decode.head_kernel(subject.model, subject.params)
-  logits, cache = decode.prefill(subject.model, subject.params, head, batch, tokens)
+  logits, cache = _prefill(subject.model, subject.params, head, batch, tokens)
   said, spoken = [], []
   for step in range(tokens):
     said.append(np.asarray(logits.argmax(-1)))
     spoken.append(np.asarray(jax.nn.log_softmax(logits)))
     if step + 1 < tokens:
-      logits, cache = decode.decode_step(subject.model, subject.params, head, batch, cache,
-                                         jnp.asarray(said[-1]), step)
+      logits, cache = _decode_step(subject.model, subject.params, head, batch, cache,
+                                   jnp.asarray(said[-1]), step)
   said, spoken = np.stack(said, -1), np.stack(spoken, -2)  # [B, K, T], [B, K, T, V]
   full = [dataclasses.replace(row, readouts=[
       dataclasses.replace(out, out=said[b, k].tolist()) for k, out in enumerate(row.readouts)])

@@ -8,6 +8,7 @@ never deleted.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,14 +27,17 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
 
 
+def _hash(data) -> str:
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
   """Returns {path: 'dtype[shape] hash'} of every array."""
   described = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     text = f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
     if hashed:
-      digest = hashlib.blake2b(np.ascontiguousarray(leaf), digest_size=16).hexdigest()
-      text = f'{text} {digest}'
+      text = f'{text} {_hash(np.ascontiguousarray(leaf))}'
     described[jax.tree_util.keystr(path)] = text
   return described
 
@@ -101,6 +105,7 @@ class Checkpoints:
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
             'arrays': describe(jax.device_get(tree))}
+    meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
     if accuracy is not None:
       self._accuracy[step] = accuracy
     self._manager.save(step, force=True, args=ocp.args.Composite(
@@ -147,7 +152,7 @@ class Checkpoints:
   def _try(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
     meta = self._meta(step)
     if not meta:
-      return None, 'its metadata cannot be read'
+      return None, 'its metadata cannot be read, or its hash differs'
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
     expected = describe(abstract, hashed=False)
     saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
@@ -171,10 +176,13 @@ class Checkpoints:
 
   def _meta(self, step: int) -> dict[str, Any] | None:
     try:
-      return self._manager.restore(
+      meta = self._manager.restore(
           step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+      written = meta.pop('hash')
     except Exception:  # noqa: BLE001 as above
       return None
+    sound = written == _hash(json.dumps(meta, sort_keys=True).encode())
+    return meta if sound else None
 
   def _set_aside(self, step: int) -> pathlib.Path:
     aside = self.path.parent / 'unsound' / str(step)
@@ -184,6 +192,7 @@ class Checkpoints:
       number += 1
       aside = aside.with_name(f'{step}.{number}')
     (self.path / str(step)).rename(aside)
+    self._accuracy.pop(step, None)
     self._manager.reload()
     return aside
 

@@ -7,6 +7,7 @@ never here, so a missing key is as much an error as an unknown one.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -202,8 +203,8 @@ def from_dict(config: ml_collections.ConfigDict) -> Config:
     if (value := get(frozen, key)) < 1:
       raise InputError(f'config.{key} is {value!r}; expected at least 1')
   for key, value in flatten(frozen).items():
-    if isinstance(value, (int, float)) and value < 0:
-      raise InputError(f'config.{key} is {value!r}; expected no negative number')
+    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+      raise InputError(f'config.{key} is {value!r}; expected a finite number of at least 0')
   _check(frozen)
   return frozen
 

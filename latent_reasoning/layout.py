@@ -205,7 +205,8 @@ def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
     last = len(texts)
     for t, text in enumerate(texts, 1):
       weight = anneal(rim.schedule, t, last, rim.max_steps, progress)
-      if weight and text is not example.answer:
+      is_answer = t == last and (rim.readout_offset or not example.steps)
+      if weight and not is_answer:
         readouts.append(Readout(len(x), [*text, ids.end], weight, start=ids.steps[t - 1]))
   return plain(x, [*readouts, Readout(len(x), [*example.answer, ids.end])])
 

@@ -216,6 +216,9 @@ def check(config: Config, rows: Sequence[layout.Row], steps: int) -> None:
     raise InputError(f'a problem has {steps} steps, more than config.rim.max_steps '
                      f"{config.rim.max_steps}; raise it, or set config.data.too_long='drop'")
   for row in rows:
+    if any(out.start is None and out.until < 2 for out in row.readouts):
+      raise InputError('a question is one token long, but position 0 never predicts; '
+                       'expected at least two tokens')
     p, k, r = sizes([row])
     buckets = config.data.buckets
     fit(p, buckets.prefix, 'prefix')

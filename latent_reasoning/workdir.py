@@ -54,13 +54,17 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Wo
     raise InputError(f'{workdir.config} is not valid JSON ({error}); restore it, or give '
                      'another --workdir=DIR') from None
   new = json.loads(json.dumps(dataclasses.asdict(config)))
-  changed = config_lib.difference(old, new, () if training else FREE)
+  # What only looks at a run binds nothing that training may still choose.
+  trains_on = training and workdir.metrics.exists()
+  changed = config_lib.difference(old, new, () if trains_on else FREE)
   if changed:
     listed = '\n  '.join(changed)
     raise InputError(
         f'{workdir.path} holds a run of another configuration; these keys differ '
         f'(there -> here):\n  {listed}\nGive the keys as they were, or another '
         '--workdir=DIR')
+  if training and old != new:
+    write_json(workdir.config, dataclasses.asdict(config))
   return workdir
 
 

@@ -41,7 +41,7 @@ SAME = [  # predicted, reference
     ('Sally is a sterpus.', 'Sally is a sterpus'),
     ('sally is a STERPUS', 'Sally is a sterpus.'),
     ('Sally  is\na sterpus!', 'Sally is a sterpus.'), ('#### True', 'true'),
-    ('yes', 'Yes.'),
+    ('yes', 'Yes.'), ('well known', 'Well-known!'), ('X - 1', 'x - 1'), ('x*y', 'x*y.'),
     ('the answer is 12', '12'), ('12345678901234567890123', '12345678901234567890123.0')]
 
 
@@ -58,6 +58,7 @@ DIFFERENT = [
     ('5-3', '5'), ('5-3', '-3'), ('0.5', '50%'), ('1e3', '1'), ('1e3', '3'), ('1', '1e3'),
     ('Sally is a yumpus.', 'Sally is a sterpus.'), ('', 'Sally is a sterpus.'),
     ('Sally is not a sterpus.', 'Sally is a sterpus.'), ('no', 'yes'), ('yes no', 'yes'),
+    ('x+1', 'x-1'), ('x-1', 'x+1'), ('a*b', 'a+b'), ('1', 'x-1'), ('?', '!'), ('x', '3*x'),
     ('12345678901234567890124', '12345678901234567890123'),
     ('-12345678901234567890123456789012345', '-12345678901234567890123456789012346'),
     ('0.1000000000000000055511151231257827', '0.1')]
@@ -90,7 +91,7 @@ def test_any_text_can_be_compared(text):
 
 NUMERIC = {'72': True, '$1,234.50': True, '-3': True, '72 dollars': True, '50%': True,
            '#### 72': True, 'Sally is a sterpus.': False, '': False, '3 of 4': False,
-           'twelve': False, 'room 12 upstairs': False}
+           'x-1': False, 'x+1': False, '3*x': False, '=3': False, 'twelve': False, 'room 12 upstairs': False}
 
 
 @pytest.mark.parametrize('text, numeric', NUMERIC.items())

@@ -130,6 +130,19 @@ def test_best_survives_starting_again(make):
   assert again.best() == 1 and again.steps() == [4, 1]
 
 
+def test_best_is_never_one_set_aside(make, folder):
+  """An unsound checkpoint loses its claim, also when its step is saved again."""
+  checkpoints = make()
+  for step, accuracy in [(1, 0.1), (2, 0.9)]:
+    checkpoints.save(state(step), accuracy)
+  checkpoints.wait()
+  flip_bit(folder, 2)
+  assert checkpoints.restore(like()).step == 1
+  checkpoints.save(state(2))
+  checkpoints.wait()
+  assert checkpoints.best() == 1
+
+
 def test_save_is_asynchronous_and_takes_a_copy(make):
   """What training does to its donated arrays afterwards does not reach the file."""
   checkpoints = make()
@@ -185,6 +198,13 @@ def cut_metadata(folder, step):
   file.write_text(file.read_text()[:40])
 
 
+def change_metadata(folder, step):
+  """Still JSON, but another step is the best one."""
+  file = folder / str(step) / 'meta' / 'metadata'
+  meta = json.loads(file.read_text())
+  file.write_text(json.dumps({**meta, 'accuracy': 1.0}))
+
+
 def remove_state(folder, step):
   shutil.rmtree(folder / str(step) / 'state')
 
@@ -196,7 +216,7 @@ def swap_arrays(folder, step):
 
 
 DAMAGE = [flip_bit, truncate, remove_arrays, empty, remove_metadata, cut_metadata,
-          remove_state, swap_arrays]
+          change_metadata, remove_state, swap_arrays]
 
 
 @pytest.mark.parametrize('damage', DAMAGE)

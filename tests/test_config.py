@@ -119,6 +119,18 @@ def test_positive(raw, key):
     check(raw)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_no_number_that_is_none(raw, value):
+  """NaN and infinity are refused wherever a float stands."""
+  for key, old in flatten(raw).items():
+    if type(old) is float:
+      put(raw, key, value)
+      with pytest.raises(InputError, match=f'config.{key} is {value}'):
+        check(raw)
+      put(raw, key, old)
+  check(raw)
+
+
 def test_no_negative_numbers(raw):
   """No number in the configuration may be negative."""
   for key, value in flatten(raw).items():

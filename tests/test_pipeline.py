@@ -278,6 +278,16 @@ def test_too_long_in_either_stage(tiny_config, tokenizer, changes):
     pipeline.usable(config, problems, tokenizer)
 
 
+def test_one_token_question(tiny_config, tokenizer):
+  """Position 0 never predicts, so nothing may hang off a single token."""
+  encoded = layout.Encoded([1], [], [2])
+  ids = layout.symbols(tokenizer)
+  config = tiny_config(method='direct')
+  with pytest.raises(InputError, match='one token long'):
+    pipeline.check(config, [layout.direct(encoded, 1, 0.0, config.rim, ids)], 0)
+  pipeline.check(config, [layout.rim(encoded, 1, 0.0, config.rim, ids)], 0)
+
+
 def test_too_many_steps(tiny_config, tokenizer):
   """More steps than rim.max_steps cannot be laid out, in any method."""
   problem = Example('000', ('1',) * 4, '1')

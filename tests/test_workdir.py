@@ -64,11 +64,21 @@ def test_another_configuration_is_refused(tiny_config, tmp_path):
     ('data.test', 'a.jsonl'), ('model.attention', 'packed')])
 def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   """Such keys may differ in evaluation, where nothing is trained, and not in training."""
-  open_workdir(tmp_path, tiny_config(), True)
+  open_workdir(tmp_path, tiny_config(), True).metrics.write_text('')
   other = tiny_config(**{key: value})
   open_workdir(tmp_path, other, False)
   with pytest.raises(InputError, match=f'config.{key}'):
     open_workdir(tmp_path, other, True)
+
+
+def test_looking_first_binds_no_free_key(tiny_config, tmp_path):
+  """An audit or a question in a new folder leaves evaluation keys open to training."""
+  open_workdir(tmp_path, tiny_config(), False)
+  other = tiny_config(**{'eval.blocks': 2})
+  made = open_workdir(tmp_path, other, True)
+  assert json.loads(made.config.read_text())['eval']['blocks'] == 2
+  with pytest.raises(InputError, match='config.seed'):
+    open_workdir(tmp_path, tiny_config(seed=9), True)
 
 
 @pytest.mark.parametrize('key, value', [
