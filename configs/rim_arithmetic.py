@@ -87,6 +87,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.optim = optim = ml_collections.ConfigDict()
   optim.batch_size = 128
   optim.accumulate = 1  # microbatches of a step
+  optim.name = 'muon'  # adamw | muon, for the matrices inside the layers
+  optim.muon_scale = 2.0  # their learning rate under muon, as a multiple of the stage's
   optim.beta1 = 0.9
   optim.beta2 = 0.99
   optim.epsilon = 1e-8

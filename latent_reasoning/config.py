@@ -110,6 +110,8 @@ class StageConfig:
 class OptimConfig:
   batch_size: int  # problems in a step, over all processes
   accumulate: int  # microbatches a step is cut into
+  name: str  # 'adamw' | 'muon', for the matrices inside the layers
+  muon_scale: float  # their learning rate under muon, as a multiple of the stage's
   beta1: float
   beta2: float
   epsilon: float
@@ -171,6 +173,7 @@ CHOICES = {
     'rim.readout_offset': (0, 1),
     'rim.schedule': ('uniform', 'linear', 'relative'),
     'rim.block_attention': ('causal', 'bidirectional'),
+    'optim.name': ('adamw', 'muon'),
     'optim.stage1.schedule': ('constant', 'cosine'),
     'optim.stage2.schedule': ('constant', 'cosine'),
     'eval.checkpoint': ('best', 'last'),

@@ -7,7 +7,12 @@ import pathlib
 import pytest
 
 from latent_reasoning.config import (
-    ArithmeticConfig, BucketConfig, Config, DataConfig, from_dict)
+  ArithmeticConfig,
+  BucketConfig,
+  Config,
+  DataConfig,
+  from_dict,
+)
 
 
 @pytest.fixture
@@ -46,8 +51,9 @@ TINY = {
     'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'rim.pause_tokens': 3,
     'rim.readout_offset': 1, 'rim.schedule': 'uniform', 'rim.block_attention': 'causal',
     'rim.readout_sees_question': True,
-    'optim.batch_size': 8, 'optim.accumulate': 1, 'optim.stage1.steps': 8,
-    'optim.stage2.steps': 6, 'optim.stage1.dropout': 0.0, 'optim.stage2.dropout': 0.0,
+    'optim.name': 'adamw', 'optim.batch_size': 8, 'optim.accumulate': 1,
+    'optim.stage1.steps': 8, 'optim.stage2.steps': 6,
+    'optim.stage1.dropout': 0.0, 'optim.stage2.dropout': 0.0,
     'train.log_every': 2, 'train.eval_every': 4, 'train.save_every': 4,
     'train.compilation_cache': '',
     'eval.batch_size': 4, 'eval.valid_problems': 8, 'eval.max_tokens': 6,

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from latent_reasoning import layout, optim, pipeline
@@ -78,3 +79,43 @@ def test_what_decays(tiny_config, scan, tied):
   blocks = ['blocks'] if scan else ['block_0', 'block_1']
   expected = {f'{b}/{name}/kernel' for b in blocks for name in ('qkv', 'out', 'up', 'down')}
   assert decays == expected | (set() if tied else {'head'})
+
+
+def muon_updates(config, params, grads):
+  """The update of one step under muon."""
+  tx = optim.build(dataclasses.replace(config, name='muon', clip=0.0, weight_decay=0.0))
+  return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_muon_makes_matrices_orthogonal(tiny_config):
+  """Kernels move against the gradient, nearly orthogonal; the rest as in NAdam."""
+  config = tiny_config().optim
+  draw = np.random.default_rng(0).normal
+  params = {'qkv': {'kernel': draw(size=(8, 16)), 'bias': draw(size=16)},
+            'head': draw(size=(8, 5)), 'embedding': draw(size=(5, 8))}
+  params, grads = (jax.tree.map(lambda a: draw(size=a.shape).astype(np.float32), params)
+                   for _ in range(2))
+  found = muon_updates(config, params, grads)
+  kernel = np.asarray(found['qkv']['kernel'])
+  # Newton and Schulz's iteration leaves singular values between about 0.7 and 1.2,
+  # and wide matrices are scaled by sqrt(outputs / inputs).
+  size = np.linalg.svd(kernel, compute_uv=False) / (config.muon_scale * 2**0.5)
+  assert size.min() > 0.5 and size.max() < 1.3
+  assert np.sum(kernel * grads['qkv']['kernel']) < 0
+  tx = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, nesterov=True)
+  adam = jax.tree.map(np.negative, tx.update(grads, tx.init(params), params)[0])
+  for path in (('qkv', 'bias'), ('head',), ('embedding',)):
+    a, b = found, adam
+    for key in path:
+      a, b = a[key], b[key]
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_muon_of_scanned_layers(tiny_config):
+  """Stacked kernels are made orthogonal layer by layer."""
+  config, rng = tiny_config().optim, np.random.default_rng(1)
+  layers = [{'kernel': rng.normal(size=(6, 10)).astype(np.float32)} for _ in range(3)]
+  stacked = {'kernel': np.stack([a['kernel'] for a in layers])}
+  together = muon_updates(config, stacked, stacked)['kernel']
+  for one, found in zip(layers, together, strict=True):
+    np.testing.assert_allclose(muon_updates(config, one, one)['kernel'], found, atol=1e-4)
