@@ -84,11 +84,25 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   rim.readout_sees_question = True
   rim.pause_tokens = 4 * steps  # of method pause: as many as RiM's block tokens
 
+  c.imm = imm = ml_collections.ConfigDict()
+  imm.write = ''  # '' | prefix_mean | ring | gated | delta | sequence_mean (not causal)
+  imm.slots = 0  # 0: round(sqrt(width))
+  imm.rank = 0  # of f_write, f_query and g; 0: full
+  imm.layers = ()  # which have a bank, from 0; (): all
+  imm.shared = False  # one bank: the first of them writes, all read
+  imm.rounds = 1  # writes and reads of a token in a layer
+  imm.every = 1  # only each n-th token writes
+  imm.place = 'after'  # after | before attention and MLP
+  imm.off = ()  # mechanisms off: write, query, read, norm
+  imm.out_scale = 1.0  # of g's initial matrix
+  imm.gate_bias = 0.0  # initial
+  imm.implementation = 'chunked'  # chunked | naive (the slow oracle)
+  imm.chunk = 16  # tokens in a chunk
+
   c.optim = optim = ml_collections.ConfigDict()
-  optim.batch_size = 128
+  optim.batch_size = 64
   optim.accumulate = 1  # microbatches of a step
-  optim.name = 'muon'  # adamw | muon, for the matrices inside the layers
-  optim.muon_scale = 2.0  # their learning rate under muon, as a multiple of the stage's
+  optim.muon_scale = 2.0  # learning rate of matrices under muon, as a multiple of the stage's
   optim.beta1 = 0.9
   optim.beta2 = 0.99
   optim.epsilon = 1e-8
@@ -96,21 +110,23 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   optim.clip = 1.0  # global gradient norm; 0: off
 
   optim.stage1 = stage1 = ml_collections.ConfigDict()
-  stage1.steps = 2800  # 0: count epochs
+  stage1.steps = 1800  # 0: count epochs
   stage1.epochs = 0.0
   stage1.learning_rate = 3e-3
   stage1.schedule = 'cosine'  # constant | cosine
   stage1.warmup = 0.04  # share of the stage
   stage1.dropout = 0.0
+  stage1.optimizer = 'muon'  # adamw | muon, for the matrices inside the layers
   stage1.reset_optimizer = True  # no effect in stage 1
 
   optim.stage2 = stage2 = ml_collections.ConfigDict()
-  stage2.steps = 1000
+  stage2.steps = 500
   stage2.epochs = 0.0
   stage2.learning_rate = 1.5e-4  # 1e-3 forgets the chain within 200 steps
   stage2.schedule = 'cosine'
   stage2.warmup = 0.04
   stage2.dropout = 0.0
+  stage2.optimizer = 'adamw'  # muon stays below it here
   stage2.reset_optimizer = True
 
   c.train = train = ml_collections.ConfigDict()

@@ -119,11 +119,13 @@ class Checkpoints:
     """The step of the best validation accuracy, the latest of equals."""
     return _best(self._accuracy, self.steps())
 
-  def restore(self, like: TrainState, step: int | None = None) -> Restored | None:
+  def restore(self, like: TrainState | Callable[[int], TrainState],
+              step: int | None = None) -> Restored | None:
     """Restores a step, or the newest sound one.
 
     Args:
-      like: a state, or its `jax.eval_shape`, of the configured model.
+      like: a state, or its `jax.eval_shape`, of the configured model; or a function
+        of the step that returns it, where stages differ in their optimizer.
       step: exactly this one; None: the newest, falling back to older ones.
 
     Returns:
@@ -135,7 +137,8 @@ class Checkpoints:
     """
     steps = self.steps() if step is None else [step]
     for candidate in steps:
-      found, reason = self._try(like, candidate)
+      own = like(candidate) if callable(like) else like
+      found, reason = self._try(own, candidate)
       if found:
         return found
       if step is not None:

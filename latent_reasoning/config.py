@@ -95,6 +95,24 @@ class RimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImmConfig:
+  """A memory bank inside the layers; IMM, arXiv 2502.21030 (models.memory)."""
+  write: str  # a policy of models.memory; '': no memory
+  slots: int  # N; 0: round(sqrt(width))
+  rank: int  # R of f_write, f_query and g, and width of the bank; 0: full
+  layers: tuple[int, ...]  # which layers have it, from 0; (): all
+  shared: bool  # one bank: the first of them writes, all read
+  rounds: int  # writes and reads of a token in a layer, a bank each
+  every: int  # only each n-th token writes
+  place: str  # 'after' | 'before' attention and MLP
+  off: tuple[str, ...]  # mechanisms off: 'write', 'query', 'read', 'norm'
+  out_scale: float  # of g's initial matrix; 0: changes nothing at step 0 but the norm
+  gate_bias: float  # initial; sigmoid(gate_bias) of an addressed slot is overwritten
+  implementation: str  # 'chunked' (fast) | 'naive' (token by token, the oracle)
+  chunk: int  # tokens in a chunk; above 16, float32 overflows where gates saturate
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
   """One stage of the curriculum."""
   steps: int  # training steps; 0: count epochs instead
@@ -103,6 +121,7 @@ class StageConfig:
   schedule: str  # 'constant' | 'cosine', after the warm-up
   warmup: float  # share of the stage's steps spent in linear warm-up
   dropout: float
+  optimizer: str  # 'adamw' | 'muon', for the matrices inside the layers
   reset_optimizer: bool  # start the stage with a fresh optimizer state
 
 
@@ -110,8 +129,7 @@ class StageConfig:
 class OptimConfig:
   batch_size: int  # problems in a step, over all processes
   accumulate: int  # microbatches a step is cut into
-  name: str  # 'adamw' | 'muon', for the matrices inside the layers
-  muon_scale: float  # their learning rate under muon, as a multiple of the stage's
+  muon_scale: float  # learning rate of matrices under muon, as a multiple of the stage's
   beta1: float
   beta2: float
   epsilon: float
@@ -155,10 +173,19 @@ class Config:
   tokenizer: TokenizerConfig
   model: ModelConfig
   rim: RimConfig
+  imm: ImmConfig
   optim: OptimConfig
   train: TrainConfig
   eval: EvalConfig
 
+  @property
+  def causal(self) -> bool:
+    """Whether nothing reads the future."""
+    return self.imm.write not in NOT_CAUSAL
+
+
+NOT_CAUSAL = ('sequence_mean',)  # policies of models.memory that read the future
+OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
 
 # Keys with a fixed set of values. Methods are checked by their table.
 CHOICES = {
@@ -173,11 +200,17 @@ CHOICES = {
     'rim.readout_offset': (0, 1),
     'rim.schedule': ('uniform', 'linear', 'relative'),
     'rim.block_attention': ('causal', 'bidirectional'),
-    'optim.name': ('adamw', 'muon'),
+    'imm.write': ('', 'sequence_mean', 'prefix_mean', 'ring', 'gated', 'delta'),
+    'imm.place': ('after', 'before'),
+    'imm.implementation': ('chunked', 'naive'),
+    'optim.stage1.optimizer': ('adamw', 'muon'),
+    'optim.stage2.optimizer': ('adamw', 'muon'),
     'optim.stage1.schedule': ('constant', 'cosine'),
     'optim.stage2.schedule': ('constant', 'cosine'),
     'eval.checkpoint': ('best', 'last'),
 }
+
+SIGNED = ('imm.gate_bias',)
 
 # Integers and floats that must be at least 1, or at least 0, to mean anything.
 POSITIVE = (
@@ -186,6 +219,7 @@ POSITIVE = (
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
     'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
+    'imm.rounds', 'imm.every', 'imm.chunk',
     'optim.batch_size', 'optim.accumulate', 'train.log_every', 'train.keep',
     'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
     'eval.latency_repeats', 'eval.audit_rows')
@@ -206,7 +240,8 @@ def from_dict(config: ml_collections.ConfigDict) -> Config:
     if (value := get(frozen, key)) < 1:
       raise InputError(f'config.{key} is {value!r}; expected at least 1')
   for key, value in flatten(frozen).items():
-    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+    low = -math.inf if key in SIGNED else -1e-300
+    if isinstance(value, (int, float)) and not low < value < math.inf:
       raise InputError(f'config.{key} is {value!r}; expected a finite number of at least 0')
   _check(frozen)
   return frozen
@@ -233,6 +268,7 @@ def _check(config: Config) -> None:
   if model.positions == 'rotary' and model.width // model.heads % 2:
     raise InputError(f'rotary positions need an even head size; width/heads is '
                      f'{model.width // model.heads}')
+  _check_imm(config)
   if optim.batch_size % optim.accumulate:
     raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
                      f'of config.optim.accumulate {optim.accumulate}')
@@ -244,9 +280,40 @@ def _check(config: Config) -> None:
     if not stage.warmup <= 1:
       raise InputError(f'config.optim.{name}.warmup is {stage.warmup}; expected a '
                        'share of the stage, 0 to 1')
+  if optim.stage1.optimizer != optim.stage2.optimizer and not optim.stage2.reset_optimizer:
+    raise InputError('config.optim.stage2.optimizer is not that of stage 1, so its state '
+                     'cannot go on; set config.optim.stage2.reset_optimizer=True')
   if config.tokenizer.kind == 'file' and not config.tokenizer.path:
     raise InputError("config.tokenizer.kind is 'file' but config.tokenizer.path is "
                      'empty; give the path of a tokenizer.json')
+
+
+def _check_imm(config: Config) -> None:
+  imm, model = config.imm, config.model
+  for name in imm.off:
+    if name not in OFF:
+      raise InputError(f'config.imm.off has {name!r}; expected some of {OFF}')
+  if any(not 0 <= layer < model.layers for layer in imm.layers):
+    raise InputError(f'config.imm.layers is {imm.layers}; expected layers from 0 to '
+                     f'{model.layers - 1}, or () for all')
+  if imm.rank > model.width:
+    raise InputError(f'config.imm.rank is {imm.rank}, above config.model.width '
+                     f'{model.width}; 0 is full rank')
+  if not imm.write:
+    return
+  if model.scan and (imm.layers or imm.shared):
+    raise InputError('config.model.scan needs equal layers; set it to False, or '
+                     'config.imm.layers=() and config.imm.shared=False')
+  if not config.rim.readout_sees_question:
+    raise InputError('config.rim.readout_sees_question=False with config.imm.write: the '
+                     'bank would show the question to the readouts; choose one of them')
+  if imm.write == 'gated' and imm.implementation == 'chunked' and imm.chunk > 16:
+    raise InputError(f'config.imm.chunk is {imm.chunk}; expected at most 16 for gated')
+  if not config.causal and config.method != 'lm':
+    raise InputError(
+        f"config.imm.write '{imm.write}' reads the future, so method '{config.method}' "
+        "would be shown its answers; it is for method 'lm', to reproduce a paper. "
+        "Causal policies: 'prefix_mean', 'ring', 'gated', 'delta'")
 
 
 def _group(cls: type, values: Any, path: str) -> Any:

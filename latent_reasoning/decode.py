@@ -36,7 +36,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch,
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   mask = batch.mask.part(0, p).replace(count=0)
-  hidden, (k, v) = model.apply({'params': params}, batch.tokens[:, :p],
+  hidden, (k, v, banks) = model.apply({'params': params}, batch.tokens[:, :p],
                                batch.positions[:, :p], mask)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
 
@@ -44,7 +44,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch,
     *layers, size, _, heads, width = a.shape
     return jnp.zeros((*layers, size, count, max(1, room), heads, width), a.dtype)
 
-  cache = Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v))
+  cache = Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
   return _logits(model, params, anchors, head_DV), cache
 
 
@@ -52,11 +52,11 @@ def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
                 tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
   """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
   p = batch.prefix
-  hidden, (own_k, own_v) = model.apply(
+  hidden, (own_k, own_v, banks) = model.apply(
       {'params': params}, tokens, batch.positions[:, p:] + step,
       batch.mask.part(p, batch.tokens.shape[1]), cache, step)
   return (_logits(model, params, hidden, head_DV),
-          cache.replace(own_k=own_k, own_v=own_v))
+          cache.replace(own_k=own_k, own_v=own_v, banks=banks))
 
 
 def _logits(model, params, hidden, head_DV):

@@ -76,7 +76,7 @@ def train(run: Run) -> TrainState:
   """
   config, curriculum = run.config, run.curriculum
   checkpoints = run.checkpoints()
-  restored = checkpoints.restore(jax.eval_shape(run.init))
+  restored = checkpoints.restore(run.like)
   state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start)
@@ -113,10 +113,12 @@ class _Loop:
     for step, batch in enumerate(self.run.batches.iterate(start), start):
       moment, stage = curriculum.at(step), curriculum.stage(step)
       if curriculum.begins(step) and stage.reset_optimizer:
-        state = dataclasses.replace(state, opt_state=self.run.tx.init(state.params))
+        fresh = self.run.tx(moment.stage).init(state.params)
+        state = dataclasses.replace(state, opt_state=fresh)
       if moment.stage not in steppers:
         steppers = {moment.stage: step_lib.make_train_step(
-            self.run.model(stage.dropout), self.run.objective, self.run.tx, config.seed,
+            self.run.model(stage.dropout), self.run.objective,
+            self.run.tx(moment.stage), config.seed,
             config.optim.accumulate)}
       rate = curriculum.learning_rate(step)
       state, sums = steppers[moment.stage](state, batch, rate)

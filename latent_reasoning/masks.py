@@ -12,12 +12,14 @@ class Mask:
   Attributes:
     segment: int32 [B, T]; 0 in the prefix, k in readout k.
     visible_from, visible_until: int32 [B, T]; the part of the prefix in sight.
+    until: int32 [B, K]; how much of the prefix each readout hangs off.
     prefix: P, the first P positions of a row are its prefix.
     count: K, the rest is K readouts of equal length; 0 for a plain prefix.
   """
   segment: chex.Array
   visible_from: chex.Array
   visible_until: chex.Array
+  until: chex.Array
   prefix: int = flax.struct.field(pytree_node=False)
   count: int = flax.struct.field(pytree_node=False)
 

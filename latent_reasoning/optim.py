@@ -25,7 +25,7 @@ def inner(params: dict) -> dict:
       lambda path, _: axes if path[-1].key in INNER else None, params)
 
 
-def build(config: OptimConfig) -> optax.GradientTransformation:
+def build(config: OptimConfig, optimizer: str = 'adamw') -> optax.GradientTransformation:
   """Returns the update rule for a learning rate of 1.
 
   Muon (Jordan et al. 2024) moves the matrices inside the layers along the nearest
@@ -34,7 +34,7 @@ def build(config: OptimConfig) -> optax.GradientTransformation:
   `step.train_step` scales the update, so that a schedule needs no state of its
   own and a stage can start with a fresh optimizer and a fresh schedule.
   """
-  if config.name == 'muon':  # which scales by -1, the others follow below
+  if optimizer == 'muon':  # which scales by -1, the others follow below
     rule = optax.chain(
         optax.contrib.muon(
             config.muon_scale, adam_learning_rate=1.0, adam_b1=config.beta1,

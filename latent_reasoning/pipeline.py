@@ -48,8 +48,11 @@ class Batch:
 
   @property
   def mask(self) -> Mask:
-    return Mask(self.segment, self.visible_from, self.visible_until, self.prefix,
-                self.anchors.shape[1])
+    count = self.anchors.shape[1]
+    readout = max(1, (self.tokens.shape[1] - self.prefix) // max(1, count))
+    until = self.visible_until[:, self.prefix::readout]
+    return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
+                count)
 
 
 def collate(rows: Sequence[layout.Row], prefix: int, count: int, readout: int,

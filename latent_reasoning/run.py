@@ -37,7 +37,6 @@ class Run:
   splits: data.Splits
   tokenizer: tokenizers.Tokenizer
   batches: pipeline.Batches
-  tx: optax.GradientTransformation
   sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path
 
   @property
@@ -49,11 +48,21 @@ class Run:
     return objectives.OBJECTIVES[self.batches.method.objective]
 
   def model(self, dropout: float = 0.0) -> GPT:
-    return GPT(self.config.model, self.tokenizer.vocab_size, dropout)
+    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm)
 
-  def init(self) -> step_lib.TrainState:
-    """A fresh state from the seed."""
-    return step_lib.init(self.model(), self.tx, self.batches.at(0), self.config.seed)
+  def tx(self, stage: int) -> optax.GradientTransformation:
+    """The update rule of a stage."""
+    return optim.build(self.config.optim, self.curriculum.stages[stage - 1].optimizer)
+
+  def init(self, stage: int | None = None) -> step_lib.TrainState:
+    """A fresh state from the seed, with the optimizer of a stage, or of the first."""
+    stage = stage or self.curriculum.at(0).stage
+    return step_lib.init(self.model(), self.tx(stage), self.batches.at(0), self.config.seed)
+
+  def like(self, step: int) -> step_lib.TrainState:
+    """Shapes and types of the state after some steps."""
+    stage = self.curriculum.at(max(0, step - 1)).stage
+    return jax.eval_shape(lambda: self.init(stage))
 
   def answerer(self, params, config: Config | None = None) -> Answerer:
     return Answerer(config or self.config, self.model(), params, self.tokenizer)
@@ -65,7 +74,7 @@ class Run:
     """The checkpoint that `eval.checkpoint` names, or None before the first."""
     checkpoints = self.checkpoints()
     step = checkpoints.best() if self.config.eval.checkpoint == 'best' else None
-    restored = checkpoints.restore(jax.eval_shape(self.init), step)
+    restored = checkpoints.restore(self.like, step)
     checkpoints.close()
     return restored
 
@@ -86,7 +95,7 @@ def build(config: Config, workdir: Workdir) -> Run:
   batches = pipeline.Batches(config, train, tokenizer,
                              curriculum.build(config.optim, len(train)),
                              (jax.process_index(), jax.process_count()))
-  return Run(config, workdir, splits, tokenizer, batches, optim.build(config.optim),
+  return Run(config, workdir, splits, tokenizer, batches,
              {path: data.load_set(path, config.data) for path in config.eval.sets})
 
 

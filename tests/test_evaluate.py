@@ -215,7 +215,7 @@ def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
                           'optim.stage2.steps': 0, 'eval.max_tokens': 24})
   run = make_run(config, tmp_path)
   state, batch = run.init(), run.batches.at(0)
-  stepper = step.make_train_step(run.model(), run.objective, run.tx, 0, 1)
+  stepper = step.make_train_step(run.model(), run.objective, run.tx(1), 0, 1)
   for i in range(150):
     state, _ = stepper(state, batch, run.curriculum.learning_rate(i))
   examples = [run.splits.train[i] for i in range(8)]

@@ -47,13 +47,14 @@ def cache(quick_compilation, tmp_path_factory):
 def traced_once(cache):
   """Runs of this process share their traced steps; processes of their own do not.
 
-  The optimizer is not part of the key: no test here changes more of it than the
-  learning rate, which is an argument of the step.
+  Of the optimizer, its kind is part of the key: no test here changes more of it than
+  the learning rate, which is an argument of the step.
   """
   make, made = step_lib.make_train_step, {}
 
   def shared(model, objective, tx, seed, accumulate):
-    key = (model, objective, seed, accumulate)
+    kind = str(jax.tree.structure(tx.init({'kernel': jax.numpy.zeros((2, 2))})))
+    key = (model, objective, seed, accumulate, kind)
     if key not in made:
       made[key] = make(model, objective, tx, seed, accumulate)
     return made[key]

@@ -83,7 +83,7 @@ def test_what_decays(tiny_config, scan, tied):
 
 def muon_updates(config, params, grads):
   """The update of one step under muon."""
-  tx = optim.build(dataclasses.replace(config, name='muon', clip=0.0, weight_decay=0.0))
+  tx = optim.build(dataclasses.replace(config, clip=0.0, weight_decay=0.0), 'muon')
   return tx.update(grads, tx.init(params), params)[0]
 
 

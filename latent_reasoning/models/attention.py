@@ -3,6 +3,8 @@
 All take q, k, v as [B, T, N, H] and do their softmax in float32.
 """
 
+from typing import Any
+
 import chex
 import flax.struct
 import jax
@@ -21,6 +23,7 @@ class Cache:
   Attributes:
     prefix_k, prefix_v: [B, P, N, H], shared by the K readouts.
     own_k, own_v: [B, K, S, N, H], what each readout has decoded so far.
+    banks: what each readout remembers (models.memory); None without memory.
 
   Those are of one layer; of a whole model, each is a tuple over layers, or an
   array with a leading layer axis where the layers are scanned.
@@ -29,6 +32,12 @@ class Cache:
   prefix_v: chex.Array
   own_k: chex.Array
   own_v: chex.Array
+  banks: Any = None
+
+  def layer(self, i: int) -> 'Cache':
+    """The cache of layer i, of a tuple over layers."""
+    return Cache(self.prefix_k[i], self.prefix_v[i], self.own_k[i], self.own_v[i],
+                 self.banks[i])
 
 
 def _logits(equation: str, q: chex.Array, k: chex.Array) -> chex.Array:

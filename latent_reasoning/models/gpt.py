@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from latent_reasoning.config import ModelConfig
+from latent_reasoning.config import ImmConfig, ModelConfig
 from latent_reasoning.masks import Mask
 from latent_reasoning.models import attention
+from latent_reasoning.models import memory as memory_lib
 from latent_reasoning.models.attention import Cache
 
 EMBEDDING_STD = 0.02
@@ -57,15 +58,27 @@ def rotate(x: chex.Array, positions: chex.Array) -> chex.Array:
 
 
 class Block(nn.Module):
-  """One layer. Returns x, and its (k, v), or with a cache (own_k, own_v)."""
+  """One layer.
+
+  Returns x; its (k, v, banks), or with a cache (own_k, own_v, banks); and what later
+  layers need of a shared memory. `imm` is None in a layer without memory.
+  """
   config: ModelConfig
+  imm: ImmConfig | None
   dropout: float
   deterministic: bool
+  writer: bool = True
 
   @nn.compact
   def __call__(self, x_BTD: chex.Array, positions: chex.Array, mask: Mask,
-               cache: Cache | None, step: chex.Array | None):
-    c, dtype = self.config, jnp.dtype(self.config.dtype)
+               cache: Cache | None, step: chex.Array | None, banks=None, shared=None):
+    c, dtype, imm = self.config, jnp.dtype(self.config.dtype), self.imm
+    if cache is not None:
+      banks = cache.banks
+    if imm:
+      memory = memory_lib.Memory(imm, c.width, dtype, c.bias, self.writer, name='memory')
+      if imm.place == 'before':
+        x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
     out_scale = (2 * c.layers)**-0.5  # keeps the residual stream's variance
     heads = (*x_BTD.shape[:2], c.heads, c.width // c.heads)
@@ -85,7 +98,10 @@ class Block(nn.Module):
     y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_2')(x_BTD)
     y = nn.gelu(Dense(c.hidden, c.bias, dtype, name='up')(y))
     y = Dense(c.width, c.bias, dtype, out_scale, name='down')(y)
-    return x_BTD + drop(y), kept
+    x_BTD = x_BTD + drop(y)
+    if imm and imm.place == 'after':
+      x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+    return x_BTD, (*kept, banks if imm else None), shared
 
 
 class GPT(nn.Module):
@@ -95,10 +111,12 @@ class GPT(nn.Module):
     config: sizes and switches.
     vocab: V, padded.
     dropout: rate while not deterministic.
+    imm: the implicit memory; None, or without a policy: none.
   """
   config: ModelConfig
   vocab: int
   dropout: float = 0.0
+  imm: ImmConfig | None = None
 
   def setup(self):
     c = self.config
@@ -118,22 +136,25 @@ class GPT(nn.Module):
   @nn.compact
   def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
                cache: Cache | None = None, step: chex.Array | None = None, *,
-               embeddings: chex.Array | None = None, deterministic: bool = True):
+               embeddings: chex.Array | None = None, banks=None,
+               deterministic: bool = True):
     """Runs the layers over rows, or over one token of each readout from a cache.
 
     Args:
       tokens, positions: int32 [B, T].
       mask: of these T positions.
-      cache: keys and values with a leading layer axis, to decode from; T is then
-        the number of readouts K.
+      cache: keys, values and banks with a leading layer axis, to decode from; T is
+        then the number of readouts K.
       step: tokens each readout has decoded before; only with a cache.
       embeddings: [B, T, D] in place of the tokens' embeddings.
+      banks: of all layers, to begin a row with; None: empty.
       deterministic: no dropout.
 
     Returns:
-      hidden states [B, T, D], normed, and (k, v) of all layers, each [B, T, N, H]
-      a layer (dropped by jit where unused); with a cache, its own_k and own_v
-      with this token in them.
+      hidden states [B, T, D], normed, and (k, v, banks) of all layers: k and v
+      [B, T, N, H] a layer (dropped by jit where unused), and the memory's banks at
+      each readout's anchor, or at the row's end where there is no readout. With a
+      cache, its own_k, own_v and banks with this token in them.
     """
     c = self.config
     chex.assert_equal_shape([tokens, positions, mask.segment])
@@ -142,18 +163,25 @@ class GPT(nn.Module):
       x = x + self.position_embedding[positions].astype(x.dtype)
     x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
     block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
-    args = (c, self.dropout, deterministic)
+    imm = self.imm if self.imm and self.imm.write else None
+    args = (self.dropout, deterministic)
     if c.scan:
+      def body(block, x, cache, banks):
+        x, kept, _ = block(x, positions, mask, cache, step, banks)
+        return x, kept
       scanned = nn.scan(
-          block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-          in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast), length=c.layers)
-      x, kept = scanned(*args, name='blocks')(x, positions, mask, cache, step)
+          body, variable_axes={'params': 0, 'intermediates': 0},
+          split_rngs={'params': True, 'dropout': True}, length=c.layers)
+      x, kept = scanned(block(c, imm, *args, name='blocks'), x, cache, banks)
     else:
-      layers = []
+      layers, shared, with_memory = [], None, imm and (imm.layers or range(c.layers))
       for i in range(c.layers):
-        own = cache and Cache(cache.prefix_k[i], cache.prefix_v[i], cache.own_k[i],
-                              cache.own_v[i])
-        x, kept = block(*args, name=f'block_{i}')(x, positions, mask, own, step)
+        own = imm if imm and i in with_memory else None
+        writer = not (imm and imm.shared) or shared is None
+        here = block(c, own, *args, writer, name=f'block_{i}')
+        x, kept, told = here(x, positions, mask, cache and cache.layer(i), step,
+                             banks and banks[i], shared)
+        shared = told if imm and imm.shared else None
         layers.append(kept)
       kept = tuple(zip(*layers, strict=True))
     return self.norm(x), kept

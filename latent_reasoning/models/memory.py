@@ -25,9 +25,13 @@ import dataclasses
 from collections.abc import Callable
 
 import chex
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from latent_reasoning.config import ImmConfig
+from latent_reasoning.masks import Mask
 
 MAX_SHARE = 1 - 1e-4  # of a slot overwritten by one token: keeps log(1 - u) above -9.3
 
@@ -228,44 +232,42 @@ POLICIES = {
 # --- whole sequences ----------------------------------------------------------
 
 
-def advance(policy: Policy, bank: Bank, s, w, beta, valid, q) -> tuple[Bank, chex.Array]:
-  """One token: writes, then reads. Decoding, and the inside of `naive`.
+def store(policy: Policy, bank: Bank, s, w, beta, valid) -> Bank:
+  """One token writes, where `valid`.
 
   Args:
-    bank: [..., N, R]. s, q: [..., R]. w: [..., N]. beta, valid: [...].
-
-  Returns:
-    the bank, and r [..., R].
+    bank: [..., N, R]. s: [..., R]. w: [..., N]. beta, valid: [...].
   """
   written = policy.write(bank, s, w, beta)
-  bank = jax.tree.map(
+  return jax.tree.map(
       lambda new, old: jnp.where(valid.reshape(valid.shape + (1,) * (new.ndim - valid.ndim)),
                                  new, old), written, bank)
-  return bank, read(bank.slots, q)[0]
 
 
 def naive(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
-          until: chex.Array | None = None):
+          until: chex.Array | None = None, size: int = 0, watch: bool = False):
   """One token after another: the oracle of `chunked`. Same arguments and result."""
+  del size
   def body(bank, token):
     (s, w, beta, valid, start), q = token
     bank = jax.tree.map(
         lambda a: jnp.where(start.reshape(-1, *(1,) * (a.ndim - 1)), 0, a), bank)
-    bank, r = advance(policy, bank, s, w, beta, valid, q)
-    return bank, (r, bank if until is not None else None)
+    bank = store(policy, bank, s, w, beta, valid)
+    r, a = read(bank.slots, q)
+    return bank, (r, a if watch else None, bank if until is not None else None)
 
   time_first = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0),
                             ((x.s, x.w, x.beta, x.valid, x.start), q))
-  last, (r, banks) = jax.lax.scan(body, bank, time_first)
+  last, (r, a, banks) = jax.lax.scan(body, bank, time_first)
   forks = last
   if until is not None:
     rows = jnp.arange(q.shape[0])[:, None]
     forks = jax.tree.map(lambda a: a[until - 1, rows], banks)
-  return jnp.moveaxis(r, 0, 1), forks
+  return jnp.moveaxis(r, 0, 1), forks, (jnp.moveaxis(a, 0, 1) if watch else None)
 
 
 def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
-            until: chex.Array | None = None, size: int = 16):
+            until: chex.Array | None = None, size: int = 16, watch: bool = False):
   """The same by chunks of `size` tokens.
 
   Only the banks between chunks are kept for the backward pass.
@@ -276,10 +278,11 @@ def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
     x: writes of T tokens.
     q: float32 [B, T, R], scaled.
     until: int32 [B, K] >= 1, or None.
+    watch: return what was attended to.
 
   Returns:
-    r [B, T, R], and the bank after all tokens, or with `until`, after that many:
-    [B, K, N, R].
+    r [B, T, R]; the bank after all tokens, or with `until`, after that many:
+    [B, K, N, R]; and a [B, T, N] where watched.
   """
   batch, length = q.shape[:2]
   size = min(size, length)
@@ -291,14 +294,15 @@ def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
 
   @jax.checkpoint
   def body(bank, piece):
-    after, r, _ = policy.chunk(bank, *piece)
-    return after, (r, bank if until is not None else None)
+    after, r, a = policy.chunk(bank, *piece)
+    return after, (r, a if watch else None, bank if until is not None else None)
 
   cut_x, cut_q = jax.tree.map(cut, (x, q))
-  last, (r, banks) = jax.lax.scan(body, bank, (cut_x, cut_q))
-  r = jnp.moveaxis(r, 0, 1).reshape(batch, pieces * size, -1)[:, :length]
+  last, (r, a, banks) = jax.lax.scan(body, bank, (cut_x, cut_q))
+  r, a = jax.tree.map(
+      lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, pieces * size, -1)[:, :length], (r, a))
   if until is None:
-    return r, last
+    return r, last, a
   # From the bank before the chunk that holds the token, on to that token.
   piece, rows = (until - 1) // size, jnp.arange(batch)[:, None]
   own = jax.tree.map(lambda a: a[piece, rows].reshape(-1, *a.shape[2:]), (banks, cut_x))
@@ -306,7 +310,7 @@ def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
   before, part = own
   part = part.replace(valid=part.valid & so_far, start=part.start & so_far)
   forks, _, _ = policy.chunk(before, part, jnp.zeros_like(part.s))
-  return r, jax.tree.map(lambda a: a.reshape(*until.shape, *a.shape[1:]), forks)
+  return r, jax.tree.map(lambda f: f.reshape(*until.shape, *f.shape[1:]), forks), a
 
 
 def whole_mean(bank: Bank, x: Writes, q: chex.Array) -> chex.Array:
@@ -317,4 +321,162 @@ def whole_mean(bank: Bank, x: Writes, q: chex.Array) -> chex.Array:
   logits = jnp.sum(mean * q, -1, keepdims=True)
   slots = bank.slots.shape[-2]
   a = jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, slots - 1))), axis=-1)
-  return a[..., :1] * mean
+  return a[..., :1] * mean, a
+
+
+IMPLEMENTATIONS = {'chunked': chunked, 'naive': naive}
+
+
+# --- the layer ----------------------------------------------------------------
+
+
+class Matrix(nn.Module):
+  """A parameter [D, F] named as in a dense layer."""
+  shape: tuple[int, int]
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self) -> chex.Array:
+    return self.param('kernel', nn.initializers.normal(self.scale * self.shape[0]**-0.5),
+                      self.shape, jnp.float32)
+
+
+class Memory(nn.Module):
+  """Writes to a bank, reads from it and integrates what it read.
+
+  Attributes:
+    config: policy, sizes and switches.
+    width: D.
+    dtype: of the dense maps; the bank is float32.
+    bias: in the norm.
+    writer: whether this layer writes; else it reads what another one wrote.
+  """
+  config: ImmConfig
+  width: int
+  dtype: jnp.dtype
+  bias: bool
+  writer: bool = True
+
+  def setup(self):
+    c, d = self.config, self.width
+    rank, out = c.rank or d, c.out_scale
+    low = c.rank > 0
+    if self.writer:
+      self.write = Matrix((d, rank))
+      if POLICIES[c.write].gated:
+        self.address = Matrix((d, slots_of(c, d)))
+        self.gate = nn.Dense(1, dtype=jnp.float32, name='gate',
+                             bias_init=nn.initializers.constant(c.gate_bias))
+    self.write_up = Matrix((rank, d)) if low else None
+    self.query = Matrix((d, rank))
+    self.query_up = Matrix((rank, d)) if low else None
+    self.out = Matrix((d, rank), 1.0) if low else Matrix((d, d), out)
+    self.out_up = Matrix((rank, d), out) if low else None
+    self.norm = None if 'norm' in c.off else nn.LayerNorm(use_bias=self.bias,
+                                                          dtype=self.dtype)
+
+  def writes(self, h: chex.Array, positions: chex.Array) -> Writes:
+    """What each token of [..., D] writes."""
+    c, shape = self.config, h.shape[:-1]
+    s = self._apply(h, self.write())
+    if POLICIES[c.write].gated:
+      w = jax.nn.softmax(self._apply(h, self.address()), axis=-1)
+      beta = jax.nn.sigmoid(self.gate(h.astype(jnp.float32))[..., 0])
+    else:
+      w, beta = jnp.zeros((*shape, slots_of(c, self.width)), jnp.float32), jnp.ones(shape)
+    valid = (positions + 1) % c.every == 0
+    if 'write' in c.off:
+      valid = jnp.zeros_like(valid)
+    return Writes(s, w, beta, valid, jnp.zeros(shape, bool))
+
+  def _apply(self, x: chex.Array, kernel: chex.Array) -> chex.Array:
+    """x W over flattened leading dimensions, out in float32."""
+    y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+    return y.reshape(*x.shape[:-1], -1).astype(jnp.float32)
+
+  def __call__(self, h: chex.Array, positions: chex.Array, mask: Mask,
+               banks: tuple[Bank, ...] | None, decoding: bool,
+               shared: tuple | None = None):
+    """Writes, reads and integrates, `rounds` times.
+
+    Args:
+      h: [B, T, D], a row, or one token of each of K readouts while decoding.
+      positions: int32 [B, T].
+      mask: of the T positions.
+      banks: one a round: to begin with [B, N, R] (None: empty); while decoding
+        the readouts' own [B, K, N, R].
+      decoding: whether T are K readouts.
+      shared: where another layer writes, what it returned last.
+
+    Returns:
+      h; the banks: forks [B, K, N, R] that readouts begin with, and after the row
+      where there are none; and what layers that share the bank need.
+    """
+    c, kept, told = self.config, [], []
+    for i in range(c.rounds):
+      if self.writer:
+        x, up = self.writes(h, positions), self.write_up() if c.rank else None
+      else:
+        x, up, written = shared[i]
+      q = self._query(h, up)
+      if decoding:
+        bank = (store(POLICIES[c.write], banks[i], x.s, x.w, x.beta, x.valid)
+                if self.writer else written)
+        r, _ = read(bank.slots, q)
+      else:
+        bank, r = self._row(x, q, mask, banks[i] if banks else None)
+      kept.append(bank)
+      told.append((x, up, bank))
+      h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.off else r, up)
+    return h, tuple(kept), tuple(told)
+
+  def _query(self, h: chex.Array, up: chex.Array | None) -> chex.Array:
+    """The query in the bank's own space, scaled: W_upᵀ f_query(h) / sqrt(D)."""
+    q = self._apply(h, self.query())
+    if up is not None:
+      q = self._apply(q, self.query_up() @ up.T)
+    return jnp.zeros_like(q) if 'query' in self.config.off else q * self.width**-0.5
+
+  def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
+    """LayerNorm(h + g(W_up r))."""
+    if up is None:
+      g = self._apply(r, self.out())
+    else:
+      g = self._apply(self._apply(r, up @ self.out()), self.out_up())
+    h = h + g.astype(h.dtype)
+    return h if self.norm is None else self.norm(h)
+
+  def _row(self, x: Writes, q: chex.Array, mask: Mask, bank: Bank | None):
+    """A prefix, and readouts that each go on from a copy of the bank at their anchor."""
+    c, p, count = self.config, mask.prefix, mask.count
+    policy, batch = POLICIES[c.write], q.shape[0]
+    if bank is None:
+      bank = empty((batch,), slots_of(c, self.width), q.shape[-1])
+    if not policy.causal:
+      r, a = whole_mean(bank, x, q)
+      self._watch(x, a)
+      return bank, r
+    run = IMPLEMENTATIONS[c.implementation]
+    watch = self.is_mutable_collection('intermediates')
+    until = mask.until if mask.until.shape[1] else None
+    own, own_q = jax.tree.map(lambda y: y[:, :p], (x, q))
+    r, forks, a = run(policy, bank, own, own_q, until, size=c.chunk, watch=watch)
+    self._watch(own, a)
+    if not count:
+      return forks, r
+    own, own_q = jax.tree.map(
+        lambda y: y[:, p:].reshape(batch * count, -1, *y.shape[2:]), (x, q))
+    start = jax.tree.map(lambda y: y.reshape(batch * count, *y.shape[2:]), forks)
+    r_own, _, _ = run(policy, start, own, own_q, size=c.chunk)
+    return forks, jnp.concatenate([r, r_own.reshape(batch, -1, r.shape[-1])], axis=1)
+
+  def _watch(self, x: Writes, a: chex.Array | None) -> None:
+    """Keeps what the prefix attended to and wrote, where `apply` asks for intermediates."""
+    if a is not None:
+      self.sow('intermediates', 'attention', a)
+      self.sow('intermediates', 'beta', x.beta)
+
+
+def slots_of(config: ImmConfig, width: int) -> int:
+  """N: round(sqrt(D)) unless given."""
+  return config.slots or round(width**0.5)
