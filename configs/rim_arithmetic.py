@@ -25,6 +25,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
   c.data = data = ml_collections.ConfigDict()
   data.name = 'arithmetic'  # arithmetic | gsm8k | gsm8k_aug | files
+  data.path = ''  # a text file, for method lm
+  data.block = 64  # tokens of a row of text
   data.dir = ''  # file or directory of the data; '': generated, or from the hub
   data.train = ''  # file of one split, where dir does not name it
   data.valid = ''
@@ -146,9 +148,15 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.max_tokens = 6 * steps + 10  # a readout may generate
   evaluation.samples = 0  # pass@k
   evaluation.temperature = 1.0
+  evaluation.top_k = 0  # likeliest tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'best'  # best (validation accuracy) | last
   evaluation.sets = ()  # more test files
   evaluation.latency_repeats = 50  # timed runs an entry
   evaluation.audit_rows = 8  # real rows a check
+
+  c.sweep = sweep = ml_collections.ConfigDict()
+  sweep.runs = ()  # 'name key=value …', one run each; (): no sweep
+  sweep.seeds = (0, 1, 2)
+  sweep.control = ''  # name of the run that others are held against
 
   return c

@@ -51,6 +51,10 @@ class Subject:
 def run(subject: Subject) -> list[dict[str, Any]]:
   """Runs all checks; returns {'check', 'ok', 'found'} of each."""
   checks = []
+  if not subject.config.causal:
+    rows = subject.rows(1)
+    return [_check('one layer sees what the rule allows', direct_sight, subject, rows),
+            _check('no gradient from later tokens', gradients, subject, rows)]
   for stage in (1, 2):
     rows = subject.rows(stage)
     checks += [
@@ -62,6 +66,8 @@ def run(subject: Subject) -> list[dict[str, Any]]:
                separate, subject, rows),
         _check(f'stage {stage}: split attention = one dense mask', implementations,
                subject, rows),
+        *([_check(f'stage {stage}: memory by chunks = token by token', memories, subject,
+                  rows)] if subject.config.imm.write else []),
         _check(f'stage {stage}: padded = unpadded', padding, subject, rows),
         _check(f'stage {stage}: batch of 1 = batch of {len(rows)}', batching, subject, rows)]
   checks += [
@@ -159,7 +165,9 @@ def _compare(subject: Subject, rows, model, params, expected):
 def direct_sight(subject: Subject, rows):
   """In a model of one layer, the gradient is the mask: nonzero exactly where legal."""
   config = dataclasses.replace(subject.config.model, layers=1)
-  model = subject.model.clone(config=config)
+  imm = subject.config.imm
+  model = subject.model.clone(
+      config=config, imm=dataclasses.replace(imm, layers=(0,) if imm.layers else ()))
   # Shapes of parameters do not depend on the row's length: two tokens compile fast.
   two = pipeline.collate([layout.plain(rows[0].prefix[:2], ())], 2, 0, 0)
   params = jax.jit(model.init)(step_lib.key(1, step_lib.AUDIT), two.tokens, two.positions,
@@ -254,6 +262,13 @@ def implementations(subject: Subject, rows):
   batch = pipeline.collate(rows, *pipeline.sizes(rows))
   models = [subject.model.clone(config=dataclasses.replace(subject.config.model, attention=a))
             for a in ('split', 'packed')]
+  return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
+
+
+def memories(subject: Subject, rows):
+  batch = pipeline.collate(rows, *pipeline.sizes(rows))
+  models = [subject.model.clone(imm=dataclasses.replace(subject.config.imm, implementation=i))
+            for i in ('chunked', 'naive')]
   return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
 
 

@@ -40,7 +40,9 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  name: str  # 'arithmetic' | 'gsm8k' | 'gsm8k_aug' | 'files'
+  name: str  # 'arithmetic' | 'gsm8k' | 'gsm8k_aug' | 'files' | a text (data.text)
+  path: str  # a text file, for method lm
+  block: int  # tokens of a row of text
   dir: str  # file or directory of the data; '': generated, or from the hub
   train: str  # file of one split, where `dir` does not name it
   valid: str
@@ -159,10 +161,19 @@ class EvalConfig:
   max_tokens: int  # tokens a readout may generate, chain of thought included
   samples: int  # pass@k by sampling; 0: off
   temperature: float  # of the samples
+  top_k: int  # likeliest tokens that samples are drawn from; 0: all
   checkpoint: str  # 'best' (by validation accuracy) | 'last'
   sets: tuple[str, ...]  # more test files, scored beside the test split
   latency_repeats: int  # timed runs per entry of --mode=latency
   audit_rows: int  # random real rows per check of --mode=audit
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+  """Several runs by one command (sweep)."""
+  runs: tuple[str, ...]  # 'name key=value key=value …', keys without 'config.'; (): none
+  seeds: tuple[int, ...]  # each run with each of them
+  control: str  # name of the run that others are held against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +188,7 @@ class Config:
   optim: OptimConfig
   train: TrainConfig
   eval: EvalConfig
+  sweep: SweepConfig
 
   @property
   def causal(self) -> bool:
@@ -187,9 +199,12 @@ class Config:
 NOT_CAUSAL = ('sequence_mean',)  # policies of models.memory that read the future
 OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
 
+PROBLEMS = ('arithmetic', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name
+TEXTS = ('text', 'shakespeare', 'wikitext', 'c4')  # of data.name, for method lm
+
 # Keys with a fixed set of values. Methods are checked by their table.
 CHOICES = {
-    'data.name': ('arithmetic', 'gsm8k', 'gsm8k_aug', 'files'),
+    'data.name': (*PROBLEMS, *TEXTS),
     'data.steps': ('equations', 'sentences'),
     'data.on_error': ('raise', 'skip'),
     'data.too_long': ('raise', 'drop'),
@@ -214,7 +229,7 @@ SIGNED = ('imm.gate_bias',)
 
 # Integers and floats that must be at least 1, or at least 0, to mean anything.
 POSITIVE = (
-    'data.sort_window', 'data.arithmetic.min_steps', 'data.arithmetic.max_value',
+    'data.sort_window', 'data.block', 'data.arithmetic.min_steps', 'data.arithmetic.max_value',
     'data.arithmetic.templates', 'data.arithmetic.train_size',
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
@@ -269,6 +284,13 @@ def _check(config: Config) -> None:
     raise InputError(f'rotary positions need an even head size; width/heads is '
                      f'{model.width // model.heads}')
   _check_imm(config)
+  if (config.method == 'lm') != (data.name in TEXTS):
+    raise InputError(f"config.method is '{config.method}' with config.data.name "
+                     f"'{data.name}'; expected method lm with one of {TEXTS}, and any "
+                     f'other method with one of {PROBLEMS}')
+  if config.method == 'lm' and data.block > model.max_positions:
+    raise InputError(f'config.data.block is {data.block}, above config.model.max_positions '
+                     f'{model.max_positions}')
   if optim.batch_size % optim.accumulate:
     raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
                      f'of config.optim.accumulate {optim.accumulate}')

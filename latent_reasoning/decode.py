@@ -63,10 +63,11 @@ def _logits(model, params, hidden, head_DV):
   return model.apply({'params': params}, hidden, head_DV, method='head')
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'end', 'pad', 'max_tokens', 'sample'))
+@functools.partial(jax.jit, static_argnames=('model', 'end', 'pad', 'max_tokens', 'sample',
+                                             'top_k'))
 def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey,
              temperature: float, *, end: int, pad: int, max_tokens: int,
-             sample: bool = False) -> chex.Array:
+             sample: bool = False, top_k: int = 0) -> chex.Array:
   """Decodes every readout of every prompt until its end token, greedily or sampled.
 
   Args:
@@ -77,6 +78,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     pad: fills what comes after the end.
     max_tokens: most tokens of a readout, the end token included.
     sample: draw from the distribution instead of taking its mode.
+    top_k: of this many likeliest tokens; 0: of all.
 
   Returns:
     int32 [B, K, max_tokens].
@@ -85,6 +87,9 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     if not sample:
       return logits.argmax(-1).astype(jnp.int32)
     own = jax.random.fold_in(rng, step)
+    if top_k:
+      least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+      logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.random.categorical(own, logits / temperature).astype(jnp.int32)
 
   def body(carry):

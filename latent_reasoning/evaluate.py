@@ -76,7 +76,7 @@ class Answerer:
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
         end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
-        sample=rng is not None)
+        sample=rng is not None, top_k=e.top_k)
 
 
 def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
@@ -153,7 +153,7 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
                                 'standard_error': _error(sum(c) / len(c), len(c))}
                    for steps, c in sorted(groups.items())},
       'too_long': sum(r['too_long'] for r in records),
-      'seed': config.seed, 'causal': True}
+      'seed': config.seed, 'causal': config.causal}
 
 
 def _error(share: float, n: int) -> float:

@@ -247,6 +247,8 @@ METHODS = {
     'cot': Method(cot, question_prompt, trace=True),
     'pause': Method(pause, pause_prompt),
     'rim': Method(rim, rim_prompt),
+    # Plain text; the audit reads its second half as an answer to the first.
+    'lm': Method(direct, question_prompt, objective='language_model'),
 }
 
 

@@ -12,7 +12,6 @@ import jax
 from latent_reasoning import report
 from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
-from latent_reasoning.evaluate import evaluate
 from latent_reasoning.metrics import Metrics, Progress
 from latent_reasoning.run import Run
 from latent_reasoning.step import TrainState
@@ -79,7 +78,7 @@ def train(run: Run) -> TrainState:
   restored = checkpoints.restore(run.like)
   state = restored.state if restored else run.init()
   start = int(state.step)
-  metrics = Metrics(run.workdir, start)
+  metrics = Metrics(run.workdir, start, config.causal)
   progress = Progress(curriculum.total, start, config.train.log_every)
   loop = _Loop(run, checkpoints, metrics, progress)
   progress.say(report.data(run.splits.report))
@@ -171,18 +170,11 @@ class _Loop:
     self.progress.update(p.step, p.stage, loss)
 
   def validate(self, state: TrainState, step: int, stage: int) -> float:
-    """Writes and returns the accuracy at the final block on validation problems."""
-    count = min(self.run.config.eval.valid_problems, len(self.run.splits.valid))
-    examples = [self.run.splits.valid[i] for i in range(count)]
-    config = dataclasses.replace(
-        self.run.config, eval=dataclasses.replace(self.run.config.eval, samples=0))
-    result, _ = evaluate(self.run.answerer(state.params, config), examples,
-                         config.data.name, 'valid')
-    accuracy = result['accuracy']
-    self.metrics.write(step, stage, 'valid', **accuracy, n=count)
-    self.progress.say(f'step {step} validation on {count} problems: final '
-                      f'{accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
-    return accuracy['final']
+    """Logs the validation and returns its score."""
+    values, score, words = self.run.validate(state.params)
+    self.metrics.write(step, stage, 'valid', **values)
+    self.progress.say(f'step {step} validation {words}')
+    return score
 
 
 def _due(step: int, every: int) -> bool:

@@ -4,7 +4,8 @@
       [--mode=MODE] [--config.key=value ...]
 
 Modes:
-  train     train (or resume), then evaluate on the test split; the default
+  train     train (or resume), then evaluate on the test split; the default. A config
+            with sweep.runs trains them all and ends in a table and a figure
   eval      evaluate the workdir's checkpoint on the test split and eval.sets
   generate  answer --question="...", or questions typed at a prompt
   audit     prove that nothing is seen that must not be; exit status 1 if it is
@@ -143,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
     if not config_argument(argv):
       raise InputError('no configuration; give one with --config=FILE, for example '
                        '--config=configs/rim_arithmetic.py (see --help)')
-    return launch(args, config_argument(argv))
+    return launch(args, config_argument(argv), argv)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -156,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
     return 130
 
 
-def launch(args: flags.FlagValues, config_flag: str) -> int:
+def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int:
   """Opens the workdir, builds the run and hands it to its mode."""
   import jax
 
@@ -170,6 +171,11 @@ def launch(args: flags.FlagValues, config_flag: str) -> int:
                       str(pathlib.Path(config.train.compilation_cache).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   path = args.workdir or default_workdir(config_flag, config.method)
+  if config.sweep.runs and args.mode == 'train':
+    from latent_reasoning import sweep
+    own = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
+    return sweep.run(config.sweep, [f'--config={config_flag}', *own],
+                     workdir.open_workdir(path, config, True))
   built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
   return MODES[args.mode](built, args)
 

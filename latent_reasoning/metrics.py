@@ -27,7 +27,8 @@ class Metrics:
   holds a step twice.
   """
 
-  def __init__(self, workdir: Workdir, step: int):
+  def __init__(self, workdir: Workdir, step: int, causal: bool = True):
+    self._mark = {} if causal else {'causal': False}  # beside every such number
     self._path = workdir.metrics
     if self._path.exists():
       write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
@@ -37,12 +38,13 @@ class Metrics:
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
     values = {k: plain(v) for k, v in values.items()}
-    record = {'step': step, 'stage': stage, 'split': split, **values}
+    record = {'step': step, 'stage': stage, 'split': split, **self._mark, **values}
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
+    prefix = 'NOT_CAUSAL/' if self._mark else ''
     for name, value in values.items():
       if isinstance(value, (int, float)):
-        self._events.add_scalar(f'{split}/{name}', value, step)
+        self._events.add_scalar(f'{prefix}{split}/{name}', value, step)
 
   def close(self) -> None:
     self._file.close()

@@ -1,6 +1,7 @@
 """What the modes other than training do with a run; `main` picks one."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import tqdm
 
-from latent_reasoning import answers, layout, report, workdir
+from latent_reasoning import answers, layout, report, text, workdir
 from latent_reasoning import audit as audit_lib
 from latent_reasoning import latency as latency_lib
 from latent_reasoning.checkpoint import Restored
@@ -42,6 +43,8 @@ def environment() -> dict[str, Any]:
 def evaluate(run: Run) -> int:
   """Scores the test split and `eval.sets`; writes predictions and results."""
   config, found = run.config, restored(run)
+  if config.method == 'lm':
+    return evaluate_text(run, found)
   answerer = run.answerer(found.state.params)
   limit = config.eval.test_problems or len(run.splits.test)
   test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
@@ -67,6 +70,35 @@ def evaluate(run: Run) -> int:
   return 0
 
 
+def evaluate_text(run: Run, found: Restored) -> int:
+  """Loss over the whole validation split, a sample, and results.json."""
+  config, params = run.config, found.state.params
+  result = {
+      'method': config.method, 'dataset': config.data.name, 'split': 'valid',
+      **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
+      'causal': config.causal, 'memory': config.imm.write, 'seed': config.seed,
+      'step': found.step, 'trained_steps': run.curriculum.total,
+      'checkpoint': config.eval.checkpoint,
+      'parameters': sum(a.size for a in jax.tree.leaves(params)),
+      'data': run.splits.report, 'environment': environment()}
+  if config.imm.write:
+    result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.off, 'read'))
+  workdir.write_json(run.workdir.results, result)
+  print(f'\n{report.text(result)}')
+  if config.causal:
+    said = text.generate(config, run.model(), params, run.tokenizer, SAMPLE_PROMPT,
+                         config.eval.max_tokens)
+    print(f'\n{said}')
+  else:
+    print('\nno sample: a model that reads the future cannot generate')
+  print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
+        f'{run.workdir.results}')
+  return 0
+
+
+SAMPLE_PROMPT = '\n'
+
+
 def _with_bar(answerer: Answerer, examples, dataset: str, split: str):
   with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
                  disable=not sys.stderr.isatty()) as bar:
@@ -76,9 +108,18 @@ def _with_bar(answerer: Answerer, examples, dataset: str, split: str):
 
 def generate(run: Run, question: str | None) -> int:
   """Answers one question, or those typed until the end of input."""
-  answerer = run.answerer(restored(run).state.params)
+  if not run.config.causal:
+    raise InputError(f"config.imm.write '{run.config.imm.write}' reads the future, which "
+                     'does not exist while generating; expected a causal policy')
+  params = restored(run).state.params
+  if run.config.method == 'lm':
+    def answer(prompt):
+      return text.generate(run.config, run.model(), params, run.tokenizer, prompt,
+                           run.config.eval.max_tokens)
+  else:
+    answer = functools.partial(reply, run.answerer(params))
   if question is not None:
-    print(reply(answerer, question))
+    print(answer(question))
     return 0
   prompt = 'question> ' if sys.stdin.isatty() else ''
   while True:
@@ -88,7 +129,7 @@ def generate(run: Run, question: str | None) -> int:
       return 0
     if line:
       try:
-        print(reply(answerer, line))
+        print(answer(line))
       except InputError as error:
         print(f'error: {error}', file=sys.stderr)
 
@@ -134,6 +175,8 @@ def audit(run: Run) -> int:
 
 def latency(run: Run) -> int:
   """Prints the table of times and writes latency.json."""
+  if run.config.method == 'lm':
+    raise InputError('--mode=latency times answers to questions; method lm has none')
   found = run.restore()
   params = found.state.params if found else run.init().params
   with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
@@ -148,9 +191,15 @@ def latency(run: Run) -> int:
   return 0
 
 
+AUDIT_TOKENS = 48  # of text in a row: enough for every rule, and quick to differentiate
+
+
 def _real(run: Run, count: int) -> list[layout.Encoded]:
   """Training problems drawn by seed, encoded."""
   train = run.splits.train
+  if run.config.method == 'lm':
+    return text.halves(train, min(run.config.data.block, AUDIT_TOKENS), count,
+                       run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
                                                         replace=False)
   return layout.encode([train[i] for i in index], run.tokenizer)

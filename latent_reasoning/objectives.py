@@ -44,10 +44,23 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
                           deterministic=rng is None, rngs=rngs)
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = model.apply({'params': params}, hidden, method='head')
+  return _sums(logits, targets, weights)
+
+
+def language_model(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+  """Next-token loss at every position of rows of text. As `next_token`."""
+  rngs = None if rng is None else {'dropout': rng}
+  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          deterministic=rng is None, rngs=rngs)
+  logits = model.apply({'params': params}, hidden, method='head')
+  return _sums(logits, batch.targets, batch.weights)
+
+
+def _sums(logits, targets, weights):
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   loss = jnp.sum(losses * weights)
   correct = jnp.sum((jax.lax.stop_gradient(logits).argmax(-1) == targets) * weights)
   return loss, {'loss': loss, 'weight': jnp.sum(weights), 'correct': correct}
 
 
-OBJECTIVES = {'next_token': next_token}
+OBJECTIVES = {'next_token': next_token, 'language_model': language_model}

@@ -121,7 +121,18 @@ def bucketed(rows: Sequence[layout.Row], buckets: BucketConfig, pad: int = 0) ->
                  fit(r, buckets.readout, 'readout'), pad)
 
 
-class Batches:
+class Stepwise:
+  """Batches by step: `at` is random access; `iterate` runs it ahead."""
+
+  def iterate(self, step: int) -> Iterator[Batch]:
+    """Yields the batches from a step to the end, made ahead in a thread."""
+    data = grain.MapDataset.range(step, self.curriculum.total).map(self.at)
+    ahead = self.config.train.prefetch
+    options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
+    return iter(data.to_iter_dataset(options))
+
+
+class Batches(Stepwise):
   """The training batches of one run.
 
   Args:
@@ -176,13 +187,6 @@ class Batches:
     index, count = self.process
     own = {name: getattr(batch, name)[index::count] for name in ROW_FIELDS}
     return batch.replace(**own) if count > 1 else batch
-
-  def iterate(self, step: int) -> Iterator[Batch]:
-    """Yields the batches from a step to the end, made ahead in a thread."""
-    data = grain.MapDataset.range(step, self.curriculum.total).map(self.at)
-    ahead = self.config.train.prefetch
-    options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
-    return iter(data.to_iter_dataset(options))
 
 
 ROW_FIELDS = ('tokens', 'positions', 'targets', 'weights', 'segment', 'visible_from',

@@ -52,6 +52,19 @@ def results(found: dict[str, Any]) -> str:
           f'{note}, exact match\n\n{table([header, row])}\n\n{table(steps)}')
 
 
+def text(found: dict[str, Any]) -> str:
+  """The losses of one result of `modes.evaluate_text`."""
+  mark = '' if found['causal'] else '  NOT CAUSAL: no language-modelling loss'
+  rows = [['split', 'tokens', 'loss', 'next token right %'],
+          *([name, f"{part['tokens']:,}", f"{part['loss']:.4f}{mark}",
+             percent(part['token_accuracy'])] for name, part in (
+                 ('train', found['train']), ('valid', found),
+                 *([('valid, memory zeroed', found['memory_zeroed'])]
+                   if 'memory_zeroed' in found else [])))]
+  return (f"{found['memory'] or 'no'} memory, {found['parameters']:,} parameters, whole "
+          f'splits\n\n{table(rows)}')
+
+
 def data(found: dict[str, Any]) -> str:
   """The report of `data.load` in one line."""
   notes = [f"{split} {count:,}" + (' carved from train' if split in found.get('carved', {})
@@ -108,6 +121,90 @@ def compare(found: Sequence[dict[str, Any]]) -> str:
              ', '.join(sorted({str(r['trained_steps']) for r in runs})), runs[0]['checkpoint']]
     lines.append(f"| {' | '.join(cells)} |")
   return '\n'.join(lines)
+
+
+def sweep(path: pathlib.Path, names: Sequence[str], seeds: Sequence[int],
+          control: str) -> str:
+  """A Markdown table of the runs of a sweep, losses as mean ± standard error over seeds.
+
+  What reads the future stands below the others, marked; its losses are no
+  language-modelling losses.
+  """
+  found = {name: [] for name in names}
+  for name in names:
+    for seed in seeds:
+      file = path / f'{name}-{seed}' / 'results.json'
+      if file.exists():
+        found[name].append(json.loads(file.read_text(encoding='utf-8')))
+  done = {name: runs for name, runs in found.items() if runs}
+  if not done:
+    return 'no run has finished'
+  if any('loss' not in run for runs in done.values() for run in runs):
+    return compare([run for runs in done.values() for run in runs])
+  base = {run['seed']: run for run in done.get(control, ())}
+  lines = ['| run | parameters | seeds | train loss | valid loss | against control, valid |'
+           ' memory zeroed, valid |', '|---|---|---|---|---|---|---|']
+  for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
+    mark = '' if runs[0]['causal'] else ' **(NOT CAUSAL)**'
+    against = [100 * (run['loss'] / base[run['seed']]['loss'] - 1) for run in runs
+               if run['seed'] in base and name != control]
+    zeroed = [run['memory_zeroed']['loss'] for run in runs if 'memory_zeroed' in run]
+    cells = [name + mark, f"{runs[0]['parameters']:,}",
+             ', '.join(str(run['seed']) for run in runs),
+             _spread([run['train']['loss'] for run in runs]),
+             _spread([run['loss'] for run in runs]),
+             _spread(against, '{:+.2f}') + ' %' if against else '',
+             _spread(zeroed) if zeroed else '']
+    lines.append(f"| {' | '.join(cells)} |")
+  return '\n'.join(lines)
+
+
+def _spread(values: Sequence[float], form: str = '{:.4f}') -> str:
+  """'1.8012 ±0.0031': the mean and, of several, its standard error."""
+  text = form.format(statistics.mean(values))
+  if len(values) > 1:
+    digits = form.replace('+', '')
+    text += ' ±' + digits.format(statistics.stdev(values) / math.sqrt(len(values)))
+  return text
+
+
+def figure(path: pathlib.Path, names: Sequence[str],
+           seeds: Sequence[int]) -> pathlib.Path | None:
+  """Draws train and validation loss by step, mean over seeds; None without matplotlib.
+
+  What reads the future is dashed, grey and says so.
+  """
+  try:
+    import matplotlib
+  except ImportError:
+    return None
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+  drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+  for name in names:
+    curves, causal = {'train': {}, 'valid': {}}, True
+    for seed in seeds:
+      file = path / f'{name}-{seed}' / 'metrics.jsonl'
+      for line in file.read_text(encoding='utf-8').splitlines() if file.exists() else ():
+        record = json.loads(line)
+        causal &= record.get('causal', True)
+        curves[record['split']].setdefault(record['step'], []).append(record['loss'])
+    for axis, split in zip(axes, ('train', 'valid'), strict=True):
+      steps = sorted(curves[split])
+      style = {} if causal else {'linestyle': '--', 'color': 'grey', 'linewidth': 2.5}
+      axis.plot(steps, [statistics.mean(curves[split][s]) for s in steps],
+                label=name + ('' if causal else ' (NOT CAUSAL: reads the future)'),
+                marker='o' if split == 'valid' else '', markersize=3, **style)
+  for axis, title in zip(axes, ('training loss', 'validation loss, whole split'), strict=True):
+    axis.set(xlabel='step', title=title)
+    axis.grid(alpha=0.3)
+  axes[0].set_ylabel('nats a token')
+  axes[1].legend(fontsize=8)
+  drawing.tight_layout()
+  file = path / 'losses.png'
+  drawing.savefig(file, dpi=120)
+  pyplot.close(drawing)
+  return file
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:

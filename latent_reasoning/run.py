@@ -15,14 +15,16 @@ from latent_reasoning import (
   objectives,
   optim,
   pipeline,
+  text,
   tokenizers,
 )
 from latent_reasoning import step as step_lib
 from latent_reasoning.checkpoint import Checkpoints, Restored
 from latent_reasoning.config import Config
+from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.evaluate import Answerer
+from latent_reasoning.evaluate import Answerer, evaluate
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.workdir import Workdir
 
@@ -34,9 +36,9 @@ class Run:
   """Everything of a run but its parameters."""
   config: Config
   workdir: Workdir
-  splits: data.Splits
+  splits: data.Splits | text.Ids
   tokenizer: tokenizers.Tokenizer
-  batches: pipeline.Batches
+  batches: pipeline.Batches | text.Batches
   sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path
 
   @property
@@ -67,6 +69,27 @@ class Run:
   def answerer(self, params, config: Config | None = None) -> Answerer:
     return Answerer(config or self.config, self.model(), params, self.tokenizer)
 
+  def validate(self, params) -> tuple[dict[str, Any], float, str]:
+    """Values to log, a score of which more is better, and a line to print."""
+    config = self.config
+    if config.method == 'lm':
+      found = self.loss(params, 'valid')
+      mark = '' if config.causal else ' (NOT CAUSAL)'
+      return found, -found['loss'], f"loss {found['loss']:.4f}{mark} on the whole split"
+    count = min(config.eval.valid_problems, len(self.splits.valid))
+    examples = [self.splits.valid[i] for i in range(count)]
+    greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
+    accuracy = evaluate(self.answerer(params, greedy), examples, config.data.name,
+                        'valid')[0]['accuracy']
+    return ({**accuracy, 'n': count}, accuracy['final'],
+            f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
+
+  def loss(self, params, split: str, **imm: Any) -> dict[str, float]:
+    """Loss over a whole split of text; `imm` changes keys of the memory."""
+    model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
+    return text.loss(model, params, getattr(self.splits, split), self.config.data.block,
+                     self.config.eval.batch_size)
+
   def checkpoints(self) -> Checkpoints:
     return Checkpoints(self.workdir.checkpoints, self.config.train.keep)
 
@@ -85,6 +108,8 @@ def build(config: Config, workdir: Workdir) -> Run:
   Raises:
     InputError: from any of them, or because they do not fit together.
   """
+  if config.method == 'lm':
+    return _build_text(config, workdir)
   splits = data.load(config.data, config.seed)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
@@ -97,6 +122,16 @@ def build(config: Config, workdir: Workdir) -> Run:
                              (jax.process_index(), jax.process_count()))
   return Run(config, workdir, splits, tokenizer, batches,
              {path: data.load_set(path, config.data) for path in config.eval.sets})
+
+
+def _build_text(config: Config, workdir: Workdir) -> Run:
+  found = data_text.load(config.data)
+  tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
+  ids = text.encode(found, tokenizer)
+  length = curriculum.build(config.optim, len(ids.train) // config.data.block)
+  batches = text.Batches(config, ids.train, length,
+                         (jax.process_index(), jax.process_count()))
+  return Run(config, workdir, ids, tokenizer, batches, {})
 
 
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:

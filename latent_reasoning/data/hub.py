@@ -25,30 +25,46 @@ def read(config: DataConfig) -> dict[str, tuple[list[Example], dict]]:
       malformed.
   """
   repository, name = REPOSITORIES[config.name]
+  found = {}
+  for split, data in rows(repository, name, config, '--config.data.dir=…').items():
+    path = f'{repository} {split}'
+    numbered = ((f'{path} row {i}', row) for i, row in enumerate(data))
+    found[split] = files.collect(numbered, _convert, config, path, 'hub')
+  return found
+
+
+def rows(repository: str, name: str | None, config: DataConfig, local: str,
+         streaming: bool = False) -> dict[str, Any]:
+  """Returns {'train' | 'valid' | 'test': rows} of the splits that there are.
+
+  Args:
+    repository, name: of the hub, and its configuration.
+    config: name and cache_dir are read.
+    local: the flag that gives a local copy, for the error.
+    streaming: read over the network row by row, not kept.
+
+  Raises:
+    InputError: the library is missing or the hub cannot be reached.
+  """
   try:
     import datasets  # only who asks for hub data needs it
   except ImportError as e:
     raise InputError(
         f"config.data.name '{config.name}' without a local path needs the library "
         "`datasets`, which is not installed; pip install 'latent_reasoning[hf]', or "
-        'give a local path with --config.data.dir=…') from e
+        f'give a local path with {local}') from e
   try:
-    data = datasets.load_dataset(repository, name, cache_dir=config.cache_dir or None)
+    data = datasets.load_dataset(repository, name, cache_dir=config.cache_dir or None,
+                                 **({'streaming': True} if streaming else {}))
   # The library raises what its own libraries raise, some of it plain Exception.
   except Exception as e:
     raise InputError(
         f'{repository} could not be loaded, {type(e).__name__}: {e}; expected the hub or '
-        'a cached copy. Three ways out: 1. give a local file or directory with '
-        '--config.data.dir=…; 2. go online once, or name the cache that holds it with '
+        f'a cached copy. Three ways out: 1. give a local file or directory with {local}; '
+        '2. go online once, or name the cache that holds it with '
         '--config.data.cache_dir=…; 3. use the embedded data with '
         '--config=configs/rim_arithmetic.py') from e
-  found = {}
-  for split in data:
-    if split in SPLITS:
-      path = f'{repository} {split}'
-      rows = ((f'{path} row {i}', row) for i, row in enumerate(data[split]))
-      found[SPLITS[split]] = files.collect(rows, _convert, config, path, 'hub')
-  return found
+  return {SPLITS[split]: data[split] for split in data if split in SPLITS}
 
 
 def _convert(row: dict[str, Any], config: DataConfig) -> Example:

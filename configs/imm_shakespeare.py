@@ -1,0 +1,205 @@
+"""The implicit memory in a small GPT on tiny Shakespeare, in nanoGPT's setting.
+
+  python -m latent_reasoning.main --config=configs/imm_shakespeare.py \\
+      --config.data.path=FILE
+
+FILE is a text; without it, Shakespeare comes from the hub (extra `hf`). Each variant
+but the first is a sweep over seeds, ends in a table and a figure, and resumes:
+
+  :replication           GPT and every write policy, blocks of 64
+  :replication_128, :replication_256   the same, longer blocks
+  :controls              the GPT with as many parameters, and with as much time
+  :slots                 N in 1 … 64, rank in 4 … full
+  :mechanisms            write, query, low rank, norm, write per token: off one at a time
+  :initialisation        what the paper leaves unspecified
+  :replication_full      all block sizes, five seeds, 5,000 steps: for a GPU
+"""
+
+import ml_collections
+
+POLICIES = ('gpt imm.write=', 'prefix_mean imm.write=prefix_mean', 'ring imm.write=ring',
+            'gated imm.write=gated', 'delta imm.write=delta',
+            'sequence_mean imm.write=sequence_mean')
+
+
+def _blocks(*sizes: int) -> tuple[str, ...]:
+  """Every policy at each block size."""
+  return tuple(f'{run.split()[0]}_{size} {run.split()[1]} data.block={size}'
+               for size in sizes for run in POLICIES)
+
+
+SWEEPS = {
+    'replication': POLICIES,
+    'replication_128': _blocks(128),
+    'replication_256': _blocks(256),
+    'replication_full': _blocks(64, 128, 256),
+    # 13.9k parameters a layer are an MLP wider by 54; the memory's time a tenth more steps.
+    'controls': ('gpt imm.write=', 'gated imm.write=gated', 'delta imm.write=delta',
+                 'gpt_as_large imm.write= model.hidden=566',
+                 'gpt_as_long imm.write= optim.stage1.steps=2200'),
+    'slots': ('gpt imm.write=', *(f'slots_{n} imm.slots={n}' for n in (1, 2, 4, 8, 16, 32, 64)),
+              *(f'rank_{r} imm.rank={r}' for r in (4, 8, 16, 32, 64)), 'rank_full imm.rank=0'),
+    'mechanisms': ('gpt imm.write=', 'gated imm.write=gated', "no_write imm.off=('write',)",
+                   "no_query imm.off=('query',)", "no_norm imm.off=('norm',)",
+                   'full_rank imm.rank=0', 'write_every_16 imm.every=16'),
+    'initialisation': ('gpt imm.write=', 'gated imm.write=gated', 'out_zero imm.out_scale=0.0',
+                       'gate_low imm.gate_bias=-2.0', 'gate_high imm.gate_bias=2.0',
+                       'before imm.place=before', 'two_rounds imm.rounds=2',
+                       'shared imm.shared=True', 'last_layer imm.layers=(3,)'),
+}
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  if variant and variant not in SWEEPS:
+    raise ValueError(f"imm_shakespeare has no variant '{variant}'; known: "
+                     f"{', '.join(SWEEPS)}")
+
+  c = ml_collections.ConfigDict()
+  c.method = 'lm'  # language modelling on plain text
+  c.seed = 0  # of parameters, data and order
+
+  c.data = data = ml_collections.ConfigDict()
+  data.name = 'shakespeare'  # text (of data.path) | shakespeare | wikitext | c4 (of the hub)
+  data.path = ''  # a text file, for method lm
+  data.block = 64  # tokens of a row of text
+  data.dir = ''  # file or directory of the data; '': generated, or from the hub
+  data.train = ''  # file of one split, where dir does not name it
+  data.valid = ''
+  data.test = ''
+  data.cache_dir = ''  # where hub downloads are kept; '': the library's default
+  data.steps = 'equations'  # equations | sentences, of OpenAI's GSM8K
+  data.step_marks = False  # <<3+4=7>> instead of 3+4=7
+  data.on_error = 'raise'  # raise | skip a malformed line
+  data.too_long = 'raise'  # raise | drop a row that no bucket holds
+  data.valid_size = 500  # carved from train, where there is no valid split
+  data.limit = 0  # first N problems of each split; 0: all
+  data.sort_window = 1  # batches whose rows are sorted by length together
+
+  data.arithmetic = arithmetic = ml_collections.ConfigDict()
+  arithmetic.min_steps = 1  # fewest operations
+  arithmetic.max_steps = 4  # most operations
+  arithmetic.modulus = 10  # of every result; 0: none
+  arithmetic.max_value = 9  # operands are 0 … this
+  arithmetic.operations = '+-*'
+  arithmetic.templates = 1  # wordings; 1: the terse expression alone
+  arithmetic.train_size = 1_000_000  # problems of each split, disjoint
+  arithmetic.valid_size = 2_000
+  arithmetic.test_size = 2_000
+
+  data.buckets = buckets = ml_collections.ConfigDict()
+  buckets.prefix = (256,)  # static sizes of question and blocks
+  buckets.readout = (256,)  # of one readout: answer, step, chain of thought
+  buckets.count = (1,)  # readouts in a row
+
+  c.tokenizer = tokenizer = ml_collections.ConfigDict()
+  tokenizer.kind = 'char'  # char | bpe | file
+  tokenizer.path = ''  # tokenizer.json, for kind file
+  tokenizer.vocab_size = 0  # of a trained bpe
+  tokenizer.pad_to = 8  # vocabulary padded to a multiple
+
+  c.model = model = ml_collections.ConfigDict()
+  model.layers = 4
+  model.width = 128
+  model.heads = 4
+  model.hidden = 512  # width of the MLP
+  model.max_positions = 256
+  model.positions = 'learned'  # learned | rotary
+  model.tied = True  # head = transposed embedding table
+  model.bias = False  # in dense layers and norms
+  model.dtype = 'float32'  # compute dtype; parameters are float32
+  model.attention = 'split'  # split | packed (the slow oracle)
+  model.scan = False  # scan over stacked layers: faster to compile
+  model.remat = False  # recompute layers in the backward pass
+
+  c.rim = rim = ml_collections.ConfigDict()
+  rim.blocks = 4  # K, in stage 2 and at inference
+  rim.block_tokens = 2  # M
+  rim.max_steps = 4  # T_max
+  rim.readout_offset = 1  # block t predicts step t+1; 0: step t
+  rim.schedule = 'uniform'  # uniform | linear | relative annealing of steps
+  rim.block_attention = 'causal'  # causal | bidirectional inside a block
+  rim.readout_sees_question = True
+  rim.pause_tokens = 8  # of method pause: as many as RiM's block tokens
+
+  c.imm = imm = ml_collections.ConfigDict()
+  imm.write = 'gated'  # '' | prefix_mean | ring | gated | delta | sequence_mean (not causal)
+  imm.slots = 0  # 0: round(sqrt(width))
+  imm.rank = 16  # of f_write, f_query and g; 0: full. Here width / 8
+  imm.layers = ()  # which have a bank, from 0; (): all
+  imm.shared = False  # one bank: the first of them writes, all read
+  imm.rounds = 1  # writes and reads of a token in a layer
+  imm.every = 1  # only each n-th token writes
+  imm.place = 'after'  # after | before attention and MLP
+  imm.off = ()  # mechanisms off: write, query, read, norm
+  imm.out_scale = 1.0  # of g's initial matrix
+  imm.gate_bias = 0.0  # initial
+  imm.implementation = 'chunked'  # chunked | naive (the slow oracle)
+  imm.chunk = 16  # tokens in a chunk
+
+  c.optim = optim = ml_collections.ConfigDict()
+  optim.batch_size = 12
+  optim.accumulate = 1  # microbatches of a step
+  optim.muon_scale = 2.0  # learning rate of matrices under muon, as a multiple of the stage's
+  optim.beta1 = 0.9
+  optim.beta2 = 0.99
+  optim.epsilon = 1e-8
+  optim.weight_decay = 0.1  # on matrices
+  optim.clip = 1.0  # global gradient norm; 0: off
+
+  optim.stage1 = stage1 = ml_collections.ConfigDict()
+  stage1.steps = 2000  # 0: count epochs
+  stage1.epochs = 0.0
+  stage1.learning_rate = 1e-3
+  stage1.schedule = 'cosine'  # constant | cosine
+  stage1.warmup = 0.05  # share of the stage
+  stage1.dropout = 0.0
+  stage1.optimizer = 'adamw'  # adamw | muon, for the matrices inside the layers
+  stage1.reset_optimizer = True  # no effect in stage 1
+
+  optim.stage2 = stage2 = ml_collections.ConfigDict()
+  stage2.steps = 0
+  stage2.epochs = 0.0
+  stage2.learning_rate = 0.0  # 1e-3 forgets the chain within 200 steps
+  stage2.schedule = 'cosine'
+  stage2.warmup = 0.04
+  stage2.dropout = 0.0
+  stage2.optimizer = 'adamw'
+  stage2.reset_optimizer = True
+
+  c.train = train = ml_collections.ConfigDict()
+  train.log_every = 100
+  train.eval_every = 1000  # validation and checkpoint
+  train.save_every = 1000  # checkpoint
+  train.keep = 3  # newest checkpoints, beside the best
+  train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
+  train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
+  train.prefetch = 2  # batches made ahead in a thread
+
+  c.eval = evaluation = ml_collections.ConfigDict()
+  evaluation.batch_size = 128
+  evaluation.valid_problems = 500  # per validation
+  evaluation.test_problems = 0  # 0: all
+  evaluation.blocks = 0  # at inference; 0: rim.blocks
+  evaluation.max_tokens = 300  # a readout may generate
+  evaluation.samples = 0  # pass@k
+  evaluation.temperature = 0.8
+  evaluation.top_k = 40  # likeliest tokens that samples are drawn from; 0: all
+  evaluation.checkpoint = 'last'  # best (validation accuracy) | last
+  evaluation.sets = ()  # more test files
+  evaluation.latency_repeats = 50  # timed runs an entry
+  evaluation.audit_rows = 8  # real rows a check
+
+  c.sweep = sweep = ml_collections.ConfigDict()
+  sweep.runs = SWEEPS.get(variant, ())  # 'name key=value …', one run each; (): no sweep
+  sweep.seeds = (0, 1, 2)
+  sweep.control = 'gpt'  # name of the run that others are held against
+
+  if variant == 'replication_full':
+    sweep.seeds = (0, 1, 2, 3, 4)
+    c.optim.stage1.steps = 5000
+  elif variant in ('slots', 'mechanisms', 'initialisation'):  # an hour on two cores
+    c.optim.stage1.steps = 1000
+  if variant.startswith('replication_'):
+    sweep.control = ''  # of each block size its own: see the table
+
+  return c

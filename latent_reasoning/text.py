@@ -1,0 +1,125 @@
+"""Language modelling on plain text: batches, the loss of a whole split, continuations."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from latent_reasoning import decode, layout, objectives, pipeline
+from latent_reasoning import step as step_lib
+from latent_reasoning.config import Config
+from latent_reasoning.curriculum import Curriculum
+from latent_reasoning.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """Token ids of both splits, int32, and the report of `data.text.load`."""
+  train: np.ndarray
+  valid: np.ndarray
+  report: dict
+
+
+def encode(found, tokenizer) -> Ids:
+  """Tokenizes a `data.text.Text`."""
+  train, valid = (np.array(tokenizer.encode(t), np.int32) for t in (found.train, found.valid))
+  counts = {'train_tokens': len(train), 'valid_tokens': len(valid)}
+  return Ids(train, valid, {**found.report, **counts})
+
+
+def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> pipeline.Batch:
+  """Rows [B, T + 1] of text as a batch that predicts every next token."""
+  size, length = ids.shape[0], ids.shape[1] - 1
+  place = np.broadcast_to(np.arange(length, dtype=np.int32), (size, length))
+  zeros = np.zeros((size, length), np.int32)
+  weights = np.ones((size, length), np.float32) if weights is None else weights
+  return pipeline.Batch(ids[:, :-1], place, ids[:, 1:], weights, zeros, zeros, place + 1,
+                        np.zeros((size, 0), np.int32), length)
+
+
+class Batches(pipeline.Stepwise):
+  """Random crops of the training text, a function of (seed, step), as in nanoGPT."""
+
+  def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum,
+               process: tuple[int, int] = (0, 1)):
+    self.config, self.ids, self.curriculum, self.process = config, ids, curriculum, process
+    self.method = layout.method(config.method)
+    if len(ids) <= config.data.block:
+      raise InputError(f'the training text has {len(ids)} tokens; expected more than '
+                       f'config.data.block {config.data.block}')
+
+  def at(self, step: int) -> pipeline.Batch:
+    """Returns this process's rows of a global step."""
+    length = self.config.data.block + 1
+    draw = np.random.default_rng((self.config.seed, step))
+    at = draw.integers(len(self.ids) - length + 1, size=self.config.optim.batch_size)
+    index, count = self.process
+    return rows(np.stack([self.ids[i:i + length] for i in at[index::count]]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(model, params, batch):
+  return objectives.language_model(model, params, batch)[1]
+
+
+def loss(model, params, ids: np.ndarray, block: int, batch_size: int) -> dict[str, float]:
+  """Mean loss in nats over every token of a split but the first.
+
+  The text is cut into blocks of `block` tokens side by side; the last may be short.
+
+  Returns:
+    {'loss', 'token_accuracy', 'tokens'}.
+  """
+  count = len(ids) - 1
+  blocks = -(-count // block)
+  blocks = -(-blocks // batch_size) * batch_size  # whole batches, so that one shape serves
+  weights = (np.arange(blocks * block) < count).astype(np.float32).reshape(blocks, block)
+  padded = np.zeros(blocks * block + 1, np.int32)
+  padded[:count + 1] = ids
+  cut = np.concatenate([padded[:-1].reshape(blocks, block),
+                        padded[1:].reshape(blocks, block)[:, -1:]], axis=1)
+  total = {'loss': 0.0, 'correct': 0.0, 'weight': 0.0}
+  for start in range(0, blocks, batch_size):
+    part = slice(start, start + batch_size)
+    sums = jax.device_get(_sums(model, params, rows(cut[part], weights[part])))
+    total = {name: total[name] + float(sums[name]) for name in total}
+  return {'loss': total['loss'] / total['weight'],
+          'token_accuracy': total['correct'] / total['weight'], 'tokens': count}
+
+
+def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int) -> str:
+  """Continues a prompt at eval.temperature and eval.top_k (temperature 0: greedy).
+
+  Half a block at a time, each from the half block before it, so that a text may be
+  longer than the model's positions.
+  """
+  symbols, half = layout.symbols(tokenizer), max(1, config.data.block // 2)
+  ids = tokenizer.encode(prompt)
+  if not ids:
+    raise InputError('the prompt is empty; give one with --question="..."')
+  ids = [*tokenizer.encode('\n'), *ids]  # position 0 never predicts
+  head, said = decode.head_kernel(model, params), 0
+  while said < tokens:
+    context = ids[-half:]
+    row = layout.plain(context, [layout.Readout(len(context))])
+    out = decode.generate(
+        model, params, head, pipeline.collate([row], half, 1, 1, symbols.pad),
+        step_lib.key(config.seed, step_lib.SAMPLE, said), config.eval.temperature or 1.0,
+        end=-1, pad=symbols.pad, max_tokens=half, sample=config.eval.temperature > 0,
+        top_k=config.eval.top_k)
+    ids += out[0, 0].tolist()
+    said += half
+  ids = ids[:len(ids) - (said - tokens)]
+  return tokenizer.decode(ids)[1:]
+
+
+def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[layout.Encoded]:
+  """Crops of a block for the audit: the second half as an answer to the first."""
+  length = min(block, len(ids) - 1)
+  if length < 4:
+    raise InputError(f'config.data.block is {block}; expected at least 4 to audit')
+  at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
+  return [layout.Encoded(ids[i:i + length // 2].tolist(), [],
+                         ids[i + length // 2:i + length - 1].tolist()) for i in at]
