@@ -122,9 +122,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   stage1.reset_optimizer = True  # no effect in stage 1
 
   optim.stage2 = stage2 = ml_collections.ConfigDict()
-  stage2.steps = 500
+  stage2.steps = 800
   stage2.epochs = 0.0
-  stage2.learning_rate = 1.5e-4  # 1e-3 forgets the chain within 200 steps
+  stage2.learning_rate = 4e-4  # 1e-3 forgets the chain
   stage2.schedule = 'cosine'
   stage2.warmup = 0.04
   stage2.dropout = 0.0

@@ -287,8 +287,14 @@ def batching(subject: Subject, rows):
   return _agree(subject, together, alone)
 
 
-_prefill = jax.jit(decode.prefill, static_argnums=(0, 4))
-_decode_step = jax.jit(decode.decode_step, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _prefill(model, params, head, batch, room):
+  return decode.prefill(model, params, head, batch, room)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_step(model, params, head, batch, cache, tokens, step):
+  return decode.decode_step(model, params, head, batch, cache, tokens, step)
 
 
 def caching(subject: Subject):

@@ -13,6 +13,7 @@ from latent_reasoning import report
 from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
 from latent_reasoning.metrics import Metrics, Progress
+from latent_reasoning.models import memory
 from latent_reasoning.run import Run
 from latent_reasoning.step import TrainState
 
@@ -61,6 +62,7 @@ class _Pending:
   stage: int
   sums: dict[str, Any]
   learning_rate: float
+  watched: dict[str, float]
 
 
 def train(run: Run) -> TrainState:
@@ -105,6 +107,7 @@ class _Loop:
     self.limit = run.config.train.max_loss or 3 * math.log(run.tokenizer.vocab_size)
     self.pending: _Pending | None = None
     self.timer = (time.monotonic(), 0)  # when, and predictions since
+    self.warned: set[str] = set()
 
   def run_from(self, state: TrainState, start: int, signals: Signals) -> TrainState:
     config, curriculum = self.run.config, self.run.curriculum
@@ -122,7 +125,9 @@ class _Loop:
       rate = curriculum.learning_rate(step)
       state, sums = steppers[moment.stage](state, batch, rate)
       self.read()
-      self.pending = _Pending(step + 1, moment.stage, sums, rate)
+      logs = _due(step + 1, config.train.log_every)
+      self.pending = _Pending(step + 1, moment.stage, sums, rate,
+                              self.run.watch(state.params, batch) if logs else {})
       last = step + 1 == curriculum.total
       accuracy = None
       if last or _due(step + 1, config.train.eval_every):
@@ -166,8 +171,20 @@ class _Loop:
       self.metrics.write(
           p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
           grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
-          steps_per_second=steps / max(1e-9, self.timer[0] - began))
+          steps_per_second=steps / max(1e-9, self.timer[0] - began),
+          **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
+      self.warn({**sums, **p.watched})
     self.progress.update(p.step, p.stage, loss)
+
+  def warn(self, found: dict[str, float]) -> None:
+    """Says each failure signature of the memory once."""
+    if 'read_entropy' not in found:
+      return
+    slots = memory.slots_of(self.run.config.imm, self.run.config.model.width)
+    for text in memory.warnings(found, slots):
+      if text not in self.warned:
+        self.warned.add(text)
+        self.progress.say(f'warning: {text}')
 
   def validate(self, state: TrainState, step: int, stage: int) -> float:
     """Logs the validation and returns its score."""

@@ -25,6 +25,7 @@ from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, evaluate
+from latent_reasoning.models import memory
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.workdir import Workdir
 
@@ -84,6 +85,13 @@ class Run:
     return ({**accuracy, 'n': count}, accuracy['final'],
             f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
 
+  def watch(self, params, batch) -> dict[str, float]:
+    """The memory's failure signatures on a batch; empty without memory."""
+    if not self.config.imm.write:
+      return {}
+    found = _watched(self.model(), params, batch)
+    return {name: float(value) for name, value in jax.device_get(found).items()}
+
   def loss(self, params, split: str, **imm: Any) -> dict[str, float]:
     """Loss over a whole split of text; `imm` changes keys of the memory."""
     model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
@@ -100,6 +108,9 @@ class Run:
     restored = checkpoints.restore(self.like, step)
     checkpoints.close()
     return restored
+
+
+_watched = jax.jit(memory.watched, static_argnums=0)
 
 
 def build(config: Config, workdir: Workdir) -> Run:
@@ -128,7 +139,8 @@ def _build_text(config: Config, workdir: Workdir) -> Run:
   found = data_text.load(config.data)
   tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
   ids = text.encode(found, tokenizer)
-  length = curriculum.build(config.optim, len(ids.train) // config.data.block)
+  crops = max(len(ids.train) // config.data.block, config.optim.batch_size)  # an epoch
+  length = curriculum.build(config.optim, crops)
   batches = text.Batches(config, ids.train, length,
                          (jax.process_index(), jax.process_count()))
   return Run(config, workdir, ids, tokenizer, batches, {})

@@ -69,6 +69,10 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
     metrics = {**sums, 'grad_norm': optax.tree.norm(grads)}
+    memory = [g for path, g in jax.tree_util.tree_leaves_with_path(grads)
+              if any(key.key == 'memory' for key in path)]
+    if memory:
+      metrics['memory_grad_norm'] = optax.tree.norm(memory)
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(train_step, donate_argnums=0)

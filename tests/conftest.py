@@ -19,7 +19,8 @@ from latent_reasoning.config import (
 def data_config() -> DataConfig:
   """A DataConfig to be changed with `dataclasses.replace`."""
   return DataConfig(
-      name='files', dir='', train='', valid='', test='', cache_dir='', steps='equations',
+      name='files', path='', block=8, dir='', train='', valid='', test='', cache_dir='',
+      steps='equations',
       step_marks=False, on_error='raise', too_long='raise', valid_size=2, limit=0,
       sort_window=1,
       arithmetic=ArithmeticConfig(
@@ -51,7 +52,7 @@ TINY = {
     'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'rim.pause_tokens': 3,
     'rim.readout_offset': 1, 'rim.schedule': 'uniform', 'rim.block_attention': 'causal',
     'rim.readout_sees_question': True,
-    'optim.stage1.optimizer': 'adamw', 'optim.stage2.optimizer': 'adamw',
+    'imm.chunk': 4, 'optim.stage1.optimizer': 'adamw', 'optim.stage2.optimizer': 'adamw',
     'optim.batch_size': 8, 'optim.accumulate': 1,
     'optim.stage1.steps': 8, 'optim.stage2.steps': 6,
     'optim.stage1.dropout': 0.0, 'optim.stage2.dropout': 0.0,

@@ -8,7 +8,7 @@ import pytest
 
 from latent_reasoning import audit, decode, layout, masks, pipeline, tokenizers
 from latent_reasoning.data.arithmetic import Arithmetic
-from latent_reasoning.models import attention
+from latent_reasoning.models import attention, memory
 from latent_reasoning.models.gpt import GPT
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -26,6 +26,16 @@ VARIANTS = {
     'rim, blind': {'model.layers': 2, 'rim.readout_sees_question': False},
     'rim, bidirectional, blind': {'model.layers': 2, 'rim.readout_sees_question': False,
                                   'rim.block_attention': 'bidirectional'}}
+MEMORY = {  # of two layers where layers differ
+    'rim, prefix_mean': {'imm.write': 'prefix_mean', 'imm.rank': 3},
+    'rim, ring': {'imm.write': 'ring', 'imm.slots': 2},
+    'rim, gated, shared': {'imm.write': 'gated', 'imm.rank': 3, 'imm.shared': True,
+                           'model.layers': 2},
+    'rim, delta, twice, bidirectional': {
+        'imm.write': 'delta', 'imm.rounds': 2, 'imm.place': 'before',
+        'rim.block_attention': 'bidirectional'},
+    'cot, gated, scanned': {'method': 'cot', 'imm.write': 'gated', 'imm.every': 2,
+                            'model.layers': 2, 'model.scan': True}}
 SIGHT, GRADIENTS, SEPARATE, SPLIT = (
     'stage 1: one layer sees what the rule allows',
     'stage 1: no gradient from later tokens, blocks, other readouts',
@@ -55,11 +65,40 @@ def make(tiny_config, tokenizer, random_params):
     one = next(p for p in problems if len(p.steps) == 1)
     two = next(p for p in problems if len(p.steps) == 2)
     # Programs are cached by model: one that differs shares none with sound code.
-    model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0)
+    model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
+                config.imm)
     batch = pipeline.collate([layout.plain([1, 2], ())], 2, 0, 0)
     return audit.Subject(config, model, random_params(model, batch), tokenizer,
                          layout.encode([one, two], tokenizer))
   return build
+
+
+@pytest.mark.parametrize('variant', MEMORY)
+def test_sound_with_memory(make, variant):
+  """With every causal policy all checks pass, those of the memory included."""
+  checks = audit.run(make(**MEMORY[variant]))
+  assert len(checks) == 16
+  assert [c for c in checks if not c['ok']] == []
+
+
+def test_leaking_memory(make, monkeypatch):
+  """A bank that runs on from one readout into the next is caught."""
+  def run_on(self, x, q, mask, bank):
+    return memory.chunked(memory.POLICIES['gated'], memory.empty(
+        (q.shape[0],), memory.slots_of(self.config, self.width), q.shape[-1]), x, q)[1::-1]
+
+  monkeypatch.setattr(memory.Memory, '_row', run_on)
+  subject = make(own=True, **{'imm.write': 'gated'})
+  for name in (SIGHT, SEPARATE):
+    assert not CHECKS[name](subject, subject.rows(1))[0], name
+
+
+def test_memory_that_reads_the_future(make):
+  """The leak of the published reference is reported, by both checks."""
+  subject = make(**{'method': 'lm', 'data.name': 'text', 'imm.write': 'sequence_mean'})
+  checks = audit.run(subject)
+  assert len(checks) == 2 and not any(c['ok'] for c in checks)
+  assert 'gradient' in checks[0]['found']
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

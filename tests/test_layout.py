@@ -224,5 +224,5 @@ def test_unknown_method():
   """The error names the nearest method, and all."""
   with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
     layout.method('direct_step')
-  with pytest.raises(InputError, match='known: cot, direct, direct_steps, pause, rim'):
+  with pytest.raises(InputError, match='known: cot, direct, direct_steps, lm, pause, rim'):
     layout.method('xyz')

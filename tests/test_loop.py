@@ -16,6 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from latent_reasoning import loop, main, metrics, pipeline
+from latent_reasoning import run as run_lib
 from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
 
@@ -190,7 +191,7 @@ def test_optimizer_is_reset_at_the_switch_only_if_asked(whole, tiny_config, make
 def test_validation_and_the_best(tiny_config, make_run, tmp_path, monkeypatch):
   """Validation runs when due and at the end; checkpoints of the last stage compete."""
   finals = iter([0.9, 0.5, 0.25])
-  monkeypatch.setattr(loop, 'evaluate', lambda *args: (
+  monkeypatch.setattr(run_lib, 'evaluate', lambda *args: (
       {'accuracy': {'final': next(finals), 'any': 1.0, 'per_block': [0, 0, 0]}}, []))
   run = make_run(tiny_config(**SMALL), tmp_path)
   loop.train(run)

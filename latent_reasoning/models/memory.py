@@ -480,3 +480,38 @@ class Memory(nn.Module):
 def slots_of(config: ImmConfig, width: int) -> int:
   """N: round(sqrt(D)) unless given."""
   return config.slots or round(width**0.5)
+
+
+def watched(model, params, batch) -> dict[str, chex.Array]:
+  """What a batch's prefixes did with the memory: the paper's failure signatures.
+
+  Returns:
+    float32 scalars, means over tokens, layers and rounds: 'read_entropy' as a share of
+    log N (1: reads are uniform), 'top_slot', the share of the most read slot, and
+    'write_gate'. Empty without memory.
+  """
+  _, found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                         mutable=['intermediates'])
+  named = {'attention': [], 'beta': []}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found.get('intermediates', {})):
+    named[next(key.key for key in reversed(path) if hasattr(key, 'key'))].append(leaf)
+  if not named['attention']:
+    return {}
+  a = jnp.stack(named['attention'])  # [..., B, T, N]
+  slots = a.shape[-1]
+  entropy = -jnp.sum(a * jnp.log(jnp.maximum(a, 1e-30)), axis=-1).mean()
+  return {'read_entropy': entropy / jnp.log(max(slots, 2)),
+          'top_slot': a.mean((-3, -2)).max(-1).mean(),
+          'write_gate': jnp.stack(named['beta']).mean()}
+
+
+def warnings(found: dict[str, float], slots: int) -> list[str]:
+  """The failure signatures in words, of `watched` and the gradient's norm."""
+  said = []
+  if slots > 1 and found['read_entropy'] > 0.999:
+    said.append('the memory reads all slots alike (entropy of log N): it cannot choose')
+  if slots > 1 and found['top_slot'] > 0.99:
+    said.append('one slot of the memory takes nearly all reads')
+  if found.get('memory_grad_norm', 1.0) < 1e-7:
+    said.append('almost no gradient reaches the memory')
+  return said

@@ -146,7 +146,7 @@ def test_bfloat16(make, random_params):
   params = random_params(model, BATCH)
   loss, grads = jax.eval_shape(loss_and_gradient, model, params, BATCH)
   assert {a.dtype for a in jax.tree.leaves((params, loss, grads))} == {jnp.dtype('float32')}
-  hidden, (k, v) = jax.eval_shape(lambda: model.apply(
+  hidden, (k, v, _) = jax.eval_shape(lambda: model.apply(
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask))
   assert hidden.dtype == k.dtype == v.dtype == jnp.bfloat16
   found = logits(model, params, BATCH)
@@ -241,9 +241,9 @@ def test_keys_and_values_of_all_layers(make):
                             BATCH.mask)
     return jax.eval_shape(lambda p: model.apply(
         p, BATCH.tokens, BATCH.positions, BATCH.mask)[1], params)
-  k, v = kept(make())
+  k, v, _ = kept(make())
   assert [a.shape for a in (*k, *v)] == [(2, LENGTH, 2, 8)] * 4
-  k, v = kept(make(scan=True))
+  k, v, _ = kept(make(scan=True))
   assert k.shape == v.shape == (2, 2, LENGTH, 2, 8)
 
 
