@@ -62,7 +62,7 @@ class _Pending:
   stage: int
   sums: dict[str, Any]
   learning_rate: float
-  watched: dict[str, float]
+  watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def train(run: Run) -> TrainState:
