@@ -65,7 +65,7 @@ def check_equal(name, seed, length, slots, rank, size, start):
 
 
 # length, slots, rank, chunk: compiling is what takes time, so few shapes and many draws.
-SHAPES = [(1, 1, 2, 4), (23, 4, 3, 5), (32, 3, 1, 16)]
+SHAPES = [(1, 1, 2, 4), (23, 4, 3, 5)]
 
 
 @pytest.mark.parametrize('name', CAUSAL)
