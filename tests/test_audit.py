@@ -71,7 +71,8 @@ def make(tiny_config, tokenizer, random_params):
   return build
 
 
-@pytest.mark.parametrize('variant', MEMORY)
+@pytest.mark.parametrize('variant', [
+    next(iter(MEMORY)), *(pytest.param(v, marks=pytest.mark.slow) for v in list(MEMORY)[1:])])
 def test_sound_with_memory(make, variant):
   """With every causal policy all checks pass, those of the memory included."""
   checks = audit.run(make(**MEMORY[variant]))
