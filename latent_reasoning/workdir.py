@@ -64,6 +64,7 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Wo
         f'(there -> here):\n  {listed}\nGive the keys as they were, or another '
         '--workdir=DIR')
   if training and old != new:
+    workdir.tokenizer.unlink(missing_ok=True)  # it may be of the data looked at
     write_json(workdir.config, dataclasses.asdict(config))
   return workdir
 

@@ -73,9 +73,10 @@ def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
 
 def test_looking_first_binds_no_free_key(tiny_config, tmp_path):
   """An audit or a question in a new folder leaves evaluation keys open to training."""
-  open_workdir(tmp_path, tiny_config(), False)
+  open_workdir(tmp_path, tiny_config(), False).tokenizer.write_text('{}')
   other = tiny_config(**{'eval.blocks': 2})
   made = open_workdir(tmp_path, other, True)
+  assert not made.tokenizer.exists()  # it may be of other data
   assert json.loads(made.config.read_text())['eval']['blocks'] == 2
   with pytest.raises(InputError, match='config.seed'):
     open_workdir(tmp_path, tiny_config(seed=9), True)
