@@ -136,6 +136,14 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   imm.implementation = 'chunked'  # chunked | naive (the slow oracle)
   imm.chunk = 16  # tokens in a chunk
 
+  c.explicit = explicit = ml_collections.ConfigDict()
+  explicit.source = ''  # '' | blocks | memory: what a decoder of the reasoning reads
+  explicit.joint = False  # trained with the model; else later, by --mode=explain
+  explicit.layers = 1  # of that decoder
+  explicit.weight = 0.3  # in the loss, where joint
+  explicit.steps = 1000  # of its own training, where not joint
+  explicit.learning_rate = 1e-3
+
   c.optim = optim = ml_collections.ConfigDict()
   optim.batch_size = 12
   optim.accumulate = 1  # microbatches of a step

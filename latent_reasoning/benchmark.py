@@ -31,7 +31,7 @@ from latent_reasoning import allocator, layout, objectives, pipeline, text
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import ImmConfig, ModelConfig, RimConfig
 from latent_reasoning.errors import InputError
-from latent_reasoning.models import memory
+from latent_reasoning.models import recurrence
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.report import table
 
@@ -92,7 +92,7 @@ def rows_table(args) -> str:
 
 def memory_table(args) -> str:
   """The recurrence alone, full rank: batch, length, width, slots."""
-  policy = memory.POLICIES['gated']
+  policy = recurrence.POLICIES['gated']
   lines = [['batch, length, width, slots', 'pass', 'naive ms', 'chunked ms', 'faster',
             'naive MiB', 'chunked MiB', 'smaller']]
   for shape in ((8, 256, 256, 16), (4, 1024, 512, 23)):
@@ -104,14 +104,14 @@ def memory_table(args) -> str:
     on, start = jnp.ones((batch, length), bool), jnp.zeros((batch, length), bool)
 
     def total(s, w, beta, q, run, on=on, start=start, up=up, shape=shape):
-      bank = memory.empty((shape[0],), shape[3], shape[2])
-      r, _, _ = run(policy, bank, memory.Writes(s, w, beta, on, start), q)
+      bank = recurrence.empty((shape[0],), shape[3], shape[2])
+      r, _, _ = run(policy, bank, recurrence.Writes(s, w, beta, on, start), q)
       return jnp.sum(r * up)
 
     for name, wrap in (('forward', lambda f: f), ('forward, backward',
                                                   lambda f: jax.grad(f, (0, 1, 2, 3)))):
       found = []
-      for run in (memory.naive, memory.chunked):
+      for run in (recurrence.naive, recurrence.chunked):
         compiled = jax.jit(wrap(functools.partial(total, run=run))).lower(
             s, w, beta, q).compile()
         mib = compiled.memory_analysis().temp_size_in_bytes / 2**20

@@ -99,7 +99,7 @@ class RimConfig:
 @dataclasses.dataclass(frozen=True)
 class ImmConfig:
   """A memory bank inside the layers; IMM, arXiv 2502.21030 (models.memory)."""
-  write: str  # a policy of models.memory; '': no memory
+  write: str  # a policy of models.recurrence; '': no memory
   slots: int  # N; 0: round(sqrt(width))
   rank: int  # R of f_write, f_query and g, and width of the bank; 0: full
   layers: tuple[int, ...]  # which layers have it, from 0; (): all
@@ -112,6 +112,17 @@ class ImmConfig:
   gate_bias: float  # initial; sigmoid(gate_bias) of an addressed slot is overwritten
   implementation: str  # 'chunked' (fast) | 'naive' (token by token, the oracle)
   chunk: int  # tokens in a chunk; above 16, float32 overflows where gates saturate
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplicitConfig:
+  """A small decoder beside the model that says as text what its memory holds."""
+  source: str  # '' | 'blocks': hidden states of RiM's blocks | 'memory': what the IMM read
+  joint: bool  # trained with the model; False: on the finished model, by --mode=explain
+  layers: int  # of the decoder, as wide as the model's
+  weight: float  # of its tokens in the loss beside the model's own, where joint
+  steps: int  # of its own training, where not joint
+  learning_rate: float  # of that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +196,7 @@ class Config:
   model: ModelConfig
   rim: RimConfig
   imm: ImmConfig
+  explicit: ExplicitConfig
   optim: OptimConfig
   train: TrainConfig
   eval: EvalConfig
@@ -196,7 +208,7 @@ class Config:
     return self.imm.write not in NOT_CAUSAL
 
 
-NOT_CAUSAL = ('sequence_mean',)  # policies of models.memory that read the future
+NOT_CAUSAL = ('sequence_mean',)  # policies of models.recurrence that read the future
 OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
 
 PROBLEMS = ('arithmetic', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name
@@ -218,6 +230,7 @@ CHOICES = {
     'imm.write': ('', 'sequence_mean', 'prefix_mean', 'ring', 'gated', 'delta'),
     'imm.place': ('after', 'before'),
     'imm.implementation': ('chunked', 'naive'),
+    'explicit.source': ('', 'blocks', 'memory'),
     'optim.stage1.optimizer': ('adamw', 'muon'),
     'optim.stage2.optimizer': ('adamw', 'muon'),
     'optim.stage1.schedule': ('constant', 'cosine'),
@@ -234,7 +247,7 @@ POSITIVE = (
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
     'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
-    'imm.rounds', 'imm.every', 'imm.chunk',
+    'imm.rounds', 'imm.every', 'imm.chunk', 'explicit.layers', 'explicit.steps',
     'optim.batch_size', 'optim.accumulate', 'train.log_every', 'train.keep',
     'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
     'eval.latency_repeats', 'eval.audit_rows')
@@ -284,6 +297,7 @@ def _check(config: Config) -> None:
     raise InputError(f'rotary positions need an even head size; width/heads is '
                      f'{model.width // model.heads}')
   _check_imm(config)
+  _check_explicit(config)
   if (config.method == 'lm') != (data.name in TEXTS):
     raise InputError(f"config.method is '{config.method}' with config.data.name "
                      f"'{data.name}'; expected method lm with one of {TEXTS}, and any "
@@ -336,6 +350,21 @@ def _check_imm(config: Config) -> None:
         f"config.imm.write '{imm.write}' reads the future, so method '{config.method}' "
         "would be shown its answers; it is for method 'lm', to reproduce a paper. "
         "Causal policies: 'prefix_mean', 'ring', 'gated', 'delta'")
+
+
+def _check_explicit(config: Config) -> None:
+  explicit = config.explicit
+  if not explicit.source:
+    return
+  if config.method == 'lm':
+    raise InputError(f"config.explicit.source is '{explicit.source}', but method lm has no "
+                     'reasoning to say; expected a method that answers questions')
+  if explicit.source == 'blocks' and config.method != 'rim':
+    raise InputError(f"config.explicit.source is 'blocks', but method {config.method} has "
+                     "none; expected method rim, or source 'memory' with config.imm.write")
+  if explicit.source == 'memory' and not config.imm.write:
+    raise InputError("config.explicit.source is 'memory', but config.imm.write is ''; "
+                     "expected a policy such as 'gated'")
 
 
 def _group(cls: type, values: Any, path: str) -> Any:

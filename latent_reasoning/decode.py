@@ -23,13 +23,14 @@ def head_kernel(model, params) -> chex.Array:
   return jax.jit(lambda e: jnp.copy(e.T))(params['embedding'])
 
 
-def prefill(model, params, head_DV: chex.Array, batch: Batch,
-            room: int) -> tuple[chex.Array, Cache]:
+def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
+            embeddings: chex.Array | None = None) -> tuple[chex.Array, Cache]:
   """Reads the prefixes.
 
   Args:
     batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K.
     room: tokens that each readout will add to the cache.
+    embeddings: [B, P, D] in place of the prefixes' tokens.
 
   Returns:
     float32 logits of each readout's first token [B, K, V], and the cache.
@@ -37,7 +38,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch,
   p, count = batch.prefix, batch.anchors.shape[1]
   mask = batch.mask.part(0, p).replace(count=0)
   hidden, (k, v, banks) = model.apply({'params': params}, batch.tokens[:, :p],
-                               batch.positions[:, :p], mask)
+                                      batch.positions[:, :p], mask, embeddings=embeddings)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
 
   def own(a):  # [..., B, P, N, H] -> [..., B, K, room, N, H]
@@ -67,7 +68,8 @@ def _logits(model, params, hidden, head_DV):
                                              'top_k'))
 def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey,
              temperature: float, *, end: int, pad: int, max_tokens: int,
-             sample: bool = False, top_k: int = 0) -> chex.Array:
+             sample: bool = False, top_k: int = 0,
+             embeddings: chex.Array | None = None) -> chex.Array:
   """Decodes every readout of every prompt until its end token, greedily or sampled.
 
   Args:
@@ -79,6 +81,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     max_tokens: most tokens of a readout, the end token included.
     sample: draw from the distribution instead of taking its mode.
     top_k: of this many likeliest tokens; 0: of all.
+    embeddings: [B, P, D] in place of the prefixes' tokens.
 
   Returns:
     int32 [B, K, max_tokens].
@@ -103,7 +106,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     step, _, done, _, _ = carry
     return (step + 1 < max_tokens) & ~done.all()
 
-  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1)
+  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1, embeddings)
   token = pick(logits, 0)
   out = jnp.full((*token.shape, max_tokens), pad, jnp.int32).at[..., 0].set(token)
   start = (jnp.zeros((), jnp.int32), token, token == end, out, cache)

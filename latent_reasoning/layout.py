@@ -77,6 +77,13 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Told:
+  """Reasoning that an explicit decoder should say."""
+  at: Sequence[int]  # prefix positions that it is read out of
+  text: Sequence[int]  # ends with the end token
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """How one method trains and answers.
 
@@ -225,6 +232,20 @@ def question_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
                     ids: Symbols) -> Row:
   """The question alone."""
   return plain(question, [Readout(len(question))])
+
+
+def told(name: str, example: Encoded, row: Row, rim: RimConfig, ids: Symbols) -> list[Told]:
+  """What a row's memory should tell: step t out of block t; without blocks, all steps
+  out of the prefix's last token."""
+  if not example.steps:
+    return []
+  if name != 'rim':
+    trace = [i for step in example.steps for i in (*ids.newline, *step)][len(ids.newline):]
+    return [Told([len(row.prefix) - 1], [*trace, ids.end])]
+  first, size = len(example.question), rim.block_tokens + 2
+  blocks = range(first, len(row.prefix), size)
+  return [Told(range(at, at + size), [*step, ids.end])
+          for at, step in zip(blocks, example.steps, strict=False)]
 
 
 def pause(example: Encoded, stage: int, progress: float, rim: RimConfig,

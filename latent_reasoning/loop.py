@@ -172,6 +172,9 @@ class _Loop:
           p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
           grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
           steps_per_second=steps / max(1e-9, self.timer[0] - began),
+          **({'explicit_loss': sums['explicit_loss'] / max(1.0, sums['explicit_weight']),
+              'explicit_token_accuracy': sums['explicit_correct'] / max(
+                  1.0, sums['explicit_weight'])} if 'explicit_loss' in sums else {}),
           **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
       self.warn({**sums, **p.watched})
     self.progress.update(p.step, p.stage, loss)

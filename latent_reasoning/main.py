@@ -8,6 +8,9 @@ Modes:
             with sweep.runs trains them all and ends in a table and a figure
   eval      evaluate the workdir's checkpoint on the test split and eval.sets
   generate  answer --question="...", or questions typed at a prompt
+  explain   say as text what the memory holds, of --question="...", or of the test split
+            with its accuracy and cost; trains a small decoder for it (config.explicit)
+  attention draw which slots of the memory each token of --question="..." reads
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
 
@@ -48,7 +51,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                                   flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
   flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
-  flags.DEFINE_string('question', None, 'for --mode=generate', flag_values=values)
+  flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
+                      flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
@@ -100,12 +104,7 @@ def config_argument(argv: Sequence[str]) -> str:
 def train(run, args) -> int:
   """Trains, then evaluates."""
   from latent_reasoning import loop
-  try:
-    loop.train(run)
-  except loop.Interrupted as stop:
-    print(f'{stop}; saved in {run.workdir.path}. The same command resumes.',
-          file=sys.stderr)
-    return 128 + stop.signal
+  loop.train(run)
   return evaluate(run, args)
 
 
@@ -119,6 +118,16 @@ def generate(run, args) -> int:
   return modes.generate(run, args.question)
 
 
+def explain(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.explain(run, args.question)
+
+
+def attention(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.attention(run, args.question)
+
+
 def audit(run, args) -> int:
   from latent_reasoning import modes
   return modes.audit(run)
@@ -130,8 +139,8 @@ def latency(run, args) -> int:
 
 
 MODES: dict[str, Callable] = {
-    'train': train, 'eval': evaluate, 'generate': generate, 'audit': audit,
-    'latency': latency}
+    'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain, 'audit': audit,
+    'attention': attention, 'latency': latency}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -177,7 +186,13 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
                      workdir.open_workdir(path, config, True))
   built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
-  return MODES[args.mode](built, args)
+  from latent_reasoning import loop
+  try:
+    return MODES[args.mode](built, args)
+  except loop.Interrupted as stop:
+    print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
+          file=sys.stderr)
+    return 128 + stop.signal
 
 
 if __name__ == '__main__':

@@ -30,6 +30,13 @@ class Mask:
                         visible_until=self.visible_until[:, start:stop])
 
 
+def plain(batch: int, length: int) -> Mask:
+  """Causal rows without readouts."""
+  place = jnp.broadcast_to(jnp.arange(length), (batch, length))
+  zeros = jnp.zeros_like(place)
+  return Mask(zeros, zeros, place + 1, zeros[:, :0], length, 0)
+
+
 def sees_prefix(query: Mask, keys: int) -> chex.Array:
   """Returns bool [B, T, S]: visible_from <= j < visible_until for prefix keys j."""
   j = jnp.arange(keys)

@@ -13,13 +13,23 @@ import jax
 import numpy as np
 import tqdm
 
-from latent_reasoning import answers, layout, report, text, workdir
+from latent_reasoning import (
+  answers,
+  explicit,
+  layout,
+  loop,
+  pipeline,
+  report,
+  text,
+  workdir,
+)
 from latent_reasoning import audit as audit_lib
 from latent_reasoning import latency as latency_lib
 from latent_reasoning.checkpoint import Restored
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
 from latent_reasoning.evaluate import evaluate as score
+from latent_reasoning.models import memory
 from latent_reasoning.run import Run
 
 
@@ -154,6 +164,70 @@ def reply(answerer: Answerer, question: str) -> str:
   if answerer.method.trace:
     lines.append(texts[-1])
   return '\n'.join([*lines, f'answer: {answers.extract(texts[-1])}'])
+
+
+def explain(run: Run, question: str | None) -> int:
+  """Trains the explicit decoder where there is none yet, then explains a question, or
+  scores and times it; status of `main.train`."""
+  config, found = run.config, restored(run)
+  e = config.explicit
+  if not e.source:
+    raise InputError("config.explicit.source is ''; expected --config.explicit.source=blocks "
+                     'for RiM, or memory for a model with config.imm.write')
+  if run.joint:
+    own = found.state.params['explicit']
+  else:
+    place = run.workdir.explicit
+    free = tuple(key for key in workdir.FREE if key != 'explicit.')
+    workdir.open_workdir(place.path, config, False, free)
+    if place.base.exists() and json.loads(place.base.read_text()) != {'step': found.step}:
+      raise InputError(f'{place.path} explains another checkpoint than that of step '
+                       f'{found.step}; remove the folder to train it again')
+    workdir.write_json(place.base, {'step': found.step})
+    own = loop.train(explicit.frozen(run, found.state.params)).params
+  explainer = explicit.Explainer(run, found.state.params, own)
+  if question is not None:
+    print(reply(explainer.answerer, question))
+    for number, text_ in enumerate(explainer.explain(question), 1):
+      print(f'explicit {number}: {text_}')
+    return 0
+  limit = config.eval.test_problems or len(run.splits.test)
+  test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
+  result = {
+      'method': config.method, 'dataset': config.data.name, 'split': 'test',
+      'source': e.source, 'joint': e.joint, 'seed': config.seed, 'step': found.step,
+      **explicit.score(explainer, test),
+      'foreign': explicit.score(explainer, test, foreign=True),
+      'parameters': sum(a.size for a in jax.tree.leaves(own)),
+      'cost': explicit.cost(explainer, test, config.eval.latency_repeats),
+      'environment': environment()}
+  workdir.write_json(run.workdir.explained, result)
+  print(f'{report.explicit(result)}\n\nwritten to {run.workdir.explained}')
+  return 0
+
+
+def attention(run: Run, question: str | None) -> int:
+  """Draws which slots each token of a text reads, layer by layer."""
+  config = run.config
+  if not config.imm.write:
+    raise InputError("config.imm.write is '', so there are no slots to attend to; expected a "
+                     "policy such as 'gated'")
+  if not question:
+    raise InputError('no text to read; give one with --question="..."')
+  params = restored(run).state.params
+  if config.method == 'lm':
+    ids = run.tokenizer.encode(question)
+    row = layout.plain(ids, ())
+  else:
+    row = run.answerer(params).row(question)
+  if len(row.prefix) > config.model.max_positions:
+    raise InputError(f'the text has {len(row.prefix)} tokens; the model has '
+                     f'{config.model.max_positions} positions. Give a shorter text')
+  maps = memory.attention(run.model(), params, pipeline.collate([row], len(row.prefix), 0, 0))
+  names = [run.tokenizer.decode([i]) or '·' for i in row.prefix]
+  figure = report.slots(run.workdir.path, names, np.asarray(maps)[:, 0], config.causal)
+  print(f'{config.imm.write} memory, {len(maps)} layers and rounds; figure in {figure}')
+  return 0
 
 
 def audit(run: Run) -> int:

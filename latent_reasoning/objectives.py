@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from latent_reasoning.pipeline import Batch
+from latent_reasoning import masks
+from latent_reasoning.models.explicit_decoder import ExplicitDecoder, hidden_and_source
+from latent_reasoning.pipeline import Batch, Told
 
 
 def predictions(batch: Batch) -> tuple[chex.Array, chex.Array, chex.Array]:
@@ -38,13 +40,56 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     the sum, and a dict of float32 scalar sums: 'loss', 'weight' (the divisor),
     'correct' (weight of the predictions that are right).
   """
-  at, targets, weights = predictions(batch)
   rngs = None if rng is None else {'dropout': rng}
   hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                           deterministic=rng is None, rngs=rngs)
+  return _of_hidden(model, params, batch, hidden)
+
+
+def _of_hidden(model, params, batch: Batch, hidden: chex.Array):
+  at, targets, weights = predictions(batch)
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = model.apply({'params': params}, hidden, method='head')
   return _sums(logits, targets, weights)
+
+
+def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
+         rng: chex.PRNGKey | None = None):
+  """The explicit decoder's loss: -log p(text | source), summed. As `next_token`.
+
+  Args:
+    decoder: with parameters `params`.
+    source: [B·C, S, E], of `models.explicit_decoder.hidden_and_source`.
+    told: the C texts of each row.
+  """
+  size, length = source.shape[:2]
+  targets, weights = (a.reshape(size, -1) for a in (told.targets, told.weights))
+  # The last source vector predicts the first token.
+  whole = length + targets.shape[1] - 1
+  tokens = jnp.pad(targets[:, :-1], ((0, 0), (length, 0)))
+  places = jnp.broadcast_to(jnp.arange(whole), (size, whole))
+  rngs = None if rng is None else {'dropout': rng}
+  hidden = decoder.apply({'params': params}, source, tokens, places,
+                         masks.plain(size, whole), rng is None, rngs=rngs)[:, length - 1:]
+  logits = decoder.apply({'params': params}, hidden, method='head')
+  return _sums(logits, targets, weights)
+
+
+def with_told(decoder: ExplicitDecoder, kind: str, weight: float):
+  """`next_token` with an explicit decoder trained jointly: its tokens' losses are added
+  with a weight, and its gradient reaches the model.
+
+  Returns:
+    (model, params, batch, rng) -> sums, where params has the decoder's as 'explicit'
+    and the sums tell its own loss beside the model's.
+  """
+  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+    hidden, source = hidden_and_source(model, params, batch, kind, rng)
+    loss, sums = _of_hidden(model, params, batch, hidden)
+    more, own = told(decoder, params['explicit'], source, batch.told, rng)
+    return loss + weight * more, {
+        **sums, **{f'explicit_{name}': value for name, value in own.items()}}
+  return objective
 
 
 def language_model(model, params, batch: Batch, rng: chex.PRNGKey | None = None):

@@ -21,6 +21,20 @@ from latent_reasoning.masks import Mask
 
 
 @flax.struct.dataclass
+class Told:
+  """Reasoning that an explicit decoder should say, C texts a row.
+
+  Attributes:
+    at: int32 [B, C, S], prefix positions that a text is read out of.
+    targets: int32 [B, C, R], its tokens, the end token included.
+    weights: float32 [B, C, R], 1 for each of them, 0 for padding.
+  """
+  at: np.ndarray
+  targets: np.ndarray
+  weights: np.ndarray
+
+
+@flax.struct.dataclass
 class Batch:
   """Rows of one static shape, the same struct for every method.
 
@@ -35,6 +49,7 @@ class Batch:
     anchors: int32 [B, K], the prefix position which predicts the first token
       of a readout; 0, which never predicts, for none.
     prefix: P.
+    told: for an explicit decoder; None: there is none.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -45,6 +60,7 @@ class Batch:
   visible_until: np.ndarray
   anchors: np.ndarray
   prefix: int = flax.struct.field(pytree_node=False)
+  told: Told | None = None
 
   @property
   def mask(self) -> Mask:
@@ -121,6 +137,24 @@ def bucketed(rows: Sequence[layout.Row], buckets: BucketConfig, pad: int = 0) ->
                  fit(r, buckets.readout, 'readout'), pad)
 
 
+def collate_told(rows: Sequence[Sequence[layout.Told]]) -> Told:
+  """Lays out what each row tells; sizes are powers of two, so that few shapes arise."""
+  def size(numbers):
+    return 1 << (max([1, *numbers]) - 1).bit_length()
+  count = size(len(row) for row in rows)
+  width = max([1, *(len(one.at) for row in rows for one in row)])
+  length = size(len(one.text) for row in rows for one in row)
+  told = Told(np.zeros((len(rows), count, width), np.int32),
+              np.zeros((len(rows), count, length), np.int32),
+              np.zeros((len(rows), count, length), np.float32))
+  for b, row in enumerate(rows):
+    for c, one in enumerate(row):
+      told.at[b, c] = one.at
+      told.targets[b, c, :len(one.text)] = one.text
+      told.weights[b, c, :len(one.text)] = 1
+  return told
+
+
 class Stepwise:
   """Batches by step: `at` is random access; `iterate` runs it ahead."""
 
@@ -141,10 +175,13 @@ class Batches(Stepwise):
     tokenizer: a `tokenizers.Tokenizer`.
     curriculum: says stage and progress of a step.
     process: (index, count) of this process among all.
+    told: whether batches carry what an explicit decoder should say.
   """
 
   def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
-               curriculum: Curriculum, process: tuple[int, int] = (0, 1)):
+               curriculum: Curriculum, process: tuple[int, int] = (0, 1),
+               told: bool = False):
+    self.told = told
     self.config, self.curriculum, self.process = config, curriculum, process
     self.examples, self.tokenizer = examples, tokenizer
     self.method = layout.method(config.method)
@@ -184,8 +221,15 @@ class Batches(Stepwise):
     rows = [self.method.train(e, moment.stage, moment.progress, self.config.rim,
                               self.symbols) for e in encoded]
     batch = bucketed(rows, self.config.data.buckets, self.symbols.pad)
+    if self.told:
+      batch = batch.replace(told=collate_told([
+          layout.told(self.config.method, e, row, self.config.rim, self.symbols)
+          for e, row in zip(encoded, rows, strict=True)]))
     index, count = self.process
     own = {name: getattr(batch, name)[index::count] for name in ROW_FIELDS}
+    if batch.told:
+      own['told'] = Told(*(a[index::count] for a in (
+          batch.told.at, batch.told.targets, batch.told.weights)))
     return batch.replace(**own) if count > 1 else batch
 
 

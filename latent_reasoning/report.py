@@ -91,6 +91,24 @@ def latency(found: dict[str, Any]) -> str:
   return table(rows)
 
 
+def explicit(found: dict[str, Any]) -> str:
+  """Accuracy and cost of an explicit decoder."""
+  rows = [['text', 'said right %', "from another problem's memory %", 'texts']]
+  foreign = found['foreign']
+  for name, part, other in (
+      *((number, part, foreign['by_text'][number]) for number, part in
+        found['by_text'].items()), ('all', found, foreign)):
+    rows.append([name, percent(part['accuracy']), percent(other['accuracy']), part['n']])
+  times = [['batch', 'answer ms, not explained', 'answer and explanation ms'],
+           *([c['batch'], f"{c['off_ms']:.2f}", f"{c['on_ms']:.2f}"] for c in found['cost'])]
+  how = 'trained jointly' if found['joint'] else 'trained on the frozen model'
+  example = found['samples'][0] if found['samples'] else None
+  said = (f"\n\n{example['question']!r}: meant {example['meant']!r}, said {example['said']!r}"
+          if example else '')
+  return (f"explicit decoder of {found['source']}, {found['parameters']:,} parameters, {how}, "
+          f'exact match\n\n{table(rows)}\n\n{table(times)}{said}')
+
+
 def audit(checks: Sequence[dict[str, Any]]) -> str:
   """One line a check."""
   width = max(len(c['check']) for c in checks)
@@ -175,11 +193,9 @@ def figure(path: pathlib.Path, names: Sequence[str],
   What reads the future is dashed, grey and says so.
   """
   try:
-    import matplotlib
-  except ImportError:
+    pyplot = _pyplot()
+  except InputError:
     return None
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
   drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
   for name in names:
     curves, causal = {'train': {}, 'valid': {}}, True
@@ -205,6 +221,46 @@ def figure(path: pathlib.Path, names: Sequence[str],
   drawing.savefig(file, dpi=120)
   pyplot.close(drawing)
   return file
+
+
+def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
+          causal: bool) -> pathlib.Path:
+  """Draws attention over slots: a panel a layer, a column a token.
+
+  Args:
+    path: folder for slots.png.
+    tokens: T of them, as text.
+    maps: [layers, T, N] shares.
+    causal: whether the reads are of the past alone.
+  """
+  pyplot = _pyplot()
+  width = min(24, max(6, 0.16 * len(tokens) + 1.5))
+  drawing, axes = pyplot.subplots(len(maps), 1, figsize=(width, 1.3 + 1.6 * len(maps)),
+                                  squeeze=False, sharex=True)
+  for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
+    image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
+    axis.set_ylabel(f'memory {number}\nslot')
+    drawing.colorbar(image, ax=axis, pad=0.01)
+  shown = [repr(t)[1:-1] if t.isspace() else t.replace('$', r'\$') for t in tokens]
+  axes[-1, 0].set_xticks(range(len(tokens)), shown, fontsize=7, family='monospace')
+  axes[0, 0].set_title('share of each slot in what a token reads'
+                       + ('' if causal else ' (NOT CAUSAL: reads the future)'))
+  drawing.tight_layout()
+  file = path / 'slots.png'
+  drawing.savefig(file, dpi=120)
+  pyplot.close(drawing)
+  return file
+
+
+def _pyplot():
+  try:
+    import matplotlib
+  except ImportError:
+    raise InputError("figures need matplotlib; pip install 'latent_reasoning[report]'"
+                     ) from None
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+  return pyplot
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:

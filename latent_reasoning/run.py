@@ -25,7 +25,7 @@ from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, evaluate
-from latent_reasoning.models import memory
+from latent_reasoning.models import explicit_decoder, memory
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.workdir import Workdir
 
@@ -47,11 +47,24 @@ class Run:
     return self.batches.curriculum
 
   @property
+  def joint(self) -> bool:
+    """Whether an explicit decoder is trained with the model."""
+    return bool(self.config.explicit.source) and self.config.explicit.joint
+
+  @property
   def objective(self):
+    if self.joint:
+      e = self.config.explicit
+      return objectives.with_told(self.decoder(), e.source, e.weight)
     return objectives.OBJECTIVES[self.batches.method.objective]
 
   def model(self, dropout: float = 0.0) -> GPT:
     return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm)
+
+  def decoder(self, dropout: float = 0.0) -> explicit_decoder.ExplicitDecoder:
+    """The explicit decoder of config.explicit."""
+    return explicit_decoder.ExplicitDecoder(self.config.model, self.tokenizer.vocab_size,
+                                    self.config.explicit.layers, dropout)
 
   def tx(self, stage: int) -> optax.GradientTransformation:
     """The update rule of a stage."""
@@ -60,7 +73,14 @@ class Run:
   def init(self, stage: int | None = None) -> step_lib.TrainState:
     """A fresh state from the seed, with the optimizer of a stage, or of the first."""
     stage = stage or self.curriculum.at(0).stage
-    return step_lib.init(self.model(), self.tx(stage), self.batches.at(0), self.config.seed)
+    batch, tx, seed = self.batches.at(0), self.tx(stage), self.config.seed
+    state = step_lib.init(self.model(), tx, batch, seed)
+    if not self.joint:
+      return state
+    own = explicit_decoder.init(self.decoder(), self.config.explicit.source, self.model(),
+                        state.params, batch, step_lib.key(seed, step_lib.EXPLICIT))
+    params = {**state.params, 'explicit': own}
+    return dataclasses.replace(state, params=params, opt_state=tx.init(params))
 
   def like(self, step: int) -> step_lib.TrainState:
     """Shapes and types of the state after some steps."""
@@ -130,7 +150,8 @@ def build(config: Config, workdir: Workdir) -> Run:
                                report={**splits.report, 'too_long': too_long})
   batches = pipeline.Batches(config, train, tokenizer,
                              curriculum.build(config.optim, len(train)),
-                             (jax.process_index(), jax.process_count()))
+                             (jax.process_index(), jax.process_count()),
+                             told=bool(config.explicit.source) and config.explicit.joint)
   return Run(config, workdir, splits, tokenizer, batches,
              {path: data.load_set(path, config.data) for path in config.eval.sets})
 

@@ -12,7 +12,7 @@ import optax
 from latent_reasoning.pipeline import Batch
 
 # What a random key is for; folded into the seed together with the step.
-INIT, DROPOUT, SAMPLE, AUDIT = range(4)
+INIT, DROPOUT, SAMPLE, AUDIT, EXPLICIT = range(5)
 
 
 @flax.struct.dataclass

@@ -12,7 +12,7 @@ from latent_reasoning.errors import InputError
 
 # Keys that may differ from the trained run where nothing is trained.
 FREE = ('eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test', 'data.limit',
-        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat')
+        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat', 'explicit.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,20 @@ class Workdir:
   results = property(lambda self: self.path / 'results.json')
   audit = property(lambda self: self.path / 'audit.json')
   latency = property(lambda self: self.path / 'latency.json')
+  explicit = property(lambda self: Workdir(self.path / 'explicit'))  # a run of its own
+  base = property(lambda self: self.path / 'base.json')  # what that one reads
+  explained = property(lambda self: self.path / 'explicit.json')
 
 
-def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Workdir:
+def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
+                 free: tuple[str, ...] = FREE) -> Workdir:
   """Makes the folder, or checks that its run has this configuration.
+
+  Args:
+    path: of the folder.
+    config: of the run.
+    training: whether it may be trained on, where every key must be the same.
+    free: keys that may differ otherwise.
 
   Raises:
     InputError: the folder holds a run of another configuration, or cannot be
@@ -56,7 +66,7 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool) -> Wo
   new = json.loads(json.dumps(dataclasses.asdict(config)))
   # What only looks at a run binds nothing that training may still choose.
   trains_on = training and workdir.metrics.exists()
-  changed = config_lib.difference(old, new, () if trains_on else FREE)
+  changed = config_lib.difference(old, new, () if trains_on else free)
   if changed:
     listed = '\n  '.join(changed)
     raise InputError(

@@ -8,7 +8,7 @@ import pytest
 
 from latent_reasoning import audit, decode, layout, masks, pipeline, tokenizers
 from latent_reasoning.data.arithmetic import Arithmetic
-from latent_reasoning.models import attention, memory
+from latent_reasoning.models import attention, memory, recurrence
 from latent_reasoning.models.gpt import GPT
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -83,7 +83,7 @@ def test_sound_with_memory(make, variant):
 def test_leaking_memory(make, monkeypatch):
   """A bank that runs on from one readout into the next is caught."""
   def run_on(self, x, q, mask, bank):
-    return memory.chunked(memory.POLICIES['gated'], memory.empty(
+    return recurrence.chunked(recurrence.POLICIES['gated'], recurrence.empty(
         (q.shape[0],), memory.slots_of(self.config, self.width), q.shape[-1]), x, q)[1::-1]
 
   monkeypatch.setattr(memory.Memory, '_row', run_on)

@@ -117,6 +117,8 @@ def test_choices(raw, key):
       put(raw, 'method', 'lm')
       put(raw, 'data.name', 'text')
     put(raw, key, choice)
+    if choice == 'memory':  # something must have been read
+      put(raw, 'imm.write', 'gated')
     if (key, choice) != ('tokenizer.kind', 'file'):  # needs a path beside it
       assert get(check(raw), key) == choice
   put(raw, key, 7 if isinstance(CHOICES[key][0], int) else 'nothing')
@@ -170,7 +172,11 @@ def test_no_negative_numbers(raw):
     ({'optim.batch_size': 10, 'optim.accumulate': 4}, 'batch_size 10 is not a multiple'),
     ({'optim.stage1.dropout': 1.0}, 'stage1.dropout is 1.0; expected less than 1'),
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),
-    ({'tokenizer.kind': 'file'}, 'tokenizer.path is empty')])
+    ({'tokenizer.kind': 'file'}, 'tokenizer.path is empty'),
+    ({'explicit.source': 'memory'}, "imm.write is ''; expected a policy"),
+    ({'explicit.source': 'blocks', 'method': 'direct'}, 'method direct has none'),
+    ({'explicit.source': 'memory', 'method': 'lm', 'data.name': 'text'}, 'no reasoning to say')
+    ])
 def test_keys_together(raw, changes, message):
   """What two keys say together must make sense."""
   for key, value in changes.items():

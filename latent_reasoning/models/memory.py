@@ -1,333 +1,31 @@
 r"""The Implicit Memory Module (arXiv 2502.21030): a bank of slots inside a layer.
 
   s_t = f_write(h_t)                       q_t = f_query(h_t)
-  M_t = write(M_{t-1}, s_t)                M_0 = 0, [N, R]
+  M_t = write(M_{t-1}, s_t)                M_0 = 0, [N, R]   (models.recurrence)
   a_t = softmax(M_t q_t / sqrt(D))         r_t = Σ_i a_t[i] M_t[i]
   h_t ← LayerNorm(h_t + g(r_t))
 
-The paper leaves open how a token writes. The policies, with n_t writes so far,
-slot shares w_t = softmax over slots, a gate β_t in (0, 1) and u_t = β_t w_t:
-
-  sequence_mean  slot 0 ← mean of s over the whole sequence      NOT CAUSAL
-  prefix_mean    slot 0 ← mean of s_1 … s_t
-  ring           slot (n_t - 1) mod N ← s_t
-  gated          M_t[i] = (1 - u_t[i]) M_{t-1}[i] + u_t[i] s_t
-  delta          M_t[i] = M_{t-1}[i] + u_t[i] (s_t - M_{t-1}ᵀ w_t)
-
 Maps are linear, so with f_write = W_up W_down of rank R the bank holds the R-wide
 W_down h alone: the query becomes W_upᵀ q and the read-out g(W_up r), exactly.
-
-Every causal policy has two implementations that are equal: `naive`, one token
-after another, and `chunked`, matrix products over chunks of tokens.
 """
-
-import dataclasses
-from collections.abc import Callable
 
 import chex
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from latent_reasoning.config import ImmConfig
 from latent_reasoning.masks import Mask
-
-MAX_SHARE = 1 - 1e-4  # of a slot overwritten by one token: keeps log(1 - u) above -9.3
-
-
-@flax.struct.dataclass
-class Bank:
-  """What a sequence remembers.
-
-  Attributes:
-    slots: float32 [..., N, R].
-    count: int32 [...], writes so far.
-  """
-  slots: chex.Array
-  count: chex.Array
-
-
-@flax.struct.dataclass
-class Writes:
-  """What the tokens of sequences write.
-
-  Attributes:
-    s: float32 [B, T, R].
-    w: float32 [B, T, N], shares of the slots.
-    beta: float32 [B, T], gate.
-    valid: bool [B, T]; False writes nothing.
-    start: bool [B, T]; True empties the bank before this token.
-  """
-  s: chex.Array
-  w: chex.Array
-  beta: chex.Array
-  valid: chex.Array
-  start: chex.Array
-
-  @property
-  def u(self) -> chex.Array:
-    """[B, T, N], share of each slot that a token overwrites."""
-    return jnp.minimum(self.beta[..., None] * self.w, MAX_SHARE) * self.valid[..., None]
-
-
-def empty(batch: tuple[int, ...], slots: int, rank: int) -> Bank:
-  """Zeros: the bank at the start of every sequence."""
-  return Bank(jnp.zeros((*batch, slots, rank), jnp.float32), jnp.zeros(batch, jnp.int32))
-
-
-def read(slots: chex.Array, q: chex.Array) -> tuple[chex.Array, chex.Array]:
-  """Softmax over slots: [..., N, R], [..., R] -> r [..., R], a [..., N]."""
-  a = jax.nn.softmax(jnp.einsum('...NR,...R->...N', slots, q), axis=-1)
-  return jnp.einsum('...N,...NR->...R', a, slots), a
-
-
-# --- one token ---------------------------------------------------------------
-
-
-def _mean_write(bank: Bank, s, w, beta):
-  n = bank.count + 1
-  mean = bank.slots[..., 0, :] + (s - bank.slots[..., 0, :]) / n[..., None]
-  return Bank(bank.slots.at[..., 0, :].set(mean), n)
-
-
-def _ring_write(bank: Bank, s, w, beta):
-  here = jax.nn.one_hot(bank.count % bank.slots.shape[-2], bank.slots.shape[-2])[..., None]
-  return Bank(jnp.where(here > 0, s[..., None, :], bank.slots), bank.count + 1)
-
-
-def _gated_write(bank: Bank, s, w, beta):
-  u = jnp.minimum(beta[..., None] * w, MAX_SHARE)[..., None]
-  return Bank((1 - u) * bank.slots + u * s[..., None, :], bank.count + 1)
-
-
-def _delta_write(bank: Bank, s, w, beta):
-  u = jnp.minimum(beta[..., None] * w, MAX_SHARE)[..., None]
-  held = jnp.einsum('...N,...NR->...R', w, bank.slots)
-  return Bank(bank.slots + u * (s - held)[..., None, :], bank.count + 1)
-
-
-# --- a chunk of C tokens, as matrix products ----------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Marks:
-  """Segments inside a chunk."""
-  carried: chex.Array  # float [B, C]: the bank from before the chunk still counts
-  within: chex.Array  # bool [B, C, C]: key j is of t's segment and not after t
-  number: chex.Array  # int [B, C]: writes in t's segment up to and with t
-
-  @classmethod
-  def of(cls, bank: Bank, x: Writes) -> '_Marks':
-    segment = jnp.cumsum(x.start, axis=1)
-    within = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(
-        jnp.ones((x.s.shape[1],) * 2, bool))
-    carried = segment == 0
-    number = (jnp.einsum('BTS,BS->BT', within.astype(jnp.int32), x.valid.astype(jnp.int32))
-              + jnp.where(carried, bank.count[:, None], 0))
-    return cls(carried.astype(jnp.float32), within, number)
-
-
-def _mean_chunk(bank: Bank, x: Writes, q):
-  marks, slots = _Marks.of(bank, x), bank.slots.shape[-2]
-  n = jnp.maximum(marks.number, 1)[..., None].astype(jnp.float32)
-  before = marks.carried * bank.count[:, None]
-  total = (before[..., None] * bank.slots[:, None, 0]
-           + (marks.within * x.valid[:, None]) @ x.s)
-  mean = total / n
-  # The other slots are zeros, with logits of 0: N is only a bias.
-  logits = jnp.sum(mean * q, -1, keepdims=True)
-  a = jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, slots - 1))), axis=-1)
-  last = bank.slots.at[:, 1:].mul(marks.carried[:, -1, None, None])
-  return Bank(last.at[:, 0].set(mean[:, -1]), marks.number[:, -1]), a[..., :1] * mean, a
-
-
-def _ring_chunk(bank: Bank, x: Writes, q):
-  """Attention to a band: the last N writes, in the chunk or still in the bank."""
-  marks, slots = _Marks.of(bank, x), bank.slots.shape[-2]
-  number = marks.number
-  # The write that each slot of the carried bank holds; empty ones count backwards from 0.
-  held = bank.count[:, None] - (bank.count[:, None] - 1 - jnp.arange(slots)) % slots
-  old = (marks.carried[..., None] > 0) & (number[..., None] - held[:, None] < slots)
-  new = (marks.within & x.valid[:, None]
-         & (number[:, :, None] - number[:, None, :] < slots))
-  free = slots - old.sum(-1) - new.sum(-1)  # slots still zero after a restart
-  logits = jnp.concatenate([
-      jnp.where(old, jnp.einsum('BTR,BNR->BTN', q, bank.slots), -jnp.inf),
-      jnp.where(new, jnp.einsum('BTR,BSR->BTS', q, x.s), -jnp.inf),
-      jnp.log(free[..., None].astype(jnp.float32))], axis=-1)
-  p = jax.nn.softmax(logits, axis=-1)
-  p_old, p_new = p[..., :slots], p[..., slots:-1]
-  r = jnp.einsum('BTN,BNR->BTR', p_old, bank.slots) + p_new @ x.s
-  at = jax.nn.one_hot((number - 1) % slots, slots)  # the slot that a token wrote
-  a = p_old + jnp.einsum('BTS,BSN->BTN', p_new, at)
-  # Zero slots after a restart share what is left.
-  zero = ~(old | (jnp.einsum('BTS,BSN->BTN', new.astype(jnp.float32), at) > 0))
-  a = a + jnp.where(zero, p[..., -1:] / jnp.maximum(free, 1)[..., None], 0)
-  newest = (new[:, -1, :, None] * at).transpose(0, 2, 1)  # [B, N, C]
-  after = jnp.where(old[:, -1, :, None], bank.slots, newest @ x.s)
-  return Bank(after, number[:, -1]), r, a
-
-
-def _gated_chunk(bank: Bank, x: Writes, q):
-  """Decay products in log space, centred at mid-chunk; exponents stay under 80 at C = 16."""
-  marks, u = _Marks.of(bank, x), x.u
-  g = jnp.cumsum(jnp.log1p(-u), axis=1)  # [B, C, N]
-  centre = jax.lax.stop_gradient(g[:, g.shape[1] // 2, None])
-  rise, fall = jnp.exp(centre - g) * u, jnp.exp(g - centre)
-  whole = jnp.exp(g) * marks.carried[..., None]
-  scores = jnp.where(marks.within, q @ x.s.mT, 0)
-  a = jax.nn.softmax(fall * (scores @ rise) + whole * (q @ bank.slots.mT), axis=-1)
-  r = (a * whole) @ bank.slots + jnp.where(marks.within, (a * fall) @ rise.mT, 0) @ x.s
-  left = jnp.exp(g[:, -1:] - g) * u * marks.within[:, -1, :, None]
-  slots = whole[:, -1, :, None] * bank.slots + left.mT @ x.s
-  return Bank(slots, marks.number[:, -1]), r, a
-
-
-def _delta_chunk(bank: Bank, x: Writes, q):
-  """The WY form: what each token really adds, by one triangular system a chunk.
-
-  (I + tril(W Uᵀ, -1)) V = S - W M_0;  M_t = M_0 + Σ_{j ≤ t} u_j v_jᵀ.
-  """
-  marks, u = _Marks.of(bank, x), x.u
-  size = x.s.shape[1]
-  carried = marks.carried[..., None]
-  below = marks.within & ~jnp.eye(size, dtype=bool)
-  system = jnp.eye(size) + jnp.where(below, x.w @ u.mT, 0)
-  v = jax.scipy.linalg.solve_triangular(
-      system, x.s - carried * (x.w @ bank.slots), lower=True, unit_diagonal=True)
-  scores = jnp.where(marks.within, q @ v.mT, 0)
-  a = jax.nn.softmax(carried * (q @ bank.slots.mT) + scores @ u, axis=-1)
-  r = carried * (a @ bank.slots) + jnp.where(marks.within, a @ u.mT, 0) @ v
-  left = u * marks.within[:, -1, :, None]
-  slots = marks.carried[:, -1, None, None] * bank.slots + left.mT @ v
-  return Bank(slots, marks.number[:, -1]), r, a
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-  """How a token writes.
-
-  Attributes:
-    causal: whether what is read at t depends on tokens up to t alone.
-    write: (bank, s, w, beta) -> bank, one token.
-    chunk: (bank, writes, q) -> (bank, r, a), C tokens.
-    gated: whether it uses w and beta.
-  """
-  causal: bool
-  write: Callable
-  chunk: Callable
-  gated: bool = False
-
-
-POLICIES = {
-    'sequence_mean': Policy(False, _mean_write, _mean_chunk),
-    'prefix_mean': Policy(True, _mean_write, _mean_chunk),
-    'ring': Policy(True, _ring_write, _ring_chunk),
-    'gated': Policy(True, _gated_write, _gated_chunk, gated=True),
-    'delta': Policy(True, _delta_write, _delta_chunk, gated=True),
-}
-
-
-# --- whole sequences ----------------------------------------------------------
-
-
-def store(policy: Policy, bank: Bank, s, w, beta, valid) -> Bank:
-  """One token writes, where `valid`.
-
-  Args:
-    bank: [..., N, R]. s: [..., R]. w: [..., N]. beta, valid: [...].
-  """
-  written = policy.write(bank, s, w, beta)
-  return jax.tree.map(
-      lambda new, old: jnp.where(valid.reshape(valid.shape + (1,) * (new.ndim - valid.ndim)),
-                                 new, old), written, bank)
-
-
-def naive(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
-          until: chex.Array | None = None, size: int = 0, watch: bool = False):
-  """One token after another: the oracle of `chunked`. Same arguments and result."""
-  del size
-  def body(bank, token):
-    (s, w, beta, valid, start), q = token
-    bank = jax.tree.map(
-        lambda a: jnp.where(start.reshape(-1, *(1,) * (a.ndim - 1)), 0, a), bank)
-    bank = store(policy, bank, s, w, beta, valid)
-    r, a = read(bank.slots, q)
-    return bank, (r, a if watch else None, bank if until is not None else None)
-
-  time_first = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0),
-                            ((x.s, x.w, x.beta, x.valid, x.start), q))
-  last, (r, a, banks) = jax.lax.scan(body, bank, time_first)
-  forks = last
-  if until is not None:
-    rows = jnp.arange(q.shape[0])[:, None]
-    forks = jax.tree.map(lambda a: a[until - 1, rows], banks)
-  return jnp.moveaxis(r, 0, 1), forks, (jnp.moveaxis(a, 0, 1) if watch else None)
-
-
-def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
-            until: chex.Array | None = None, size: int = 16, watch: bool = False):
-  """The same by chunks of `size` tokens.
-
-  Only the banks between chunks are kept for the backward pass.
-
-  Args:
-    policy: one that is causal.
-    bank: to begin with, [B, N, R].
-    x: writes of T tokens.
-    q: float32 [B, T, R], scaled.
-    until: int32 [B, K] >= 1, or None.
-    watch: return what was attended to.
-
-  Returns:
-    r [B, T, R]; the bank after all tokens, or with `until`, after that many:
-    [B, K, N, R]; and a [B, T, N] where watched.
-  """
-  batch, length = q.shape[:2]
-  size = min(size, length)
-  pieces = -(-length // size)
-
-  def cut(a):  # [B, T, ...] -> [pieces, B, size, ...]; zeros are not valid
-    a = jnp.pad(a, ((0, 0), (0, pieces * size - length), *((0, 0),) * (a.ndim - 2)))
-    return jnp.moveaxis(a.reshape(batch, pieces, size, *a.shape[2:]), 1, 0)
-
-  @jax.checkpoint
-  def body(bank, piece):
-    after, r, a = policy.chunk(bank, *piece)
-    return after, (r, a if watch else None, bank if until is not None else None)
-
-  cut_x, cut_q = jax.tree.map(cut, (x, q))
-  last, (r, a, banks) = jax.lax.scan(body, bank, (cut_x, cut_q))
-  r, a = jax.tree.map(
-      lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, pieces * size, -1)[:, :length], (r, a))
-  if until is None:
-    return r, last, a
-  # From the bank before the chunk that holds the token, on to that token.
-  piece, rows = (until - 1) // size, jnp.arange(batch)[:, None]
-  own = jax.tree.map(lambda a: a[piece, rows].reshape(-1, *a.shape[2:]), (banks, cut_x))
-  so_far = jnp.arange(size) < (until - piece * size).reshape(-1, 1)
-  before, part = own
-  part = part.replace(valid=part.valid & so_far, start=part.start & so_far)
-  forks, _, _ = policy.chunk(before, part, jnp.zeros_like(part.s))
-  return r, jax.tree.map(lambda f: f.reshape(*until.shape, *f.shape[1:]), forks), a
-
-
-def whole_mean(bank: Bank, x: Writes, q: chex.Array) -> chex.Array:
-  """`sequence_mean`: every token reads the mean over its whole segment, future included."""
-  segment = jnp.cumsum(x.start, axis=1)
-  together = (segment[:, :, None] == segment[:, None, :]) & x.valid[:, None]
-  mean = together @ x.s / jnp.maximum(together.sum(-1, keepdims=True), 1)
-  logits = jnp.sum(mean * q, -1, keepdims=True)
-  slots = bank.slots.shape[-2]
-  a = jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, slots - 1))), axis=-1)
-  return a[..., :1] * mean, a
-
-
-IMPLEMENTATIONS = {'chunked': chunked, 'naive': naive}
-
-
-# --- the layer ----------------------------------------------------------------
+from latent_reasoning.models.recurrence import (
+    IMPLEMENTATIONS,
+    POLICIES,
+    Bank,
+    Writes,
+    empty,
+    read,
+    store,
+    whole_mean,
+)
 
 
 class Matrix(nn.Module):
@@ -454,14 +152,14 @@ class Memory(nn.Module):
       bank = empty((batch,), slots_of(c, self.width), q.shape[-1])
     if not policy.causal:
       r, a = whole_mean(bank, x, q)
-      self._watch(x, a)
+      self._watch(x, a, r)
       return bank, r
     run = IMPLEMENTATIONS[c.implementation]
     watch = self.is_mutable_collection('intermediates')
     until = mask.until if mask.until.shape[1] else None
     own, own_q = jax.tree.map(lambda y: y[:, :p], (x, q))
     r, forks, a = run(policy, bank, own, own_q, until, size=c.chunk, watch=watch)
-    self._watch(own, a)
+    self._watch(own, a, r)
     if not count:
       return forks, r
     own, own_q = jax.tree.map(
@@ -470,16 +168,36 @@ class Memory(nn.Module):
     r_own, _, _ = run(policy, start, own, own_q, size=c.chunk)
     return forks, jnp.concatenate([r, r_own.reshape(batch, -1, r.shape[-1])], axis=1)
 
-  def _watch(self, x: Writes, a: chex.Array | None) -> None:
-    """Keeps what the prefix attended to and wrote, where `apply` asks for intermediates."""
+  def _watch(self, x: Writes, a: chex.Array | None, r: chex.Array) -> None:
+    """Keeps what the prefix attended to, read and wrote, where `apply` asks for it."""
     if a is not None:
       self.sow('intermediates', 'attention', a)
+      self.sow('intermediates', 'retrieved', r)
       self.sow('intermediates', 'beta', x.beta)
 
 
 def slots_of(config: ImmConfig, width: int) -> int:
   """N: round(sqrt(D)) unless given."""
   return config.slots or round(width**0.5)
+
+
+def sown(found: dict, name: str) -> list[chex.Array]:
+  """What layers and rounds kept under a name: [B, T, …] each, in order."""
+  leaves = jax.tree_util.tree_leaves_with_path(found.get('intermediates', {}))
+  def order(path):  # block_2 before block_10, rounds inside a layer
+    return [int(key.key.rpartition('_')[2]) if 'block_' in str(getattr(key, 'key', ''))
+            else getattr(key, 'idx', 0) for key in path]
+  mine = [(order(path), leaf) for path, leaf in leaves
+          if name in [getattr(key, 'key', None) for key in path]]
+  layers = [leaf for _, leaf in sorted(mine, key=lambda pair: pair[0])]
+  return [part for leaf in layers for part in (leaf if leaf.ndim > 3 else [leaf])]
+
+
+def attention(model, params, batch) -> chex.Array:
+  """Which slots the tokens of prefixes read: [layers and rounds, B, P, N]."""
+  _, found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                         mutable=['intermediates'])
+  return jnp.stack(sown(found, 'attention'))
 
 
 def watched(model, params, batch) -> dict[str, chex.Array]:
@@ -492,17 +210,15 @@ def watched(model, params, batch) -> dict[str, chex.Array]:
   """
   _, found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                          mutable=['intermediates'])
-  named = {'attention': [], 'beta': []}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(found.get('intermediates', {})):
-    named[next(key.key for key in reversed(path) if hasattr(key, 'key'))].append(leaf)
-  if not named['attention']:
+  attention = sown(found, 'attention')
+  if not attention:
     return {}
-  a = jnp.stack(named['attention'])  # [..., B, T, N]
+  a = jnp.stack(attention)  # [..., B, T, N]
   slots = a.shape[-1]
   entropy = -jnp.sum(a * jnp.log(jnp.maximum(a, 1e-30)), axis=-1).mean()
   return {'read_entropy': entropy / jnp.log(max(slots, 2)),
           'top_slot': a.mean((-3, -2)).max(-1).mean(),
-          'write_gate': jnp.stack(named['beta']).mean()}
+          'write_gate': jnp.stack(sown(found, 'beta')).mean()}
 
 
 def warnings(found: dict[str, float], slots: int) -> list[str]:
