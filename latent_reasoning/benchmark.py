@@ -117,7 +117,7 @@ def memory_table(args) -> str:
         mib = compiled.memory_analysis().temp_size_in_bytes / 2**20
         found.append((1e3 * seconds(compiled, [(s, w, beta, q)], args.repeats), mib))
       (slow, large), (fast, small) = found
-      lines.append([', '.join(map(str, shape)), name, f'{slow:.0f}', f'{fast:.0f}',
+      lines.append([', '.join(map(str, shape)), name, f'{slow:.1f}', f'{fast:.1f}',
                     f'{slow / fast:.2f}', f'{large:.0f}', f'{small:.0f}',
                     f'{large / small:.1f}'])
   return table(lines)

@@ -65,8 +65,8 @@ def test_bounded_over_many_segments(made, reader):
   words = segments(1)[0]
   batch = text.rows(np.pad(words, ((0, 0), (0, 1))))
   _, seen = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                        capture_intermediates=lambda _, name: name == 'writes')
-  writes, = seen['intermediates']['block_1']['memory']['writes']
+                        capture_intermediates=lambda _, name: name == 'project')
+  (writes, _), = seen['intermediates']['block_1']['memory']['project']
   largest = np.linalg.norm(writes.s, axis=-1).max(1)
   state = None
   for _ in range(40):

@@ -13,6 +13,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from latent_reasoning.config import ImmConfig
 from latent_reasoning.masks import Mask
@@ -39,6 +40,17 @@ class Matrix(nn.Module):
                       self.shape, jnp.float32)
 
 
+class Gate(nn.Module):
+  """Parameters of a gate, a kernel [D, 1] and a bias [1]."""
+  width: int
+  bias: float  # initial
+
+  @nn.compact
+  def __call__(self) -> tuple[chex.Array, chex.Array]:
+    return (self.param('kernel', nn.initializers.lecun_normal(), (self.width, 1), jnp.float32),
+            self.param('bias', nn.initializers.constant(self.bias), (1,), jnp.float32))
+
+
 class Memory(nn.Module):
   """Writes to a bank, reads from it and integrates what it read.
 
@@ -63,8 +75,7 @@ class Memory(nn.Module):
       self.write = Matrix((d, rank))
       if POLICIES[c.write].gated:
         self.address = Matrix((d, slots_of(c, d)))
-        self.gate = nn.Dense(1, dtype=jnp.float32, name='gate',
-                             bias_init=nn.initializers.constant(c.gate_bias))
+        self.gate = Gate(d, c.gate_bias)
     self.write_up = Matrix((rank, d)) if low else None
     self.query = Matrix((d, rank))
     self.query_up = Matrix((rank, d)) if low else None
@@ -73,19 +84,35 @@ class Memory(nn.Module):
     self.norm = None if 'norm' in c.off else nn.LayerNorm(use_bias=self.bias,
                                                           dtype=self.dtype)
 
-  def writes(self, h: chex.Array, positions: chex.Array) -> Writes:
-    """What each token of [..., D] writes."""
+  def project(self, h: chex.Array, positions: chex.Array,
+              up: chex.Array | None) -> tuple[Writes | None, chex.Array]:
+    """What each token of [B, T, D] writes, and its query in the bank's own space, scaled.
+
+    One matrix product over all maps: reading h once is what counts.
+    """
     c, shape = self.config, h.shape[:-1]
-    s = self._apply(h, self.write())
-    if POLICIES[c.write].gated:
-      w = jax.nn.softmax(self._apply(h, self.address()), axis=-1)
-      beta = jax.nn.sigmoid(self.gate(h.astype(jnp.float32))[..., 0])
+    query = self.query()
+    if up is not None:  # W_upᵀ f_query(h), by the product of the maps
+      query = query @ (self.query_up() @ up.T)
+    kernels, gated = [query], self.writer and POLICIES[c.write].gated
+    if self.writer:
+      kernels.append(self.write())
+    if gated:
+      gate, bias = self.gate()
+      kernels += [self.address(), gate]
+    ends = np.cumsum([k.shape[1] for k in kernels])
+    q, *rest = jnp.split(self._apply(h, jnp.concatenate(kernels, axis=1)), ends[:-1], axis=-1)
+    q = jnp.zeros_like(q) if 'query' in c.off else q * self.width**-0.5
+    if not self.writer:
+      return None, q
+    if gated:
+      w, beta = jax.nn.softmax(rest[1], axis=-1), jax.nn.sigmoid(rest[2][..., 0] + bias)
     else:
       w, beta = jnp.zeros((*shape, slots_of(c, self.width)), jnp.float32), jnp.ones(shape)
     valid = (positions + 1) % c.every == 0
     if 'write' in c.off:
       valid = jnp.zeros_like(valid)
-    return Writes(s, w, beta, valid, jnp.zeros(shape, bool))
+    return Writes(rest[0], w, beta, valid, jnp.zeros(shape, bool)), q
 
   def _apply(self, x: chex.Array, kernel: chex.Array) -> chex.Array:
     """x W over flattened leading dimensions, out in float32."""
@@ -112,11 +139,12 @@ class Memory(nn.Module):
     """
     c, kept, told = self.config, [], []
     for i in range(c.rounds):
-      if self.writer:
-        x, up = self.writes(h, positions), self.write_up() if c.rank else None
-      else:
+      if not self.writer:
         x, up, written = shared[i]
-      q = self._query(h, up)
+        _, q = self.project(h, positions, up)
+      else:
+        up = self.write_up() if c.rank else None
+        x, q = self.project(h, positions, up)
       if decoding:
         bank = (store(POLICIES[c.write], banks[i], x.s, x.w, x.beta, x.valid)
                 if self.writer else written)
@@ -128,19 +156,10 @@ class Memory(nn.Module):
       h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.off else r, up)
     return h, tuple(kept), tuple(told)
 
-  def _query(self, h: chex.Array, up: chex.Array | None) -> chex.Array:
-    """The query in the bank's own space, scaled: W_upᵀ f_query(h) / sqrt(D)."""
-    q = self._apply(h, self.query())
-    if up is not None:
-      q = self._apply(q, self.query_up() @ up.T)
-    return jnp.zeros_like(q) if 'query' in self.config.off else q * self.width**-0.5
-
   def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
     """LayerNorm(h + g(W_up r))."""
-    if up is None:
-      g = self._apply(r, self.out())
-    else:
-      g = self._apply(self._apply(r, up @ self.out()), self.out_up())
+    out = self.out() if up is None else (up @ self.out()) @ self.out_up()
+    g = self._apply(r, out)
     h = h + g.astype(h.dtype)
     return h if self.norm is None else self.norm(h)
 

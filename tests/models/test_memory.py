@@ -91,7 +91,7 @@ def test_low_rank_is_exact(tiny_config):
   params = layer.init(jax.random.key(0), h, batch.positions, batch.mask, None, False)['params']
   found, _, _ = layer.apply({'params': params}, h, batch.positions, batch.mask, None, False)
   k = {name: np.asarray(p['kernel']) for name, p in params.items()}
-  x = layer.apply({'params': params}, h, batch.positions, method='writes')
+  x, _ = layer.apply({'params': params}, h, batch.positions, k['write_up'], method='project')
   wide = x.replace(s=x.s @ k['write_up'])
   q = h @ k['query'] @ k['query_up'] * 8**-0.5
   bank = recurrence.empty((1,), x.w.shape[-1], 8)
