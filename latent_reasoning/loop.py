@@ -81,7 +81,7 @@ def train(run: Run) -> TrainState:
   state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
-  progress = Progress(curriculum.total, start, config.train.log_every)
+  progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
   loop = _Loop(run, checkpoints, metrics, progress)
   progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))

@@ -65,7 +65,8 @@ def read(path) -> list[dict[str, Any]]:
 class Progress:
   """A bar on a terminal; elsewhere a plain line every `every` steps."""
 
-  def __init__(self, total: int, start: int, every: int, stream=None):
+  def __init__(self, total: int, start: int, every: int, causal: bool = True, stream=None):
+    self._mark = '' if causal else ' (NOT CAUSAL)'  # beside every such loss
     self._total, self._start, self._every = total, start, every
     self._stream = stream or sys.stderr
     self._began = time.monotonic()
@@ -78,12 +79,12 @@ class Progress:
     """Shows that `step` steps are done."""
     if self._bar:
       self._bar.set_description(f'stage {stage}', refresh=False)
-      self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+      self._bar.set_postfix(loss=f'{loss:.4f}{self._mark}', refresh=False)
       self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
       rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
       left = (self._total - step) / max(1e-9, rate)
-      self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f} '
+      self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f}{self._mark} '
                f'{rate:.1f} steps/s {left:.0f} s left')
 
   def say(self, text: str) -> None:

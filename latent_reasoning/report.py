@@ -240,6 +240,7 @@ def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
   for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
     axis.set_ylabel(f'memory {number}\nslot')
+    axis.yaxis.get_major_locator().set_params(integer=True)
     drawing.colorbar(image, ax=axis, pad=0.01)
   shown = [repr(t)[1:-1] if t.isspace() else t.replace('$', r'\$') for t in tokens]
   axes[-1, 0].set_xticks(range(len(tokens)), shown, fontsize=7, family='monospace')

@@ -12,7 +12,8 @@ from latent_reasoning.errors import InputError
 
 # Keys that may differ from the trained run where nothing is trained.
 FREE = ('eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test', 'data.limit',
-        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat', 'explicit.')
+        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat', 'explicit.',
+        'sweep.')
 
 
 @dataclasses.dataclass(frozen=True)

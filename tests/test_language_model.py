@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from latent_reasoning import loop, metrics, modes, objectives, text
+from latent_reasoning import loop, metrics, modes, objectives, report, text
 from latent_reasoning.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -102,6 +102,31 @@ def test_generate(trained, capsys):
     text.generate(run.config, run.model(), params, run.tokenizer, '', 4)
 
 
+def test_attention(trained, make, capsys, monkeypatch):
+  """A picture of slots, a panel a layer; clear words where there is nothing to draw."""
+  pytest.importorskip('matplotlib')
+  drawn = {}
+  sound = report.slots
+
+  def slots(path, tokens, maps, causal):
+    drawn.update(tokens=tokens, maps=maps)
+    return sound(path, tokens, maps, causal)
+  monkeypatch.setattr(report, 'slots', slots)
+  assert modes.attention(trained, 'to be $x$') == 0
+  assert 'slots.png' in capsys.readouterr().out
+  assert (trained.workdir.path / 'slots.png').read_bytes().startswith(b'\x89PNG')
+  assert drawn['tokens'] == list('to be $x$')
+  layers = trained.config.model.layers
+  assert drawn['maps'].shape[:2] == (layers, 9)
+  np.testing.assert_allclose(drawn['maps'].sum(-1), 1, rtol=1e-5)
+  with pytest.raises(InputError, match='no text to read'):
+    modes.attention(trained, None)
+  with pytest.raises(InputError, match='a shorter text'):
+    modes.attention(trained, 'to be' * 40)
+  with pytest.raises(InputError, match='no slots to attend to'):
+    modes.attention(make(**{'imm.write': ''}), 'to be')
+
+
 def test_halves(make):
   """What the audit reads: crops of the text, cut in two."""
   run = make()
@@ -116,7 +141,8 @@ def test_reading_the_future(make, capsys):
   """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
   run = make(**{'imm.write': 'sequence_mean'})
   loop.train(run)
-  assert 'NOT CAUSAL' in capsys.readouterr().err
+  told = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
+  assert told and all('NOT CAUSAL' in line for line in told)
   assert all(r['causal'] is False for r in metrics.read(run.workdir.metrics))
   assert modes.evaluate(run) == 0
   out = capsys.readouterr().out

@@ -111,7 +111,7 @@ class Stream(io.StringIO):
 def test_plain_lines_where_there_is_no_terminal():
   """A line every `every` steps and one at the end, without control characters."""
   stream = Stream(False)
-  progress = Progress(7, 0, 3, stream)
+  progress = Progress(7, 0, 3, stream=stream)
   for step in range(1, 8):
     progress.update(step, 1, 0.5)
   progress.say('word')
@@ -129,7 +129,7 @@ def test_rate_counts_from_where_it_resumed(monkeypatch):
   now = iter([10.0, 12.0])
   monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(now))
   stream = Stream(False)
-  progress = Progress(200, 100, 2, stream)
+  progress = Progress(200, 100, 2, stream=stream)
   progress.update(102, 1, 0.5)
   assert '1.0 steps/s 98 s left' in stream.getvalue()
 
@@ -137,7 +137,7 @@ def test_rate_counts_from_where_it_resumed(monkeypatch):
 def test_bar_on_a_terminal():
   """A terminal gets a bar with the count, the stage and the loss; lines go above it."""
   stream = Stream(True)
-  progress = Progress(10, 4, 3, stream)
+  progress = Progress(10, 4, 3, stream=stream)
   for step in range(5, 11):
     progress.update(step, 2, 0.25)
   progress.say('word')
