@@ -96,21 +96,38 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   tokenizer.kind = 'char'  # char | bpe | file
   tokenizer.path = ''  # tokenizer.json, for kind file
   tokenizer.vocab_size = 0  # of a trained bpe
+  tokenizer.at_least = 0  # entries of the vocabulary; set from pretrained weights
   tokenizer.pad_to = 8  # vocabulary padded to a multiple
 
   c.model = model = ml_collections.ConfigDict()
+  model.init_from = ''  # pretrained weights: a directory or hub id, which sets the sizes
+  model.family = 'gpt'  # gpt | llama (also Mistral, Qwen, SmolLM2)
   model.layers = 4
   model.width = 128
   model.heads = 4
+  model.kv_heads = 0  # of keys and values, family llama; 0: as many
+  model.head_size = 0  # family llama; 0: width / heads
   model.hidden = 512  # width of the MLP
   model.max_positions = 256
   model.positions = 'learned'  # learned | rotary
   model.tied = True  # head = transposed embedding table
   model.bias = False  # in dense layers and norms
+  model.qkv_bias = False  # family llama, as Qwen2
+  model.out_bias = False  # family llama, of attention's output
+  model.qk_norm = False  # family llama: queries and keys are normed, as in Qwen3
+  model.norm_epsilon = 1e-6
   model.dtype = 'float32'  # compute dtype; parameters are float32
   model.attention = 'split'  # split | packed (the slow oracle)
   model.scan = False  # scan over stacked layers: faster to compile
   model.remat = False  # recompute layers in the backward pass
+
+  model.rope = rope = ml_collections.ConfigDict()  # of rotary positions
+  rope.base = 10_000.0
+  rope.scaling = ''  # '' | linear | llama3
+  rope.factor = 1.0
+  rope.low = 1.0  # of llama3
+  rope.high = 4.0
+  rope.original = 8192
 
   c.rim = rim = ml_collections.ConfigDict()
   rim.blocks = 4  # K, in stage 2 and at inference

@@ -64,19 +64,40 @@ class TokenizerConfig:
   kind: str  # 'char' | 'bpe' | 'file'
   path: str  # a tokenizer.json, for kind 'file'
   vocab_size: int  # most entries of a trained 'bpe', special tokens not counted
+  at_least: int  # entries of the vocabulary; set from pretrained weights
   pad_to: int  # the vocabulary is padded to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeConfig:
+  """Rotary positions (models.layers)."""
+  base: float
+  scaling: str  # '' | 'linear' | 'llama3': how a longer context is reached
+  factor: float  # of the scaling
+  low: float  # of llama3: wavelengths above original / low are stretched whole
+  high: float  # of llama3: those below original / high are kept
+  original: int  # positions before llama3's scaling
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
+  init_from: str  # pretrained weights: a directory or hub id, which sets the sizes; '': none
+  family: str  # 'gpt' | 'llama' (also Mistral, Qwen, SmolLM2)
   layers: int
   width: int
   heads: int
+  kv_heads: int  # of keys and values, family llama; 0: as many
+  head_size: int  # family llama; 0: width / heads
   hidden: int  # width of the MLP
   max_positions: int
   positions: str  # 'learned' | 'rotary'
   tied: bool  # the head is the transposed embedding table
-  bias: bool  # biases in dense layers and norms
+  bias: bool  # biases in dense layers and norms; of family llama, in the MLP
+  qkv_bias: bool  # family llama, as Qwen2
+  out_bias: bool  # family llama, of attention's output
+  qk_norm: bool  # family llama: queries and keys are normed, as in Qwen3
+  norm_epsilon: float
+  rope: RopeConfig
   dtype: str  # compute dtype; parameters and softmax stay float32
   attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle)
   scan: bool  # one compiled layer, scanned; parameters are stacked
@@ -221,6 +242,8 @@ CHOICES = {
     'data.on_error': ('raise', 'skip'),
     'data.too_long': ('raise', 'drop'),
     'tokenizer.kind': ('char', 'bpe', 'file'),
+    'model.family': ('gpt', 'llama'),
+    'model.rope.scaling': ('', 'linear', 'llama3'),
     'model.positions': ('learned', 'rotary'),
     'model.dtype': ('float32', 'bfloat16', 'float16'),
     'model.attention': ('split', 'packed'),
@@ -290,12 +313,19 @@ def _check(config: Config) -> None:
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
                        'increasing sizes of at least 1')
-  if model.width % model.heads:
+  size = model.head_size or model.width // model.heads
+  few = model.kv_heads or model.heads
+  if model.family == 'gpt' and (model.head_size or model.kv_heads):
+    raise InputError('config.model.head_size and kv_heads are of family llama; expected 0 '
+                     'with family gpt')
+  if model.heads % few:
+    raise InputError(f'config.model.heads {model.heads} is not a multiple of '
+                     f'config.model.kv_heads {few}; change one of them')
+  if model.width % model.heads and not model.head_size:
     raise InputError(f'config.model.width {model.width} is not a multiple of '
                      f'config.model.heads {model.heads}; change one of them')
-  if model.positions == 'rotary' and model.width // model.heads % 2:
-    raise InputError(f'rotary positions need an even head size; width/heads is '
-                     f'{model.width // model.heads}')
+  if model.positions == 'rotary' and size % 2:
+    raise InputError(f'rotary positions need an even head size; found {size}')
   _check_imm(config)
   _check_explicit(config)
   if (config.method == 'lm') != (data.name in TEXTS):

@@ -84,12 +84,15 @@ class Frozen(Run):
   def tx(self, stage: int) -> optax.GradientTransformation:
     return optim.build(self.config.optim)
 
-  def init(self, stage: int | None = None) -> step_lib.TrainState:
+  def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     params = explicit_decoder.init(
         self.decoder(), self.config.explicit.source, self.base.model(), self.base_params,
         self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.EXPLICIT))
     return step_lib.TrainState(jax.numpy.zeros((), jax.numpy.int32), params,
                                self.tx(1).init(params))
+
+  def init(self, stage: int | None = None) -> step_lib.TrainState:
+    return self.fresh(stage)
 
   def validate(self, params) -> tuple[dict[str, Any], float, str]:
     count = min(self.config.eval.valid_problems, len(self.splits.valid))

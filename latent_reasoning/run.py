@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from latent_reasoning import (
@@ -15,6 +16,7 @@ from latent_reasoning import (
   objectives,
   optim,
   pipeline,
+  pretrained,
   text,
   tokenizers,
 )
@@ -63,29 +65,45 @@ class Run:
 
   def decoder(self, dropout: float = 0.0) -> explicit_decoder.ExplicitDecoder:
     """The explicit decoder of config.explicit."""
-    return explicit_decoder.ExplicitDecoder(self.config.model, self.tokenizer.vocab_size,
-                                    self.config.explicit.layers, dropout)
+    return explicit_decoder.ExplicitDecoder(
+        self.config.model, self.tokenizer.vocab_size, self.config.explicit.layers, dropout)
 
   def tx(self, stage: int) -> optax.GradientTransformation:
     """The update rule of a stage."""
     return optim.build(self.config.optim, self.curriculum.stages[stage - 1].optimizer)
 
   def init(self, stage: int | None = None) -> step_lib.TrainState:
-    """A fresh state from the seed, with the optimizer of a stage, or of the first."""
-    stage = stage or self.curriculum.at(0).stage
-    batch, tx, seed = self.batches.at(0), self.tx(stage), self.config.seed
+    """The state to begin with: pretrained weights, or fresh ones from the seed.
+
+    Args:
+      stage: whose optimizer it has; None: the first.
+    """
+    if not self.config.model.init_from:
+      return self.fresh(stage)
+    like = jax.eval_shape(lambda: self.fresh(stage))
+    params = pretrained.load(
+        self.config.model, like.params, self.tokenizer.size,
+        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params)
+    tx = self.tx(stage or self.curriculum.at(0).stage)
+    return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+  def fresh(self, stage: int | None = None) -> step_lib.TrainState:
+    """A state from the seed alone."""
+    batch, seed = self.batches.at(0), self.config.seed
+    tx = self.tx(stage or self.curriculum.at(0).stage)
     state = step_lib.init(self.model(), tx, batch, seed)
     if not self.joint:
       return state
-    own = explicit_decoder.init(self.decoder(), self.config.explicit.source, self.model(),
-                        state.params, batch, step_lib.key(seed, step_lib.EXPLICIT))
+    own = explicit_decoder.init(
+        self.decoder(), self.config.explicit.source, self.model(), state.params, batch,
+        step_lib.key(seed, step_lib.EXPLICIT))
     params = {**state.params, 'explicit': own}
     return dataclasses.replace(state, params=params, opt_state=tx.init(params))
 
   def like(self, step: int) -> step_lib.TrainState:
     """Shapes and types of the state after some steps."""
     stage = self.curriculum.at(max(0, step - 1)).stage
-    return jax.eval_shape(lambda: self.init(stage))
+    return jax.eval_shape(lambda: self.fresh(stage))
 
   def answerer(self, params, config: Config | None = None) -> Answerer:
     return Answerer(config or self.config, self.model(), params, self.tokenizer)

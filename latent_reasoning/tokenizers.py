@@ -33,7 +33,8 @@ class Tokenizer:
     pad, end, block_open, memory, block_close, pause: ids of `SPECIAL`.
   """
 
-  def __init__(self, base: tokenizers.Tokenizer, index_tokens: int, pad_to: int):
+  def __init__(self, base: tokenizers.Tokenizer, index_tokens: int, pad_to: int,
+               at_least: int = 0):
     """Wraps `base`, and switches off what it would do beyond its vocabulary.
 
     Raises:
@@ -53,7 +54,7 @@ class Tokenizer:
     self._known = functools.lru_cache(1 << 14)(lambda text: tuple(self.encode(text)))
     self.size = max(vocabulary.values()) + 1  # ids may have gaps
     self.index_tokens = index_tokens
-    used = self.size + len(SPECIAL) + index_tokens
+    used = max(self.size + len(SPECIAL) + index_tokens, at_least)
     self.vocab_size = -(-used // pad_to) * pad_to
     (self.pad, self.end, self.block_open, self.memory, self.block_close,
      self.pause) = range(self.size, self.size + len(SPECIAL))
@@ -108,7 +109,7 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
                  'set config.tokenizer.path to a tokenizer.json')
   else:
     base = {'char': _characters, 'bpe': _bpe}[config.kind](config, texts())
-  tokenizer = Tokenizer(base, index_tokens, config.pad_to)
+  tokenizer = Tokenizer(base, index_tokens, config.pad_to, config.at_least)
   if not path.exists():
     tokenizer.save(path)
   return tokenizer

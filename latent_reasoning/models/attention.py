@@ -1,6 +1,7 @@
 """Attention over rows of a prefix and readouts: plain, split and cached.
 
-All take q, k, v as [B, T, N, H] and do their softmax in float32.
+All take q as [B, T, N, H], k and v as [B, T, M, H] with N a multiple of M, whose heads
+each serve N / M of q's in order, and do their softmax in float32.
 """
 
 from typing import Any
@@ -44,12 +45,18 @@ def _logits(equation: str, q: chex.Array, k: chex.Array) -> chex.Array:
   return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
 
 
+def _serve(k: chex.Array, q: chex.Array) -> chex.Array:
+  """Repeats the heads of keys or values for those of queries."""
+  return jnp.repeat(k, q.shape[-2] // k.shape[-2], axis=-2) if k.shape[-2] < q.shape[-2] else k
+
+
 def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
   return jax.nn.softmax(jnp.where(mask, logits, NEGATIVE), axis=-1)
 
 
 def packed(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
   """One dense mask over the whole row: the oracle of `split`."""
+  k, v = _serve(k, q), _serve(v, q)
   logits = _logits('BTNH,BSNH->BNTS', q, k)
   weights = _softmax(logits, masks.allowed(mask)[:, None]).astype(v.dtype)
   return jnp.einsum('BNTS,BSNH->BTNH', weights, v)
@@ -63,6 +70,7 @@ def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array
   """
   p, count = mask.prefix, mask.count
   batch, length, heads, size = q.shape
+  k, v = _serve(k, q), _serve(v, q)
   before = mask.part(0, p)
   logits = _logits('BTNH,BSNH->BNTS', q[:, :p], k[:, :p])
   weights = _softmax(logits, masks.sees_prefix(before, p)[:, None]).astype(v.dtype)
@@ -84,7 +92,7 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   """One token of each of K readouts, from a cache.
 
   Args:
-    q, k, v: [B, K, N, H].
+    q: [B, K, N, H]. k, v: [B, K, M, H].
     mask: of the K queries, [B, K] each.
     cache: of this layer.
     step: int32 scalar, tokens that each readout has decoded before this one.
@@ -97,7 +105,8 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   batch, count = q.shape[:2]
   sees = masks.sees_prefix(mask, cache.prefix_k.shape[1])[:, :, None]
   so_far = jnp.arange(own_k.shape[2]) <= step
-  out = _readouts(q[:, :, None], cache.prefix_k, cache.prefix_v, own_k, own_v, sees,
+  keys = (_serve(a, q) for a in (cache.prefix_k, cache.prefix_v, own_k, own_v))
+  out = _readouts(q[:, :, None], *keys, sees,
                   jnp.broadcast_to(so_far, (batch, count, 1, so_far.size)))
   return out[:, :, 0], (own_k, own_v)
 

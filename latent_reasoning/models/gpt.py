@@ -1,9 +1,13 @@
-"""A GPT: pre-norm decoder, learned or rotary positions, optional KV cache.
+"""A decoder: pre-norm, learned or rotary positions, optional KV cache. Two families.
 
-Mathematics of GPT-2 (Radford et al. 2019): x + attention(norm(x)), then
-x + mlp(norm(x)), a final norm and a head. Dropout is on embeddings and on what
-each branch adds, not on attention weights, so that split and packed attention
-stay equal while training.
+x + attention(norm(x)), then x + mlp(norm(x)), a final norm and a head. The family
+'gpt' is GPT-2 (Radford et al. 2019): layer norm, one fused map to queries, keys and
+values, GELU. The family 'llama' (Touvron et al. 2023) is Llama, Mistral, SmolLM2 and
+Qwen: root-mean-square norm, fewer heads for keys and values (Ainslie et al. 2023),
+SwiGLU (Shazeer 2020), optional biases and norms of queries and keys.
+
+Dropout is on embeddings and on what each branch adds, not on attention weights, so
+that split and packed attention stay equal while training.
 """
 
 import chex
@@ -16,45 +20,9 @@ from latent_reasoning.masks import Mask
 from latent_reasoning.models import attention
 from latent_reasoning.models import memory as memory_lib
 from latent_reasoning.models.attention import Cache
+from latent_reasoning.models.layers import Dense, RMSNorm, norm, rotary
 
 EMBEDDING_STD = 0.02
-
-
-class Dense(nn.Module):
-  """x W + b over flattened leading dimensions.
-
-  On a CPU the gradient of a three-dimensional dense layer costs twice as much
-  as the same over a matrix; elsewhere the reshape is free.
-  """
-  features: int
-  bias: bool
-  dtype: jnp.dtype
-  scale: float = 1.0  # of the initial kernel
-
-  @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
-    # 1 / sqrt(fan-in), not GPT-2's 0.02, which starts narrow models far too small.
-    kernel = self.param('kernel', nn.initializers.normal(self.scale * x.shape[-1]**-0.5),
-                        (x.shape[-1], self.features), jnp.float32)
-    y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
-    if self.bias:
-      y += self.param('bias', nn.initializers.zeros, (self.features,),
-                      jnp.float32).astype(self.dtype)
-    return y.reshape(*x.shape[:-1], self.features)
-
-
-def rotate(x: chex.Array, positions: chex.Array) -> chex.Array:
-  """Rotary positions (Su et al. 2021), halves convention, base 10,000.
-
-  Args:
-    x: [B, T, N, H].
-    positions: int32 [B, T].
-  """
-  half = x.shape[-1] // 2
-  angle = positions[..., None].astype(jnp.float32) * 10_000**(-jnp.arange(half) / half)
-  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]  # [B, T, 1, H/2]
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -81,27 +49,45 @@ class Block(nn.Module):
         x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
     out_scale = (2 * c.layers)**-0.5  # keeps the residual stream's variance
-    heads = (*x_BTD.shape[:2], c.heads, c.width // c.heads)
-
-    y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_1')(x_BTD)
-    qkv = Dense(3 * c.width, c.bias, dtype, name='qkv')(y)
-    q, k, v = (a.reshape(heads) for a in jnp.split(qkv, 3, axis=-1))  # [B, T, N, H]
+    q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
     if c.positions == 'rotary':
-      q, k = rotate(q, positions), rotate(k, positions)
+      q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
     if cache is None:
       y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
     else:
       y, kept = attention.cached(q, k, v, mask, cache, step)
-    y = Dense(c.width, c.bias, dtype, out_scale, name='out')(y.reshape(x_BTD.shape))
+    bias = c.bias if c.family == 'gpt' else c.out_bias
+    y = Dense(c.width, bias, dtype, out_scale, name='out')(y.reshape(*x_BTD.shape[:2], -1))
     x_BTD = x_BTD + drop(y)
 
-    y = nn.LayerNorm(use_bias=c.bias, dtype=dtype, name='norm_2')(x_BTD)
-    y = nn.gelu(Dense(c.hidden, c.bias, dtype, name='up')(y))
+    y = norm(c, name='norm_2')(x_BTD)
+    up = Dense(c.hidden, c.bias, dtype, name='up')(y)
+    if c.family == 'gpt':
+      y = nn.gelu(up)
+    else:
+      y = nn.silu(Dense(c.hidden, c.bias, dtype, name='gate')(y)) * up
     y = Dense(c.width, c.bias, dtype, out_scale, name='down')(y)
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
     return x_BTD, (*kept, banks if imm else None), shared
+
+  def _qkv(self, y: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Queries, keys and values by heads, before positions."""
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
+
+    def heads(a, count):
+      return a.reshape(*a.shape[:2], count, size)
+    if c.family == 'gpt':
+      qkv = Dense(3 * c.width, c.bias, dtype, name='qkv')(y)
+      return tuple(heads(a, c.heads) for a in jnp.split(qkv, 3, axis=-1))
+    q, k, v = (heads(Dense(count * size, c.qkv_bias, dtype, name=name)(y), count)
+               for name, count in (('q', c.heads), ('k', few), ('v', few)))
+    if c.qk_norm:
+      q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
+              for name, a in (('q_norm', q), ('k_norm', k)))
+    return q, k, v
 
 
 class GPT(nn.Module):
@@ -127,7 +113,7 @@ class GPT(nn.Module):
           'position_embedding', normal, (c.max_positions, c.width), jnp.float32)
     if not c.tied:
       self.head_kernel = self.param('head', normal, (c.width, self.vocab), jnp.float32)
-    self.norm = nn.LayerNorm(use_bias=c.bias, dtype=jnp.dtype(c.dtype))
+    self.norm = norm(c)
 
   def embed(self, tokens: chex.Array) -> chex.Array:
     """Token embeddings, without positions: [B, T] -> [B, T, D]."""

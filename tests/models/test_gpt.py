@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from latent_reasoning import layout, pipeline
-from latent_reasoning.models import gpt
+from latent_reasoning.config import RopeConfig
+from latent_reasoning.models import gpt, layers
 from latent_reasoning.models.gpt import GPT
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 VOCAB, LENGTH = 11, 6
+ROPE = RopeConfig(1e4, '', 1.0, 1.0, 4.0, 8192)
 TEXT = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).tolist()
 
 
@@ -57,7 +59,9 @@ def influence(model, params, batch):
     {'positions': 'learned', 'tied': True, 'bias': True},
     {'positions': 'learned', 'tied': False, 'bias': False, 'layers': 1},
     {'positions': 'rotary', 'tied': True, 'bias': False, 'layers': 1},
-    {'positions': 'rotary', 'tied': False, 'bias': True, 'scan': True}])
+    {'positions': 'rotary', 'tied': False, 'bias': True, 'scan': True},
+    {'positions': 'rotary', 'tied': True, 'bias': False, 'family': 'llama', 'heads': 4,
+     'kv_heads': 2, 'head_size': 6, 'qk_norm': True}])
 def test_causal_by_gradient(make, random_params, changes):
   """A logit depends on every token up to its own, and on none after it."""
   model = make(**changes)
@@ -226,7 +230,7 @@ def test_rotate():
   """A rotation of each pair (i, i + H/2) by position · 10000^(-2i/H)."""
   x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
   positions = np.array([[0, 1, 5]])
-  found = np.asarray(jax.jit(gpt.rotate)(x, positions))
+  found = np.asarray(jax.jit(lambda x: layers.rotary(x, positions, ROPE))(x))
   for t, i in np.ndindex(3, 4):
     turn = np.exp(1j * positions[0, t] * 10_000**(-2 * i / 8))
     expected = (x[0, t, :, i] + 1j * x[0, t, :, i + 4]) * turn

@@ -1,0 +1,84 @@
+"""Layers that all decoders are made of."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.config import ModelConfig, RopeConfig
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean x²) · scale over the last axis (Zhang and Sennrich 2019), in float32."""
+  epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: chex.Array) -> chex.Array:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+    return (wide * scale).astype(self.dtype)
+
+
+def norm(config: ModelConfig, **kwargs) -> nn.Module:
+  """The norm of a family: a GPT's layer norm, or a Llama's root-mean-square norm."""
+  dtype = jnp.dtype(config.dtype)
+  if config.family == 'llama':
+    return RMSNorm(config.norm_epsilon, dtype, **kwargs)
+  return nn.LayerNorm(config.norm_epsilon, use_bias=config.bias, dtype=dtype, **kwargs)
+
+
+class Dense(nn.Module):
+  """x W + b over flattened leading dimensions.
+
+  On a CPU the gradient of a three-dimensional dense layer costs twice as much
+  as the same over a matrix; elsewhere the reshape is free.
+  """
+  features: int
+  bias: bool
+  dtype: jnp.dtype
+  scale: float = 1.0  # of the initial kernel
+
+  @nn.compact
+  def __call__(self, x: chex.Array) -> chex.Array:
+    # 1 / sqrt(fan-in), not GPT-2's 0.02, which starts narrow models far too small.
+    kernel = self.param('kernel', nn.initializers.normal(self.scale * x.shape[-1]**-0.5),
+                        (x.shape[-1], self.features), jnp.float32)
+    y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.bias:
+      y += self.param('bias', nn.initializers.zeros, (self.features,),
+                      jnp.float32).astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+def frequencies(half: int, rope: RopeConfig) -> chex.Array:
+  """The angle a position turns each of H/2 pairs by, float32 [H/2].
+
+  'linear' stretches all positions (Chen et al. 2023). 'llama3' stretches the slow
+  pairs by `factor`, keeps the fast ones, and goes over smoothly between wavelengths of
+  original / high and original / low positions.
+  """
+  turns = rope.base**(-jnp.arange(half, dtype=jnp.float32) / half)
+  if rope.scaling == 'linear':
+    return turns / rope.factor
+  if rope.scaling == 'llama3':
+    waves = rope.original * turns / (2 * jnp.pi)  # in the original context
+    smooth = jnp.clip((waves - rope.low) / (rope.high - rope.low), 0, 1)
+    return turns * (smooth + (1 - smooth) / rope.factor)
+  return turns
+
+
+def rotary(x: chex.Array, positions: chex.Array, rope: RopeConfig) -> chex.Array:
+  """Rotary positions (Su et al. 2021), halves convention.
+
+  Args:
+    x: [B, T, N, H].
+    positions: int32 [B, T].
+    rope: base and scaling.
+  """
+  half = x.shape[-1] // 2
+  angle = positions[..., None].astype(jnp.float32) * frequencies(half, rope)
+  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]  # [B, T, 1, H/2]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
