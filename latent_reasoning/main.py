@@ -10,6 +10,7 @@ Modes:
   generate  answer --question="...", or questions typed at a prompt
   explain   say as text what the memory holds, of --question="...", or of the test split
             with its accuracy and cost; trains a small decoder for it (config.explicit)
+  export    write the model as a directory that transformers loads (--format=hf)
   attention draw which slots of the memory each token of --question="..." reads
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
+  flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
@@ -123,6 +125,11 @@ def explain(run, args) -> int:
   return modes.explain(run, args.question)
 
 
+def export(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.export(run, args.format)
+
+
 def attention(run, args) -> int:
   from latent_reasoning import modes
   return modes.attention(run, args.question)
@@ -139,8 +146,8 @@ def latency(run, args) -> int:
 
 
 MODES: dict[str, Callable] = {
-    'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain, 'audit': audit,
-    'attention': attention, 'latency': latency}
+    'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
+    'export': export, 'audit': audit, 'attention': attention, 'latency': latency}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from latent_reasoning import (
   workdir,
 )
 from latent_reasoning import audit as audit_lib
+from latent_reasoning import export as export_lib
 from latent_reasoning import latency as latency_lib
 from latent_reasoning.checkpoint import Restored
 from latent_reasoning.errors import InputError
@@ -164,6 +165,17 @@ def reply(answerer: Answerer, question: str) -> str:
   if answerer.method.trace:
     lines.append(texts[-1])
   return '\n'.join([*lines, f'answer: {answers.extract(texts[-1])}'])
+
+
+def export(run: Run, kind: str) -> int:
+  """Writes the model as a directory for other engines."""
+  found = restored(run)
+  results = run.workdir.results
+  path = run.workdir.path / 'export' / kind
+  export_lib.write(run.config, found.state.params, run.tokenizer, path,
+                   json.loads(results.read_text()) if results.exists() else None)
+  print(f'checkpoint of step {found.step} written to {path}, read back and equal')
+  return 0
 
 
 def explain(run: Run, question: str | None) -> int:

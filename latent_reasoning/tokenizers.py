@@ -78,6 +78,15 @@ class Tokenizer:
     """Returns the text of `ids`; special and padding ids have none."""
     return self._base.decode([int(i) for i in ids if i < self.size])
 
+  def special(self) -> dict[int, str]:
+    """The special tokens by id."""
+    names = (*SPECIAL, *(f'<step_{t + 1}>' for t in range(self.index_tokens)))
+    return dict(enumerate(names, self.size))
+
+  def to_json(self) -> str:
+    """The base tokenizer as the text of a tokenizer.json."""
+    return self._base.to_str()
+
   def save(self, path: str | pathlib.Path) -> None:
     """Writes the base tokenizer as a tokenizer.json, whole or not at all."""
     path = pathlib.Path(path)

@@ -1,0 +1,140 @@
+"""Exported models answer in transformers as they do here, and come back bit for bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from latent_reasoning import export, loop, modes, pretrained
+from latent_reasoning import run as run_lib
+from latent_reasoning.errors import InputError
+from latent_reasoning.workdir import open_workdir
+
+torch = pytest.importorskip('torch', reason='parity with PyTorch: pip install torch==2.13.0')
+transformers = pytest.importorskip('transformers', reason="pip install 'transformers'")
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+SIZES = {'hidden_size': 16, 'intermediate_size': 24, 'num_hidden_layers': 2,
+         'num_attention_heads': 4, 'max_position_embeddings': 48}
+START = {
+    'gpt2': {'n_layer': 2, 'n_embd': 16, 'n_head': 2, 'n_positions': 48},
+    'llama': {**SIZES, 'num_key_value_heads': 2},
+    'qwen3': {**SIZES, 'num_key_value_heads': 1, 'head_dim': 6, 'tie_word_embeddings': True}}
+PROBLEMS = 200
+
+
+def pretrained_folder(folder, kind):
+  """A tiny random checkpoint with a tokenizer, as a hub would hold it."""
+  base = tokenizers.Tokenizer(tokenizers.models.BPE())
+  base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  base.decoder = tokenizers.decoders.ByteLevel()
+  base.train_from_iterator(['1+2'], tokenizers.trainers.BpeTrainer(
+      vocab_size=256, show_progress=False,
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  base.add_special_tokens(['<|endoftext|>'])
+  torch.manual_seed(0)
+  config = transformers.AutoConfig.for_model(
+      kind, vocab_size=260, initializer_range=0.3, **START[kind])  # no two tokens alike
+  transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+  base.save(str(folder / 'tokenizer.json'))
+  return folder
+
+
+@pytest.fixture(scope='module', params=list(START))
+def trained(request, tiny_config, tmp_path_factory):
+  """A RiM that began with pretrained weights, trained through both stages."""
+  folder = pretrained_folder(tmp_path_factory.mktemp('hub'), request.param)
+  config = pretrained.resolve(tiny_config(**{
+      'model.init_from': str(folder), 'tokenizer.pad_to': 8, 'data.arithmetic.train_size': 200,
+      'data.arithmetic.test_size': PROBLEMS, 'eval.test_problems': 0, 'eval.batch_size': 50,
+      'eval.valid_problems': 4, 'train.eval_every': 0, 'train.save_every': 0,
+      'optim.stage1.steps': 6, 'optim.stage2.steps': 6}))
+  run = run_lib.build(config, open_workdir(tmp_path_factory.mktemp('run'), config, True))
+  loop.train(run)
+  assert modes.evaluate(run) == 0 and modes.export(run, 'hf') == 0
+  return run
+
+
+def test_same_answers(trained, capsys):
+  """200 problems: transformers, prompted with the text of the card, answers as we do."""
+  path = trained.workdir.path / 'export' / 'hf'
+  tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+  model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+  problems = [trained.splits.test[i] for i in range(PROBLEMS)]
+  params = trained.restore().state.params
+  own = [texts[-1] for texts in trained.answerer(params).texts([p.question for p in problems])]
+  tail, same, said = export.prompt(trained.config), 0, set()
+  tokenizer.padding_side = 'left'
+  for start in range(0, PROBLEMS, 50):
+    part = problems[start:start + 50]
+    ids = tokenizer([p.question + tail for p in part], return_tensors='pt', padding=True)
+    for problem, row, seen in zip(part, ids['input_ids'], ids['attention_mask'], strict=True):
+      prompt = trained.answerer(params).row(problem.question).prefix
+      assert row[seen > 0].tolist() == list(prompt)
+    with torch.no_grad():
+      out = model.generate(**ids, max_new_tokens=trained.config.eval.max_tokens)
+    texts = tokenizer.batch_decode(out[:, ids['input_ids'].shape[1]:],
+                                   skip_special_tokens=True)
+    said |= set(texts)
+    same += sum(a == b for a, b in zip(texts, own[start:start + 50], strict=True))
+  assert same == PROBLEMS and len(said) > 1
+
+
+def test_round_trip(trained):
+  """Out and in again: every parameter bit for bit."""
+  run, params = trained, trained.restore().state.params
+  path = run.workdir.path / 'export' / 'hf'
+  values = pretrained.read_json(path / 'config.json')
+  again = pretrained.model_config(values, run.config.model, 'config.json')
+  assert dataclasses.replace(again, init_from='') == dataclasses.replace(
+      run.config.model, init_from='')
+  like = jax.eval_shape(lambda: params)
+  back = pretrained.load(dataclasses.replace(again, init_from=str(path)), like,
+                         values['vocab_size'], jax.random.key(0), dict)
+  jax.tree.map(np.testing.assert_array_equal, params, back)
+
+
+def test_starts_from_the_checkpoint(trained):
+  """The first state holds the pretrained weights; old ids keep their rows."""
+  run = trained
+  first = run.init().params
+  held = pretrained.load(run.config.model, jax.eval_shape(lambda: first), run.tokenizer.size,
+                         jax.random.key(9), dict)
+  np.testing.assert_array_equal(first['norm']['scale'], held['norm']['scale'])
+  known = run.tokenizer.size
+  np.testing.assert_array_equal(first['embedding'][:known], held['embedding'][:known])
+  assert run.tokenizer.vocab_size % 8 == 0 and run.tokenizer.vocab_size >= 260
+  assert not np.array_equal(first['embedding'][known:], held['embedding'][known:])  # by key
+
+
+def test_card(trained):
+  """What it was trained on, what was measured, how to ask."""
+  text = (trained.workdir.path / 'export' / 'hf' / 'README.md').read_text()
+  found = json.loads(trained.workdir.results.read_text())
+  assert f"{found['accuracy']['final']:.1%}" in text and 'arithmetic' in text
+  assert '<b><m></b>' * trained.config.rim.blocks in text
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'imm.write': 'gated'}, 'a memory inside the layers'),
+    ({'rim.block_attention': 'bidirectional'}, 'block_attention'),
+    ({'rim.readout_sees_question': False}, 'readout_sees_question'),
+    ({'model.bias': False}, 'not GPT-2'), ({'model.positions': 'rotary'}, 'not GPT-2')])
+def test_what_others_have_no_code_for(tiny_config, changes, message):
+  with pytest.raises(InputError, match=message):
+    export.check(tiny_config(**changes))
+
+
+def test_a_tokenizer_with_our_tokens(tiny_config, make_run, tmp_path):
+  """A tokenizer that already has <m> is refused."""
+  folder = pretrained_folder(tmp_path, 'gpt2')
+  base = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  base.add_tokens(['<m>'])
+  base.save(str(folder / 'tokenizer.json'))
+  with pytest.raises(InputError, match="already has an entry '<m>'"):
+    make_run(pretrained.resolve(tiny_config(**{'model.init_from': str(folder)})),
+             tmp_path / 'run')
