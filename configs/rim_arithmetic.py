@@ -84,6 +84,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   model.attention = 'split'  # split | packed (the slow oracle)
   model.scan = False  # scan over stacked layers: faster to compile
   model.remat = False  # recompute layers in the backward pass
+  model.frozen_dtype = 'float32'  # float32 | bfloat16, of parameters that are not trained
 
   model.rope = rope = ml_collections.ConfigDict()  # of rotary positions
   rope.base = 10_000.0
@@ -92,6 +93,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   rope.low = 1.0  # of llama3
   rope.high = 4.0
   rope.original = 8192
+
+  model.lora = lora = ml_collections.ConfigDict()  # of dense layers
+  lora.rank = 0  # 0: none
+  lora.alpha = 256.0  # scaled by alpha / rank
+  lora.dropout = 0.0
+  lora.targets = ('.',)  # patterns of paths such as block_3/qkv; '.': all
 
   c.rim = rim = ml_collections.ConfigDict()
   rim.blocks = steps  # K, in stage 2 and at inference
@@ -127,6 +134,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   explicit.learning_rate = 1e-3
 
   c.optim = optim = ml_collections.ConfigDict()
+  optim.trained = 'all'  # all | new: LoRA, rows of new tokens and memory; the rest frozen
   optim.batch_size = 64
   optim.accumulate = 1  # microbatches of a step
   optim.muon_scale = 2.0  # learning rate of matrices under muon, as a multiple of the stage's

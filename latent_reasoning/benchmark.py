@@ -29,7 +29,7 @@ import optax
 
 from latent_reasoning import allocator, layout, objectives, pipeline, text
 from latent_reasoning import step as step_lib
-from latent_reasoning.config import ImmConfig, ModelConfig, RimConfig, RopeConfig
+from latent_reasoning.config import ImmConfig, LoraConfig, ModelConfig, RimConfig, RopeConfig
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import recurrence
 from latent_reasoning.models.gpt import GPT
@@ -41,8 +41,8 @@ MODEL = ModelConfig(
     init_from='', family='gpt', layers=4, width=256, heads=4, kv_heads=0, head_size=0,
     hidden=1024, max_positions=1024, positions='learned', tied=True, bias=True, qkv_bias=False,
     out_bias=False, qk_norm=False, norm_epsilon=1e-6,
-    rope=RopeConfig(1e4, '', 1.0, 1.0, 4.0, 1), dtype='float32', attention='split',
-    scan=False, remat=False)
+    rope=RopeConfig(1e4, '', 1.0, 1.0, 4.0, 1), lora=LoraConfig(0, 1.0, 0.0, ()),
+    dtype='float32', attention='split', scan=False, remat=False, frozen_dtype='float32')
 VOCABULARY = 1024
 
 

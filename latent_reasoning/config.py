@@ -8,6 +8,7 @@ never here, so a missing key is as much an error as an unknown one.
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Any
 
@@ -80,6 +81,15 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adaptation of dense layers (Hu et al. 2021)."""
+  rank: int  # 0: none
+  alpha: float  # what a layer adds is scaled by alpha / rank
+  dropout: float  # on what goes into the low-rank maps
+  targets: tuple[str, ...]  # patterns (re.search) of paths such as 'block_3/qkv'
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   init_from: str  # pretrained weights: a directory or hub id, which sets the sizes; '': none
   family: str  # 'gpt' | 'llama' (also Mistral, Qwen, SmolLM2)
@@ -98,10 +108,12 @@ class ModelConfig:
   qk_norm: bool  # family llama: queries and keys are normed, as in Qwen3
   norm_epsilon: float
   rope: RopeConfig
+  lora: LoraConfig
   dtype: str  # compute dtype; parameters and softmax stay float32
   attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle)
   scan: bool  # one compiled layer, scanned; parameters are stacked
   remat: bool  # recompute each layer in the backward pass
+  frozen_dtype: str  # of parameters that are not trained; what is trained is float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +173,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+  trained: str  # 'all' | 'new': LoRA, rows of new tokens and memory; the rest is frozen
   batch_size: int  # problems in a step, over all processes
   accumulate: int  # microbatches a step is cut into
   muon_scale: float  # learning rate of matrices under muon, as a multiple of the stage's
@@ -245,6 +258,8 @@ CHOICES = {
     'model.family': ('gpt', 'llama'),
     'model.rope.scaling': ('', 'linear', 'llama3'),
     'model.positions': ('learned', 'rotary'),
+    'model.frozen_dtype': ('float32', 'bfloat16'),
+    'optim.trained': ('all', 'new'),
     'model.dtype': ('float32', 'bfloat16', 'float16'),
     'model.attention': ('split', 'packed'),
     'rim.readout_offset': (0, 1),
@@ -326,6 +341,20 @@ def _check(config: Config) -> None:
                      f'config.model.heads {model.heads}; change one of them')
   if model.positions == 'rotary' and size % 2:
     raise InputError(f'rotary positions need an even head size; found {size}')
+  for pattern in model.lora.targets:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise InputError(f'config.model.lora.targets has {pattern!r}, which is no regular '
+                       f'expression: {error}') from None
+  if not model.lora.dropout < 1:
+    raise InputError(f'config.model.lora.dropout is {model.lora.dropout}; expected less than 1')
+  if model.lora.rank and not model.lora.targets:
+    raise InputError("config.model.lora.targets is (); expected patterns, such as ('.',) for "
+                     'all dense layers')
+  if model.frozen_dtype != 'float32' and optim.trained == 'all':
+    raise InputError("config.model.frozen_dtype is 'bfloat16', but nothing is frozen; what is "
+                     "trained is float32. Expected config.optim.trained='new'")
   _check_imm(config)
   _check_explicit(config)
   if (config.method == 'lm') != (data.name in TEXTS):

@@ -17,10 +17,11 @@ from latent_reasoning.pipeline import Batch
 
 def head_kernel(model, params) -> chex.Array:
   """Returns a [D, V] copy of the head, made once for many calls of `generate`."""
-  if not model.config.tied:
+  if not model.config.tied and not model.known:
     return params['head']
   # A copy, not a view: inside the loop, the transpose would be taken each token.
-  return jax.jit(lambda e: jnp.copy(e.T))(params['embedding'])
+  return jax.jit(lambda p: jnp.concatenate(
+      model.apply({'params': p}, method='kernels'), axis=1))(params)
 
 
 def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,

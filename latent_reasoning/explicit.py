@@ -78,6 +78,10 @@ class Frozen(Run):
   def objective(self):
     return _objective
 
+  @property
+  def trained(self) -> str:
+    return 'all'
+
   def model(self, dropout: float = 0.0) -> ExplicitDecoder:
     return self.decoder(dropout)
 
@@ -88,8 +92,7 @@ class Frozen(Run):
     params = explicit_decoder.init(
         self.decoder(), self.config.explicit.source, self.base.model(), self.base_params,
         self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.EXPLICIT))
-    return step_lib.TrainState(jax.numpy.zeros((), jax.numpy.int32), params,
-                               self.tx(1).init(params))
+    return step_lib.start(params, self.tx(1))
 
   def init(self, stage: int | None = None) -> step_lib.TrainState:
     return self.fresh(stage)

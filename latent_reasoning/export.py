@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import pretrained
+from latent_reasoning import adapt, pretrained
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.tokenizers import Tokenizer
@@ -97,7 +97,7 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
   making = path.with_name(f'.{path.name}.tmp')
   shutil.rmtree(making, ignore_errors=True)
   making.mkdir(parents=True)
-  weights = tensors(config, jax.device_get(params))
+  weights = tensors(config, jax.device_get(adapt.merge(params, config.model.lora)))
   save_file(weights, making / 'model.safetensors', metadata={'format': 'pt'})
   back = load_file(making / 'model.safetensors')
   wrong = [name for name, value in weights.items() if not np.array_equal(back[name], value)]

@@ -115,13 +115,13 @@ class _Loop:
     for step, batch in enumerate(self.run.batches.iterate(start), start):
       moment, stage = curriculum.at(step), curriculum.stage(step)
       if curriculum.begins(step) and stage.reset_optimizer:
-        fresh = self.run.tx(moment.stage).init(state.params)
-        state = dataclasses.replace(state, opt_state=fresh)
+        fresh = step_lib.start(state.params, self.run.tx(moment.stage), self.run.trained)
+        state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
             self.run.tx(moment.stage), config.seed,
-            config.optim.accumulate)}
+            config.optim.accumulate, self.run.trained)}
       rate = curriculum.learning_rate(step)
       state, sums = steppers[moment.stage](state, batch, rate)
       self.read()

@@ -367,8 +367,16 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
                      'config.json describes')
   rows = jax.random.split(rng)
   for name, key, axis in (('embedding', rows[0], 0), ('head', rows[1], 1)):
+    apart = f'new_{name}'  # a parameter of its own where it is trained alone (adapt)
     if name in like:
-      out[name] = _widen(jnp.asarray(out[name]), like[name].shape[axis], tokens, axis, key)
+      if out[name].shape[axis] < tokens:
+        raise InputError(f'{path}: {name} has {out[name].shape[axis]} rows, but its tokenizer '
+                         f'knows {tokens} tokens; expected a tokenizer.json of this model')
+      new = like[apart].shape[axis] if apart in like else 0
+      wide = _widen(jnp.asarray(out[name]), like[name].shape[axis] + new, tokens, axis, key)
+      out[name] = wide
+      if apart in like:
+        out[name], out[apart] = jnp.split(wide, [tokens], axis=axis)
   if any(leaf is None for leaf in jax.tree.leaves(out, is_leaf=lambda a: a is None)):
     def absent():  # what is not asked for is never computed
       return jax.tree.map(lambda a, b: b if a is None else None, out, fresh(),
@@ -392,9 +400,9 @@ def _put(out: dict, like: dict, ours: tuple[str, ...], layer: int | None, value:
   for part in path[:-1]:
     out, like = out[part], like[part]
   shape = like[path[-1]].shape[1:] if stacked else like[path[-1]].shape
-  # Only the vocabulary may have more rows here: new tokens and padding.
+  # Only the vocabulary may have another size here: new tokens and padding.
   axis = {'embedding': 0, 'head': 1}.get(path[-1])
-  same = [a == b or (i == axis and a < b) for i, (a, b) in enumerate(
+  same = [a == b or i == axis for i, (a, b) in enumerate(
       zip(value.shape, shape, strict=False))]
   if value.ndim != len(shape) or not all(same):
     raise ValueError(f'found {list(value.shape)}, expected {list(shape)}')

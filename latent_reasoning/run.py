@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from latent_reasoning import (
+  adapt,
   curriculum,
   data,
   layout,
@@ -60,8 +60,13 @@ class Run:
       return objectives.with_told(self.decoder(), e.source, e.weight)
     return objectives.OBJECTIVES[self.batches.method.objective]
 
+  @property
+  def trained(self) -> str:
+    return self.config.optim.trained
+
   def model(self, dropout: float = 0.0) -> GPT:
-    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm)
+    known = self.tokenizer.size if self.trained == 'new' else 0
+    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known)
 
   def decoder(self, dropout: float = 0.0) -> explicit_decoder.ExplicitDecoder:
     """The explicit decoder of config.explicit."""
@@ -85,20 +90,20 @@ class Run:
         self.config.model, like.params, self.tokenizer.size,
         step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params)
     tx = self.tx(stage or self.curriculum.at(0).stage)
-    return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    params = adapt.cast(params, self.trained, self.config.model.frozen_dtype)
+    return step_lib.start(params, tx, self.trained)
 
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     """A state from the seed alone."""
     batch, seed = self.batches.at(0), self.config.seed
     tx = self.tx(stage or self.curriculum.at(0).stage)
-    state = step_lib.init(self.model(), tx, batch, seed)
-    if not self.joint:
-      return state
-    own = explicit_decoder.init(
-        self.decoder(), self.config.explicit.source, self.model(), state.params, batch,
-        step_lib.key(seed, step_lib.EXPLICIT))
-    params = {**state.params, 'explicit': own}
-    return dataclasses.replace(state, params=params, opt_state=tx.init(params))
+    params = step_lib.init(self.model(), tx, batch, seed, self.trained).params
+    if self.joint:
+      params = {**params, 'explicit': explicit_decoder.init(
+          self.decoder(), self.config.explicit.source, self.model(), params, batch,
+          step_lib.key(seed, step_lib.EXPLICIT))}
+    params = adapt.cast(params, self.trained, self.config.model.frozen_dtype)
+    return step_lib.start(params, tx, self.trained)
 
   def like(self, step: int) -> step_lib.TrainState:
     """Shapes and types of the state after some steps."""

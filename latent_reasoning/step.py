@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from latent_reasoning import adapt
 from latent_reasoning.pipeline import Batch
 
 # What a random key is for; folded into the seed together with the step.
@@ -27,52 +28,62 @@ def key(seed: int, purpose: int, step: int | chex.Array = 0) -> chex.PRNGKey:
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
 
-def init(model, tx: optax.GradientTransformation, batch: Batch, seed: int) -> TrainState:
+def init(model, tx: optax.GradientTransformation, batch: Batch, seed: int,
+         trained: str = 'all') -> TrainState:
   """A fresh state; the batch gives shapes only."""
   variables = jax.jit(model.init)(key(seed, INIT), batch.tokens[:1], batch.positions[:1],
                                   jax.tree.map(lambda a: a[:1], batch.mask))
   params = variables['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+  return start(params, tx, trained)
+
+
+def start(params, tx: optax.GradientTransformation, trained: str = 'all') -> TrainState:
+  """The state before the first step; optimizer state is of what is trained (adapt)."""
+  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(adapt.split(params, trained)[0]))
 
 
 def make_train_step(model, objective: Callable, tx: optax.GradientTransformation,
-                    seed: int, accumulate: int) -> Callable:
+                    seed: int, accumulate: int, trained: str = 'all') -> Callable:
   """Returns the jitted (state, batch, learning rate) -> (state, metrics).
 
   The state is donated. Gradients of the weighted sum add up over `accumulate`
   microbatches and are divided once by the total weight, so that accumulation
-  does not change the loss. Metrics are sums and stay on the device.
+  does not change the loss. Metrics are sums and stay on the device. Nothing but what
+  is `trained` (adapt) has a gradient.
   """
-  use_dropout = model.dropout > 0
+  use_dropout = model.dropout > 0 or model.config.lora.dropout > 0
 
-  def micro(params, batch, rng):
-    grads, sums = jax.grad(lambda p: objective(model, p, batch, rng), has_aux=True)(params)
-    return grads, sums
+  def micro(own, frozen, batch, rng):
+    def loss(own):
+      return objective(model, adapt.join(own, frozen) if frozen else own, batch, rng)
+    return jax.grad(loss, has_aux=True)(own)
 
   def train_step(state: TrainState, batch: Batch, learning_rate: chex.Array):
     rng = key(seed, DROPOUT, state.step) if use_dropout else None
+    params, frozen = adapt.split(state.params, trained)
     if accumulate == 1:
-      grads, sums = micro(state.params, batch, rng)
+      grads, sums = micro(params, frozen, batch, rng)
     else:
       cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
 
       def body(total, part):
         i, rows = part
         own = None if rng is None else jax.random.fold_in(rng, i)
-        return jax.tree.map(jnp.add, total, micro(state.params, rows, own)), None
+        return jax.tree.map(jnp.add, total, micro(params, frozen, rows, own)), None
 
       first = jax.tree.map(lambda a: a[0], cut)
       zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
-                           jax.eval_shape(micro, state.params, first, rng))
+                           jax.eval_shape(micro, params, frozen, first, rng))
       (grads, sums), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), cut))
     grads = jax.tree.map(lambda g: g / sums['weight'], grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, params)
+    params = jax.tree.map(lambda p, u: p + learning_rate * u, params, updates)
     metrics = {**sums, 'grad_norm': optax.tree.norm(grads)}
     memory = [g for path, g in jax.tree_util.tree_leaves_with_path(grads)
               if any(key.key == 'memory' for key in path)]
     if memory:
       metrics['memory_grad_norm'] = optax.tree.norm(memory)
+    params = adapt.join(params, frozen) if frozen else params
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(train_step, donate_argnums=0)

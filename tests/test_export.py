@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from latent_reasoning import export, loop, modes, pretrained
+from latent_reasoning import adapt, export, loop, modes, pretrained
 from latent_reasoning import run as run_lib
 from latent_reasoning.errors import InputError
 from latent_reasoning.workdir import open_workdir
@@ -44,11 +44,16 @@ def pretrained_folder(folder, kind):
   return folder
 
 
-@pytest.fixture(scope='module', params=list(START))
+ADAPTED = {'model.lora.rank': 3, 'model.lora.dropout': 0.1, 'optim.trained': 'new',
+           'model.scan': True, 'optim.stage1.learning_rate': 1e-2}
+
+
+@pytest.fixture(scope='module', params=[*START, 'qwen3, LoRA'])
 def trained(request, tiny_config, tmp_path_factory):
   """A RiM that began with pretrained weights, trained through both stages."""
-  folder = pretrained_folder(tmp_path_factory.mktemp('hub'), request.param)
-  config = pretrained.resolve(tiny_config(**{
+  kind, _, adapted = request.param.partition(', ')
+  folder = pretrained_folder(tmp_path_factory.mktemp('hub'), kind)
+  config = pretrained.resolve(tiny_config(**(ADAPTED if adapted else {}), **{
       'model.init_from': str(folder), 'tokenizer.pad_to': 8, 'data.arithmetic.train_size': 200,
       'data.arithmetic.test_size': PROBLEMS, 'eval.test_problems': 0, 'eval.batch_size': 50,
       'eval.valid_problems': 4, 'train.eval_every': 0, 'train.save_every': 0,
@@ -88,6 +93,7 @@ def test_round_trip(trained):
   """Out and in again: every parameter bit for bit."""
   run, params = trained, trained.restore().state.params
   path = run.workdir.path / 'export' / 'hf'
+  params = adapt.merge(params, run.config.model.lora)
   values = pretrained.read_json(path / 'config.json')
   again = pretrained.model_config(values, run.config.model, 'config.json')
   assert dataclasses.replace(again, init_from='') == dataclasses.replace(
@@ -101,7 +107,7 @@ def test_round_trip(trained):
 def test_starts_from_the_checkpoint(trained):
   """The first state holds the pretrained weights; old ids keep their rows."""
   run = trained
-  first = run.init().params
+  first = adapt.merge(run.init().params, run.config.model.lora)  # LoRA adds nothing yet
   held = pretrained.load(run.config.model, jax.eval_shape(lambda: first), run.tokenizer.size,
                          jax.random.key(9), dict)
   np.testing.assert_array_equal(first['norm']['scale'], held['norm']['scale'])

@@ -69,7 +69,8 @@ class ExplicitDecoder(nn.Module):
 
   def gpt(self) -> GPT:
     """The decoder by itself, to generate with."""
-    own = dataclasses.replace(self.config, layers=self.layers, scan=False)
+    none = dataclasses.replace(self.config.lora, rank=0)
+    own = dataclasses.replace(self.config, layers=self.layers, scan=False, lora=none)
     return GPT(own, self.vocab, self.dropout, parent=None)
 
   def read(self, source: chex.Array) -> chex.Array:

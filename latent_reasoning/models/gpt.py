@@ -57,20 +57,24 @@ class Block(nn.Module):
     else:
       y, kept = attention.cached(q, k, v, mask, cache, step)
     bias = c.bias if c.family == 'gpt' else c.out_bias
-    y = Dense(c.width, bias, dtype, out_scale, name='out')(y.reshape(*x_BTD.shape[:2], -1))
+    y = self._dense(c.width, bias, 'out', out_scale)(y.reshape(*x_BTD.shape[:2], -1))
     x_BTD = x_BTD + drop(y)
 
     y = norm(c, name='norm_2')(x_BTD)
-    up = Dense(c.hidden, c.bias, dtype, name='up')(y)
+    up = self._dense(c.hidden, c.bias, 'up')(y)
     if c.family == 'gpt':
       y = nn.gelu(up)
     else:
-      y = nn.silu(Dense(c.hidden, c.bias, dtype, name='gate')(y)) * up
-    y = Dense(c.width, c.bias, dtype, out_scale, name='down')(y)
+      y = nn.silu(self._dense(c.hidden, c.bias, 'gate')(y)) * up
+    y = self._dense(c.width, c.bias, 'down', out_scale)(y)
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
     return x_BTD, (*kept, banks if imm else None), shared
+
+  def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
+    return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
+                 self.deterministic, name=name)
 
   def _qkv(self, y: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     """Queries, keys and values by heads, before positions."""
@@ -80,9 +84,9 @@ class Block(nn.Module):
     def heads(a, count):
       return a.reshape(*a.shape[:2], count, size)
     if c.family == 'gpt':
-      qkv = Dense(3 * c.width, c.bias, dtype, name='qkv')(y)
+      qkv = self._dense(3 * c.width, c.bias, 'qkv')(y)
       return tuple(heads(a, c.heads) for a in jnp.split(qkv, 3, axis=-1))
-    q, k, v = (heads(Dense(count * size, c.qkv_bias, dtype, name=name)(y), count)
+    q, k, v = (heads(self._dense(count * size, c.qkv_bias, name)(y), count)
                for name, count in (('q', c.heads), ('k', few), ('v', few)))
     if c.qk_norm:
       q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
@@ -98,26 +102,39 @@ class GPT(nn.Module):
     vocab: V, padded.
     dropout: rate while not deterministic.
     imm: the implicit memory; None, or without a policy: none.
+    known: rows of the vocabulary from here on are parameters of their own, so that
+      they can be trained alone; 0: one table.
   """
   config: ModelConfig
   vocab: int
   dropout: float = 0.0
   imm: ImmConfig | None = None
+  known: int = 0
 
   def setup(self):
     c = self.config
     normal = nn.initializers.normal(EMBEDDING_STD)
-    self.embedding = self.param('embedding', normal, (self.vocab, c.width), jnp.float32)
+    known, new = self.known or self.vocab, self.vocab - (self.known or self.vocab)
+    self.embedding = self.param('embedding', normal, (known, c.width), jnp.float32)
+    if new:
+      self.new_embedding = self.param('new_embedding', normal, (new, c.width), jnp.float32)
     if c.positions == 'learned':
       self.position_embedding = self.param(
           'position_embedding', normal, (c.max_positions, c.width), jnp.float32)
     if not c.tied:
-      self.head_kernel = self.param('head', normal, (c.width, self.vocab), jnp.float32)
+      self.head_kernel = self.param('head', normal, (c.width, known), jnp.float32)
+      if new:
+        self.new_head = self.param('new_head', normal, (c.width, new), jnp.float32)
     self.norm = norm(c)
 
   def embed(self, tokens: chex.Array) -> chex.Array:
     """Token embeddings, without positions: [B, T] -> [B, T, D]."""
-    return self.embedding[tokens].astype(jnp.dtype(self.config.dtype))
+    dtype = jnp.dtype(self.config.dtype)
+    if not self.known:
+      return self.embedding[tokens].astype(dtype)
+    old = self.embedding[jnp.minimum(tokens, self.known - 1)].astype(dtype)
+    new = self.new_embedding[jnp.maximum(tokens - self.known, 0)].astype(dtype)
+    return jnp.where(tokens[..., None] < self.known, old, new)
 
   @nn.compact
   def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
@@ -172,6 +189,12 @@ class GPT(nn.Module):
       kept = tuple(zip(*layers, strict=True))
     return self.norm(x), kept
 
+  def kernels(self) -> list[chex.Array]:
+    """The head by parts [D, n]: of known tokens, and of new ones."""
+    if self.config.tied:
+      return [self.embedding.T] + ([self.new_embedding.T] if self.known else [])
+    return [self.head_kernel] + ([self.new_head] if self.known else [])
+
   def head(self, hidden: chex.Array, kernel_DV: chex.Array | None = None) -> chex.Array:
     """Logits in float32: [..., D] -> [..., V].
 
@@ -180,10 +203,10 @@ class GPT(nn.Module):
         a large table inside the decoding loop costs more than the layers.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if kernel_DV is None:
-      kernel_DV = self.embedding.T if self.config.tied else self.head_kernel
-    logits = jnp.matmul(flat, kernel_DV.astype(flat.dtype),
-                        preferred_element_type=jnp.float32)
+    kernels = self.kernels() if kernel_DV is None else [kernel_DV]
+    parts = [jnp.matmul(flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32)
+             for kernel in kernels]
+    logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
     return logits.reshape(*hidden.shape[:-1], self.vocab)
 
 

@@ -1,11 +1,13 @@
 """Layers that all decoders are made of."""
 
+import re
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from latent_reasoning.config import ModelConfig, RopeConfig
+from latent_reasoning.config import LoraConfig, ModelConfig, RopeConfig
 
 
 class RMSNorm(nn.Module):
@@ -39,17 +41,35 @@ class Dense(nn.Module):
   bias: bool
   dtype: jnp.dtype
   scale: float = 1.0  # of the initial kernel
+  lora: LoraConfig | None = None
+  deterministic: bool = True  # no dropout of LoRA
 
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
     # 1 / sqrt(fan-in), not GPT-2's 0.02, which starts narrow models far too small.
     kernel = self.param('kernel', nn.initializers.normal(self.scale * x.shape[-1]**-0.5),
                         (x.shape[-1], self.features), jnp.float32)
-    y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+    x_flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    y = x_flat @ kernel.astype(self.dtype)
+    if self._adapted():
+      y += self._low_rank(x_flat)
     if self.bias:
       y += self.param('bias', nn.initializers.zeros, (self.features,),
                       jnp.float32).astype(self.dtype)
     return y.reshape(*x.shape[:-1], self.features)
+
+  def _adapted(self) -> bool:
+    lora, path = self.lora, '/'.join(self.path)
+    return bool(lora and lora.rank) and any(re.search(t, path) for t in lora.targets)
+
+  def _low_rank(self, x: chex.Array) -> chex.Array:
+    """alpha / rank · x A B, with B zero at first."""
+    lora = self.lora
+    a = self.param('lora_a', nn.initializers.normal(x.shape[-1]**-0.5),
+                   (x.shape[-1], lora.rank), jnp.float32)
+    b = self.param('lora_b', nn.initializers.zeros, (lora.rank, self.features), jnp.float32)
+    x = nn.Dropout(lora.dropout, deterministic=self.deterministic)(x)
+    return (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (lora.alpha / lora.rank)
 
 
 def frequencies(half: int, rope: RopeConfig) -> chex.Array:
