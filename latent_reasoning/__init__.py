@@ -10,8 +10,9 @@ An ambiguous array wears its shape, as in `x_BTD`. The modules, each of which
 imports only from its left:
 
   errors, config | tokenizers, data | curriculum | layout | masks | pipeline | models |
-  objectives | optim | step | checkpoint, metrics | decode | evaluate | loop |
-  audit, latency | report | main
+  pretrained | objectives | adapt, optim | step | checkpoint, metrics, workdir | decode |
+  answers, evaluate | text | memory_state | run, loop | explicit, export |
+  audit, latency, benchmark | report, sweep | modes | main
 """
 
 __version__ = '0.1.0'

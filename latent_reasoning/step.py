@@ -51,7 +51,7 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
   does not change the loss. Metrics are sums and stay on the device. Nothing but what
   is `trained` (adapt) has a gradient.
   """
-  use_dropout = model.dropout > 0 or model.config.lora.dropout > 0
+  use_dropout = model.random
 
   def micro(own, frozen, batch, rng):
     def loss(own):

@@ -61,6 +61,11 @@ class ExplicitDecoder(nn.Module):
   layers: int
   dropout: float = 0.0
 
+  @property
+  def random(self) -> bool:
+    """Whether training draws random numbers."""
+    return self.dropout > 0
+
   def setup(self):
     dtype = jnp.dtype(self.config.dtype)
     self.project = Dense(self.config.width, True, dtype)

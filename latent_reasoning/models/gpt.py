@@ -111,6 +111,12 @@ class GPT(nn.Module):
   imm: ImmConfig | None = None
   known: int = 0
 
+  @property
+  def random(self) -> bool:
+    """Whether training draws random numbers."""
+    lora = self.config.lora
+    return self.dropout > 0 or (lora.rank > 0 and lora.dropout > 0)
+
   def setup(self):
     c = self.config
     normal = nn.initializers.normal(EMBEDDING_STD)
