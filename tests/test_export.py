@@ -45,7 +45,7 @@ def pretrained_folder(folder, kind):
 
 
 ADAPTED = {'model.lora.rank': 3, 'model.lora.dropout': 0.1, 'optim.trained': 'new',
-           'model.scan': True, 'optim.stage1.learning_rate': 1e-2}
+           'model.scan': True, 'optim.stage1.learning_rate': 1e-3}
 
 
 @pytest.fixture(scope='module', params=[*START, 'qwen3, LoRA'])

@@ -53,11 +53,11 @@ def traced_once(cache):
   """
   make, made = step_lib.make_train_step, {}
 
-  def shared(model, objective, tx, seed, accumulate):
+  def shared(model, objective, tx, seed, accumulate, trained):
     kind = str(jax.tree.structure(tx.init({'kernel': jax.numpy.zeros((2, 2))})))
-    key = (model, objective, seed, accumulate, kind)
+    key = (model, objective, seed, accumulate, trained, kind)
     if key not in made:
-      made[key] = make(model, objective, tx, seed, accumulate)
+      made[key] = make(model, objective, tx, seed, accumulate, trained)
     return made[key]
 
   with pytest.MonkeyPatch.context() as patch:
