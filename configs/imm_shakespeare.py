@@ -202,7 +202,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
   c.train = train = ml_collections.ConfigDict()
   train.log_every = 100
-  train.eval_every = 1000  # validation and checkpoint
+  train.eval_every = 500  # validation and checkpoint
   train.save_every = 1000  # checkpoint
   train.keep = 3  # newest checkpoints, beside the best
   train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)

@@ -196,7 +196,7 @@ def figure(path: pathlib.Path, names: Sequence[str],
     pyplot = _pyplot()
   except InputError:
     return None
-  drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+  drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, sharex=True)
   for name in names:
     curves, causal = {'train': {}, 'valid': {}}, True
     for seed in seeds:
