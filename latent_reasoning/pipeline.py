@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import flax.struct
 import grain
+import jax
 import numpy as np
 
 from latent_reasoning import layout
@@ -226,15 +227,7 @@ class Batches(Stepwise):
           layout.told(self.config.method, e, row, self.config.rim, self.symbols)
           for e, row in zip(encoded, rows, strict=True)]))
     index, count = self.process
-    own = {name: getattr(batch, name)[index::count] for name in ROW_FIELDS}
-    if batch.told:
-      own['told'] = Told(*(a[index::count] for a in (
-          batch.told.at, batch.told.targets, batch.told.weights)))
-    return batch.replace(**own) if count > 1 else batch
-
-
-ROW_FIELDS = ('tokens', 'positions', 'targets', 'weights', 'segment', 'visible_from',
-              'visible_until', 'anchors')
+    return jax.tree.map(lambda a: a[index::count], batch) if count > 1 else batch
 
 
 def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Example]:

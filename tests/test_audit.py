@@ -27,6 +27,7 @@ VARIANTS = {
     'rim, bidirectional, blind': {'model.layers': 2, 'rim.readout_sees_question': False,
                                   'rim.block_attention': 'bidirectional'}}
 MEMORY = {  # of two layers where layers differ
+    'rim, gated': {'imm.write': 'gated', 'imm.rank': 3},
     'rim, gated, shared': {'imm.write': 'gated', 'imm.rank': 3, 'imm.shared': True,
                            'model.layers': 2},
     'rim, delta, twice, bidirectional': {

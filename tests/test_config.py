@@ -119,6 +119,8 @@ def test_choices(raw, key):
     put(raw, key, choice)
     if choice == 'memory':  # something must have been read
       put(raw, 'imm.write', 'gated')
+    if key == 'model.frozen_dtype':  # something must be frozen
+      put(raw, 'optim.trained', 'new')
     if (key, choice) != ('tokenizer.kind', 'file'):  # needs a path beside it
       assert get(check(raw), key) == choice
   put(raw, key, 7 if isinstance(CHOICES[key][0], int) else 'nothing')
@@ -168,7 +170,7 @@ def test_no_negative_numbers(raw):
     ({'data.buckets.readout': (0, 1)}, 'buckets.readout is .*at least 1'),
     ({'model.width': 64, 'model.heads': 3}, 'width 64 is not a multiple .*heads 3'),
     ({'model.positions': 'rotary', 'model.width': 12, 'model.heads': 4},
-     'rotary .* even head size.* is 3'),
+     'rotary .* even head size; found 3'),
     ({'optim.batch_size': 10, 'optim.accumulate': 4}, 'batch_size 10 is not a multiple'),
     ({'optim.stage1.dropout': 1.0}, 'stage1.dropout is 1.0; expected less than 1'),
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),

@@ -22,7 +22,7 @@ TEXTS = ['7+2=9 and 9-5=4', 'Ada has 12 apples; café “naïve” 12345',
 
 def config(kind='char', **changes):
   return dataclasses.replace(
-      TokenizerConfig(kind=kind, path='', vocab_size=300, pad_to=64), **changes)
+      TokenizerConfig(kind=kind, path='', vocab_size=300, at_least=0, pad_to=64), **changes)
 
 
 def gpt2_like(path: pathlib.Path) -> pathlib.Path:
