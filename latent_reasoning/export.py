@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import adapt, pretrained
+from latent_reasoning import adapt, hf_format
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.tokenizers import Tokenizer
@@ -45,7 +45,7 @@ def tensors(config: Config, params: dict) -> dict[str, np.ndarray]:
   """All weights by the names of files, contiguous: safetensors writes other arrays wrongly."""
   model = config.model
   found = {}
-  for theirs, (name, layer) in pretrained.names(model).items():
+  for theirs, (name, layer) in hf_format.names(model).items():
     path = [part.format(layer) for part in name.ours]
     if model.scan and layer is not None:
       path[0] = 'blocks'
@@ -53,7 +53,7 @@ def tensors(config: Config, params: dict) -> dict[str, np.ndarray]:
     for part in path:
       value = value[part]
     value = np.asarray(value[layer] if model.scan and layer is not None else value)
-    full = theirs if theirs.startswith('lm_head') else pretrained.PREFIX[model.family] + theirs
+    full = theirs if theirs.startswith('lm_head') else hf_format.PREFIX[model.family] + theirs
     found[full] = np.ascontiguousarray(value.T if name.transposed else value)
   return found
 
@@ -104,7 +104,7 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
   if wrong or back.keys() != weights.keys():
     raise RuntimeError(f'{making}: read back, {wrong} differ from what was written')
   ids = {'bos_token_id': None, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
-  write_json(making / 'config.json', pretrained.hf_config(
+  write_json(making / 'config.json', hf_format.hf_config(
       config.model, tokenizer.vocab_size, **ids))
   write_json(making / 'generation_config.json', {
       'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids})

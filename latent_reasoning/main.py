@@ -177,10 +177,9 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   """Opens the workdir, builds the run and hands it to its mode."""
   import jax
 
-  from latent_reasoning import config as config_lib
-  from latent_reasoning import layout, pretrained, run, workdir
+  from latent_reasoning import config_check, layout, pretrained, run, workdir
   logging.set_verbosity(logging.WARNING)
-  config = pretrained.resolve(config_lib.from_dict(args.config))
+  config = pretrained.resolve(config_check.from_dict(args.config))
   layout.method(config.method)
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',

@@ -11,8 +11,8 @@ from latent_reasoning.config import (
   BucketConfig,
   Config,
   DataConfig,
-  from_dict,
 )
+from latent_reasoning.config_check import from_dict
 
 
 @pytest.fixture

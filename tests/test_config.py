@@ -8,17 +8,8 @@ import ml_collections
 import pytest
 
 from latent_reasoning import config as config_lib
-from latent_reasoning.config import (
-  CHOICES,
-  NOT_CAUSAL,
-  POSITIVE,
-  SIGNED,
-  TEXTS,
-  difference,
-  flatten,
-  from_dict,
-  get,
-)
+from latent_reasoning.config import NOT_CAUSAL, TEXTS, difference, flatten, get
+from latent_reasoning.config_check import CHOICES, POSITIVE, SIGNED, from_dict
 from latent_reasoning.errors import InputError
 
 FILE = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from latent_reasoning import adapt, export, loop, modes, pretrained
+from latent_reasoning import adapt, export, hf_format, loop, modes, pretrained
 from latent_reasoning import run as run_lib
 from latent_reasoning.errors import InputError
 from latent_reasoning.workdir import open_workdir
@@ -95,7 +95,7 @@ def test_round_trip(trained):
   path = run.workdir.path / 'export' / 'hf'
   params = adapt.merge(params, run.config.model.lora)
   values = pretrained.read_json(path / 'config.json')
-  again = pretrained.model_config(values, run.config.model, 'config.json')
+  again = hf_format.model_config(values, run.config.model, 'config.json')
   assert dataclasses.replace(again, init_from='') == dataclasses.replace(
       run.config.model, init_from='')
   like = jax.eval_shape(lambda: params)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from latent_reasoning import layout, pipeline, pretrained
+from latent_reasoning import hf_format, layout, pipeline, pretrained
 from latent_reasoning.errors import InputError
 from latent_reasoning.models.gpt import GPT, stack_layers
 
@@ -61,7 +61,7 @@ def make(folder, name, **changes):
 def ours(folder, base, tokens=37, vocab=40, **changes):
   """The same by `pretrained`: (model, params)."""
   values = pretrained.read_json(folder / 'config.json')
-  config = dataclasses.replace(pretrained.model_config(values, base, 'config.json'),
+  config = dataclasses.replace(hf_format.model_config(values, base, 'config.json'),
                                init_from=str(folder), **changes)
   model = GPT(config, vocab)
   like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
@@ -152,11 +152,11 @@ def test_old_spellings(base):
   new = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, 'rope_parameters': LLAMA3}
   old = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, 'rope_theta': 5e5,
          'rope_scaling': {k: v for k, v in LLAMA3.items() if k != 'rope_theta'}}
-  assert (pretrained.model_config(new, base, 'a')
-          == pretrained.model_config(old, base, 'b'))
+  assert (hf_format.model_config(new, base, 'a')
+          == hf_format.model_config(old, base, 'b'))
   old['rope_scaling']['type'] = old['rope_scaling'].pop('rope_type')
-  assert (pretrained.model_config(new, base, 'a')
-          == pretrained.model_config(old, base, 'b'))
+  assert (hf_format.model_config(new, base, 'a')
+          == hf_format.model_config(old, base, 'b'))
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -173,7 +173,7 @@ def test_unsupported_configuration(base, changes, message):
   values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, **changes}
   values = {k: v for k, v in values.items() if v is not None}
   with pytest.raises(InputError, match=message):
-    pretrained.model_config(values, base, 'config.json')
+    hf_format.model_config(values, base, 'config.json')
 
 
 def truncate(folder):
