@@ -89,26 +89,27 @@ def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array
 
 def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache,
            step: chex.Array) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
-  """One token of each of K readouts, from a cache.
+  """The next R tokens of each of K readouts, from a cache.
 
   Args:
-    q: [B, K, N, H]. k, v: [B, K, M, H].
-    mask: of the K queries, [B, K] each.
+    q: [B, K·R, N, H]. k, v: [B, K·R, M, H].
+    mask: of the queries, [B, K·R] each.
     cache: of this layer.
-    step: int32 scalar, tokens that each readout has decoded before this one.
+    step: int32 scalar, tokens that each readout has decoded before these.
 
   Returns:
-    [B, K, N, H], and own_k, own_v with this token in them.
+    [B, K·R, N, H], and own_k, own_v with these tokens in them.
   """
-  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k[:, :, None], step, axis=2)
-  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v[:, :, None], step, axis=2)
-  batch, count = q.shape[:2]
-  sees = masks.sees_prefix(mask, cache.prefix_k.shape[1])[:, :, None]
-  so_far = jnp.arange(own_k.shape[2]) <= step
+  batch, count = cache.own_k.shape[:2]
+  q, k, v = (a.reshape(batch, count, -1, *a.shape[2:]) for a in (q, k, v))
+  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k, step, axis=2)
+  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v, step, axis=2)
+  p, r = cache.prefix_k.shape[1], q.shape[2]
+  sees = masks.sees_prefix(mask, p).reshape(batch, count, r, p)
+  causal = jnp.arange(own_k.shape[2]) <= step + jnp.arange(r)[:, None]
   keys = (_serve(a, q) for a in (cache.prefix_k, cache.prefix_v, own_k, own_v))
-  out = _readouts(q[:, :, None], *keys, sees,
-                  jnp.broadcast_to(so_far, (batch, count, 1, so_far.size)))
-  return out[:, :, 0], (own_k, own_v)
+  out = _readouts(q, *keys, sees, jnp.broadcast_to(causal, (batch, count, *causal.shape)))
+  return out.reshape(batch, count * r, *out.shape[3:]), (own_k, own_v)
 
 
 def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,

@@ -28,7 +28,7 @@ EMBEDDING_STD = 0.02
 class Block(nn.Module):
   """One layer.
 
-  Returns x; its (k, v, banks), or with a cache (own_k, own_v, banks); and what later
+  Returns x; its (k, v, banks, x), or with a cache (own_k, own_v, banks, x); and what later
   layers need of a shared memory. `imm` is None in a layer without memory.
   """
   config: ModelConfig
@@ -70,7 +70,7 @@ class Block(nn.Module):
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
-    return x_BTD, (*kept, banks if imm else None), shared
+    return x_BTD, (*kept, banks if imm else None, x_BTD), shared
 
   def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
     return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
@@ -147,23 +147,23 @@ class GPT(nn.Module):
                cache: Cache | None = None, step: chex.Array | None = None, *,
                embeddings: chex.Array | None = None, banks=None,
                deterministic: bool = True):
-    """Runs the layers over rows, or over one token of each readout from a cache.
+    """Runs the layers over rows, or over some tokens of each readout from a cache.
 
     Args:
       tokens, positions: int32 [B, T].
       mask: of these T positions.
       cache: keys, values and banks with a leading layer axis, to decode from; T is
-        then the number of readouts K.
+        then K·R, the next R tokens of each of its K readouts (R is 1 with memory).
       step: tokens each readout has decoded before; only with a cache.
       embeddings: [B, T, D] in place of the tokens' embeddings.
       banks: of all layers, to begin a row with; None: empty.
       deterministic: no dropout.
 
     Returns:
-      hidden states [B, T, D], normed, and (k, v, banks) of all layers: k and v
-      [B, T, N, H] a layer (dropped by jit where unused), and the memory's banks at
-      each readout's anchor, or at the row's end where there is no readout. With a
-      cache, its own_k, own_v and banks with this token in them.
+      hidden states [B, T, D], normed, and (k, v, banks, x) of all layers (dropped by jit
+      where unused): k and v [B, T, N, H] a layer, the memory's banks at each readout's
+      anchor, or at the row's end where there is no readout, and the residual stream
+      [B, T, D] behind it. With a cache, its own_k, own_v and banks with these tokens.
     """
     c = self.config
     chex.assert_equal_shape([tokens, positions, mask.segment])

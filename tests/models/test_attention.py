@@ -123,6 +123,25 @@ def test_cached_is_split(make, variant):
   np.testing.assert_array_equal(cache.own_v, own[2])
 
 
+def test_several_tokens_at_once(make):
+  """A cache that takes a readout's tokens by twos and threes attends as one by one."""
+  p, count, r = SHAPE
+  batch = make('rim', 3)
+  q, k, v = qkv(1, batch.tokens.shape[1])
+  expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
+  empty = np.zeros((2, count, r, N, H), np.float32)
+  cache, parts = attention.Cache(k[:, :p], v[:, :p], empty, empty), jax.tree.map(
+      lambda a: a[:, p:].reshape(2, count, r, *a.shape[2:]), (q, k, v, batch.mask))
+  for start, stop in ((0, 2), (2, r)):
+    own_q, own_k, own_v, mask = jax.tree.map(
+        lambda a, s=slice(start, stop): a[:, :, s].reshape(2, -1, *a.shape[3:]), parts)
+    mask = mask.replace(until=batch.mask.until)
+    out, (own_k, own_v) = cached(own_q, own_k, own_v, mask, cache, start)
+    cache = cache.replace(own_k=own_k, own_v=own_v)
+    np.testing.assert_allclose(out.reshape(2, count, -1, N, H), expected[:, :, start:stop],
+                               atol=1e-5)
+
+
 def test_softmax_in_float32(make):
   """Of bfloat16 in, bfloat16 comes out, as exact as its inputs allow."""
   batch = make('rim')
