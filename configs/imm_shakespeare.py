@@ -200,6 +200,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   stage2.optimizer = 'adamw'
   stage2.reset_optimizer = True
 
+  c.mesh = mesh = ml_collections.ConfigDict()  # devices along each axis; -1: all the rest
+  mesh.data = -1  # cuts the batch
+  mesh.fsdp = 1  # cuts batch and parameters, which layers gather
+  mesh.tensor = 1  # cuts heads, hidden width and vocabulary
+
   c.train = train = ml_collections.ConfigDict()
   train.log_every = 100
   train.eval_every = 500  # validation and checkpoint

@@ -178,6 +178,14 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis (sharding); -1: all that the others leave."""
+  data: int  # cuts the batch
+  fsdp: int  # cuts the batch and the parameters, which layers gather
+  tensor: int  # cuts heads, hidden width and vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   log_every: int  # steps between lines of metrics.jsonl
   eval_every: int  # steps between validations; 0: at the end only
@@ -223,6 +231,7 @@ class Config:
   imm: ImmConfig
   explicit: ExplicitConfig
   optim: OptimConfig
+  mesh: MeshConfig
   train: TrainConfig
   eval: EvalConfig
   sweep: SweepConfig

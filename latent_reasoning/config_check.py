@@ -49,7 +49,7 @@ CHOICES = {
     'eval.checkpoint': ('best', 'last'),
 }
 
-SIGNED = ('imm.gate_bias',)
+SIGNED = ('imm.gate_bias', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 # Integers and floats that must be at least 1, or at least 0, to mean anything.
 POSITIVE = (
@@ -128,6 +128,10 @@ def _check(config: Config) -> None:
   if model.frozen_dtype != 'float32' and optim.trained == 'all':
     raise InputError("config.model.frozen_dtype is 'bfloat16', but nothing is frozen; what is "
                      "trained is float32. Expected config.optim.trained='new'")
+  sizes = dataclasses.astuple(config.mesh)
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise InputError(f'config.mesh is {dataclasses.asdict(config.mesh)}; expected sizes of at '
+                     'least 1, and at most one -1')
   _check_imm(config)
   _check_explicit(config)
   if (config.method == 'lm') != (data.name in TEXTS):

@@ -20,7 +20,16 @@ import jax
 import numpy as np
 import optax
 
-from latent_reasoning import curriculum, decode, evaluate, layout, objectives, optim, pipeline
+from latent_reasoning import (
+  curriculum,
+  decode,
+  evaluate,
+  layout,
+  objectives,
+  optim,
+  pipeline,
+  sharding,
+)
 from latent_reasoning import step as step_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.models import explicit_decoder
@@ -103,6 +112,9 @@ class Frozen(Run):
     found = score(Explainer(self.base, self.base_params, params), examples)
     return ({'text_accuracy': found['accuracy'], 'n': found['n']}, found['accuracy'],
             f"of the explicit decoder on {found['n']} texts: {found['accuracy']:.1%} right")
+
+  def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
+    return None if self.mesh.size == 1 else sharding.whole(like, self.mesh)
 
   def watch(self, params, batch) -> dict[str, float]:
     return {}

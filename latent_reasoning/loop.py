@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from latent_reasoning import report
+from latent_reasoning import report, sharding
 from latent_reasoning import step as step_lib
 from latent_reasoning.errors import TrainingError
 from latent_reasoning.metrics import Metrics, Progress
@@ -115,14 +115,15 @@ class _Loop:
     for step, batch in enumerate(self.run.batches.iterate(start), start):
       moment, stage = curriculum.at(step), curriculum.stage(step)
       if curriculum.begins(step) and stage.reset_optimizer:
-        fresh = step_lib.start(state.params, self.run.tx(moment.stage), self.run.trained)
+        fresh = self.run.begin(state.params, moment.stage)
         state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
-            self.run.tx(moment.stage), config.seed,
-            config.optim.accumulate, self.run.trained)}
+            self.run.tx(moment.stage), config.seed, config.optim.accumulate,
+            self.run.trained, self.run.placed(state))}
       rate = curriculum.learning_rate(step)
+      batch = sharding.batch(batch, self.run.mesh)
       state, sums = steppers[moment.stage](state, batch, rate)
       self.read()
       logs = _due(step + 1, config.train.log_every)

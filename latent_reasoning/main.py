@@ -29,6 +29,7 @@ Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
 command or its input, 128 + n stopped by signal n, saved.
 """
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -194,7 +195,8 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
   from latent_reasoning import loop
   try:
-    return MODES[args.mode](built, args)
+    with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
+      return MODES[args.mode](built, args)
   except loop.Interrupted as stop:
     print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
           file=sys.stderr)

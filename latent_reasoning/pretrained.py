@@ -6,6 +6,7 @@ or of another shape is named, and nothing is guessed.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -15,7 +16,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
@@ -126,15 +126,19 @@ def tensors(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], chex.Array],
 
 
 def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
-         fresh: Callable[[], dict]) -> dict:
+         fresh: Callable[[], dict], placed: dict | None = None) -> dict:
   """Parameters of a model from the checkpoint in `config.init_from`.
+
+  Each tensor goes from its file to its place on the devices before the next is read, so
+  that beside the model no more than one of them is in memory.
 
   Args:
     config: as `resolve` made it.
-    like: shapes of all parameters of our model (jax.eval_shape).
+    like: shapes and types of all parameters of our model (jax.eval_shape).
     tokens: V of the tokenizer that the checkpoint knows; rows from there on are new.
     rng: for the new rows: the mean of the known rows, plus noise of their spread.
     fresh: makes parameters that no checkpoint has, such as a memory's.
+    placed: where on a mesh each parameter lies; None: on the default device.
 
   Raises:
     InputError: tensors are missing, surplus or of another shape; lists them all.
@@ -153,7 +157,7 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     value = read()
     value = value.T if entry.transposed else value
     try:
-      _put(out, like, entry.ours, layer, value.astype(jnp.float32), config.scan)
+      _put(out, like, placed, entry.ours, layer, value, config.scan)
     except ValueError as error:
       wrong.append(f'{full} of {file}: {error}')
     seen[name] = True
@@ -172,50 +176,73 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
         raise InputError(f'{path}: {name} has {out[name].shape[axis]} rows, but its tokenizer '
                          f'knows {tokens} tokens; expected a tokenizer.json of this model')
       new = like[apart].shape[axis] if apart in like else 0
-      wide = _widen(jnp.asarray(out[name]), like[name].shape[axis] + new, tokens, axis, key)
-      out[name] = wide
-      if apart in like:
-        out[name], out[apart] = jnp.split(wide, [tokens], axis=axis)
+      parts = _widen(out[name], like[name].shape[axis] + new, tokens, axis, key)
+      if apart not in like:
+        parts = {name: jnp.concatenate(parts, axis)}
+      else:
+        parts = dict(zip((name, apart), parts, strict=True))
+      for part, value in parts.items():
+        out[part] = _place(value, like[part], placed and placed[part])
   if any(leaf is None for leaf in jax.tree.leaves(out, is_leaf=lambda a: a is None)):
     def absent():  # what is not asked for is never computed
       return jax.tree.map(lambda a, b: b if a is None else None, out, fresh(),
                           is_leaf=lambda a: a is None)
-    out = jax.tree.map(lambda a, b: b if a is None else a, out, jax.jit(absent)(),
+    made = jax.jit(absent)()
+    if placed is not None:
+      made = jax.tree.map(lambda a, b: None if a is None else jax.device_put(a, b), made,
+                          placed, is_leaf=lambda a: a is None)
+    out = jax.tree.map(lambda a, b: b if a is None else a, out, made,
                        is_leaf=lambda a: a is None)
-  return jax.tree.map(jnp.asarray, out)
+  return out
 
 
 def _some(found: list[str]) -> str:
   return ', '.join(found[:5]) + (f' and {len(found) - 5} more' if len(found) > 5 else '')
 
 
-def _put(out: dict, like: dict, ours: tuple[str, ...], layer: int | None, value: chex.Array,
-         scan: bool) -> None:
+def _place(value: chex.Array, like: Any, placed: Any) -> chex.Array:
+  value = jnp.asarray(value).astype(like.dtype)
+  return value if placed is None else jax.device_put(value, placed)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fill(stack: chex.Array, value: chex.Array, layer: int) -> chex.Array:
+  return jax.lax.dynamic_update_index_in_dim(stack, value, layer, 0)
+
+
+def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
+         layer: int | None, value: chex.Array, scan: bool) -> None:
   """Puts one tensor at its place; ValueError where its shape is another."""
   path = [part.format(layer) for part in ours]
   stacked = scan and layer is not None
   if stacked:
     path[0] = 'blocks'
   for part in path[:-1]:
-    out, like = out[part], like[part]
-  shape = like[path[-1]].shape[1:] if stacked else like[path[-1]].shape
+    out, like, placed = out[part], like[part], placed and placed[part]
+  leaf, place = like[path[-1]], placed and placed[path[-1]]
+  shape = leaf.shape[1:] if stacked else leaf.shape
   # Only the vocabulary may have another size here: new tokens and padding.
   axis = {'embedding': 0, 'head': 1}.get(path[-1])
   same = [a == b or i == axis for i, (a, b) in enumerate(
       zip(value.shape, shape, strict=False))]
   if value.ndim != len(shape) or not all(same):
     raise ValueError(f'found {list(value.shape)}, expected {list(shape)}')
-  if not stacked:
+  if axis is not None:  # as it is: new rows are to be added (_widen)
     out[path[-1]] = value
-    return
-  if out[path[-1]] is None:
-    out[path[-1]] = np.empty(like[path[-1]].shape, np.float32)
-  out[path[-1]][layer] = np.asarray(value)
+  elif not stacked:
+    out[path[-1]] = _place(value, leaf, place)
+  else:
+    if out[path[-1]] is None:
+      out[path[-1]] = jnp.zeros(leaf.shape, leaf.dtype, device=place)
+    out[path[-1]] = _fill(out[path[-1]], _place(value, leaf, None), layer)
 
 
 def _widen(known: chex.Array, size: int, tokens: int, axis: int,
-           rng: chex.PRNGKey) -> chex.Array:
-  """Rows from `tokens` on are new: the mean of the known, plus noise of their spread."""
+           rng: chex.PRNGKey) -> tuple[chex.Array, chex.Array]:
+  """Known rows, and those from `tokens` on: the mean of the known, plus noise of their
+  spread, float32."""
   rows = jnp.moveaxis(known, axis, 0)[:tokens]
-  noise = jax.random.normal(rng, (size - tokens, rows.shape[1])) * rows.std(0)
-  return jnp.moveaxis(jnp.concatenate([rows, rows.mean(0) + 0.1 * noise]), 0, axis)
+  mean, spread = rows.mean(0, dtype=jnp.float32), rows.astype(jnp.float32).std(0)
+  noise = jax.random.normal(rng, (size - tokens, rows.shape[1])) * spread
+  new = mean + 0.1 * noise
+  return tuple(jnp.moveaxis(part, 0, axis) for part in (rows.astype(jnp.float32), new))

@@ -1,6 +1,7 @@
 """What a configuration builds, shared by all modes."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from latent_reasoning import (
   optim,
   pipeline,
   pretrained,
+  sharding,
   text,
   tokenizers,
 )
@@ -64,6 +66,14 @@ class Run:
   def trained(self) -> str:
     return self.config.optim.trained
 
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return sharding.make(self.config.mesh)
+
+  def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
+    """Where a state lies on the mesh; None: whole, on the one device."""
+    return None if self.mesh.size == 1 else sharding.state(self.config, like, self.mesh)
+
   def model(self, dropout: float = 0.0) -> GPT:
     known = self.tokenizer.size if self.trained == 'new' else 0
     return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known)
@@ -83,15 +93,28 @@ class Run:
     Args:
       stage: whose optimizer it has; None: the first.
     """
-    if not self.config.model.init_from:
+    if self.mesh.size == 1 and not self.config.model.init_from:
       return self.fresh(stage)
     like = jax.eval_shape(lambda: self.fresh(stage))
+    placed = self.placed(like)
+    if not self.config.model.init_from:
+      return jax.jit(lambda: self.fresh(stage), out_shardings=placed)()
     params = pretrained.load(
         self.config.model, like.params, self.tokenizer.size,
-        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params)
-    tx = self.tx(stage or self.curriculum.at(0).stage)
-    params = adapt.cast(params, self.trained, self.config.model.frozen_dtype)
-    return step_lib.start(params, tx, self.trained)
+        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params,
+        placed and placed.params)
+    return self.begin(params, stage or self.curriculum.at(0).stage, placed)
+
+  def begin(self, params, stage: int,
+            placed: step_lib.TrainState | None = None) -> step_lib.TrainState:
+    """The state that a stage begins with: its optimizer has seen nothing."""
+    tx = self.tx(stage)
+    if self.mesh.size == 1:
+      return step_lib.start(params, tx, self.trained)
+    if placed is None:
+      placed = self.placed(jax.eval_shape(
+          lambda p: step_lib.start(p, tx, self.trained), params))
+    return jax.jit(lambda p: step_lib.start(p, tx, self.trained), out_shardings=placed)(params)
 
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     """A state from the seed alone."""
@@ -108,7 +131,10 @@ class Run:
   def like(self, step: int) -> step_lib.TrainState:
     """Shapes and types of the state after some steps."""
     stage = self.curriculum.at(max(0, step - 1)).stage
-    return jax.eval_shape(lambda: self.fresh(stage))
+    like = jax.eval_shape(lambda: self.fresh(stage))
+    placed = self.placed(like)
+    return like if placed is None else jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, placed)
 
   def answerer(self, params, config: Config | None = None) -> Answerer:
     return Answerer(config or self.config, self.model(), params, self.tokenizer)

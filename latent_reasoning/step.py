@@ -43,13 +43,14 @@ def start(params, tx: optax.GradientTransformation, trained: str = 'all') -> Tra
 
 
 def make_train_step(model, objective: Callable, tx: optax.GradientTransformation,
-                    seed: int, accumulate: int, trained: str = 'all') -> Callable:
+                    seed: int, accumulate: int, trained: str = 'all',
+                    placed: TrainState | None = None) -> Callable:
   """Returns the jitted (state, batch, learning rate) -> (state, metrics).
 
   The state is donated. Gradients of the weighted sum add up over `accumulate`
   microbatches and are divided once by the total weight, so that accumulation
   does not change the loss. Metrics are sums and stay on the device. Nothing but what
-  is `trained` (adapt) has a gradient.
+  is `trained` (adapt) has a gradient. On a mesh, the state stays as `placed` (sharding).
   """
   use_dropout = model.random
 
@@ -86,4 +87,5 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
     params = adapt.join(params, frozen) if frozen else params
     return TrainState(state.step + 1, params, opt_state), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  out = {} if placed is None else {'out_shardings': (placed, None)}
+  return jax.jit(train_step, donate_argnums=0, **out)

@@ -10,10 +10,11 @@ from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 
+PLACE = ('mesh.',)  # keys that say where it runs, not what
 # Keys that may differ from the trained run where nothing is trained.
-FREE = ('eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test', 'data.limit',
-        'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat', 'explicit.',
-        'sweep.')
+FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
+        'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
+        'explicit.', 'sweep.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
   new = json.loads(json.dumps(dataclasses.asdict(config)))
   # What only looks at a run binds nothing that training may still choose.
   trains_on = training and workdir.metrics.exists()
-  changed = config_lib.difference(old, new, () if trains_on else free)
+  changed = config_lib.difference(old, new, PLACE if trains_on else free)
   if changed:
     listed = '\n  '.join(changed)
     raise InputError(

@@ -20,7 +20,7 @@ from latent_reasoning.masks import Mask
 from latent_reasoning.models import attention
 from latent_reasoning.models import memory as memory_lib
 from latent_reasoning.models.attention import Cache
-from latent_reasoning.models.layers import Dense, RMSNorm, norm, rotary
+from latent_reasoning.models.layers import Dense, RMSNorm, by_batch, norm, rotary
 
 EMBEDDING_STD = 0.02
 
@@ -70,6 +70,7 @@ class Block(nn.Module):
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+    x_BTD = by_batch(x_BTD)
     return x_BTD, (*kept, banks if imm else None, x_BTD), shared
 
   def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
@@ -170,7 +171,7 @@ class GPT(nn.Module):
     x = self.embed(tokens) if embeddings is None else embeddings
     if c.positions == 'learned':
       x = x + self.position_embedding[positions].astype(x.dtype)
-    x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+    x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
     block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
     imm = self.imm if self.imm and self.imm.write else None
     args = (self.dropout, deterministic)

@@ -6,8 +6,18 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from latent_reasoning.config import LoraConfig, ModelConfig, RopeConfig
+
+
+def by_batch(x: chex.Array) -> chex.Array:
+  """Keeps activations on a mesh cut by batch alone, so that layers gather their weights
+  instead of them. Nothing without a mesh (sharding), or where it does not divide the batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
 
 
 class RMSNorm(nn.Module):
