@@ -14,6 +14,8 @@ Modes:
   attention draw which slots of the memory each token of --question="..." reads
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
+  plan      bytes per device of a training step on --devices=1,4,64 devices that are not
+            here, and whether they fit --memory_gb
 
 Three commands to start with:
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
@@ -30,6 +32,7 @@ command or its input, 128 + n stopped by signal n, saved.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -56,6 +59,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
+  flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
+  flags.DEFINE_float('memory_gb', 95.0, 'of a device, for --mode=plan', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
@@ -146,9 +151,20 @@ def latency(run, args) -> int:
   return modes.latency(run)
 
 
+def plan(args, config, argv: Sequence[str]) -> int:
+  """Measures in a child process with the fake devices; that child prints JSON."""
+  import json
+
+  from latent_reasoning import plan as plan_lib
+  if plan_lib.CHILD in os.environ:
+    print(json.dumps(plan_lib.measure(config)))
+    return 0
+  return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.memory_gb)
+
+
 MODES: dict[str, Callable] = {
     'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
-    'export': export, 'audit': audit, 'attention': attention, 'latency': latency}
+    'export': export, 'audit': audit, 'attention': attention, 'latency': latency, 'plan': plan}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -180,8 +196,11 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
 
   from latent_reasoning import config_check, layout, pretrained, run, workdir
   logging.set_verbosity(logging.WARNING)
-  config = pretrained.resolve(config_check.from_dict(args.config))
+  config = config_check.from_dict(args.config)
   layout.method(config.method)
+  if args.mode == 'plan':  # of a run that has no folder and need not have its weights
+    return plan(args, config, argv)
+  config = pretrained.resolve(config)
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path(config.train.compilation_cache).expanduser()))

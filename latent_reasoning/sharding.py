@@ -41,8 +41,8 @@ TABLE = (
     Rule(rf'(^|/){COLUMN}/kernel$', P('fsdp', 'tensor')),
     Rule(rf'(^|/){ROW}/kernel$', P('tensor', 'fsdp')),
     Rule(rf'(^|/){COLUMN}/lora_a$', P('fsdp', None), lambda c: c.model.lora.rank > 0),
-    Rule(rf'(^|/){COLUMN}/lora_b$', P(None, 'tensor'), lambda c: c.model.lora.rank > 0),
-    Rule(rf'(^|/){ROW}/lora_a$', P('tensor', None), lambda c: c.model.lora.rank > 0),
+    Rule(rf'(^|/){COLUMN}/lora_b$', P(None, ('tensor', 'fsdp')), lambda c: c.model.lora.rank > 0),
+    Rule(rf'(^|/){ROW}/lora_a$', P(('tensor', 'fsdp'), None), lambda c: c.model.lora.rank > 0),
     Rule(rf'(^|/){ROW}/lora_b$', P(None, 'fsdp'), lambda c: c.model.lora.rank > 0),
     Rule(r'/bias$|(^|/)\w*norm\w*/(scale|bias)$', P()),
     # Known tokens need not be a number that a mesh divides; the width is.

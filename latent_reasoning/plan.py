@@ -1,0 +1,210 @@
+"""What a configuration needs on devices that are not here: bytes, FLOPs, whether it fits.
+
+  python -m latent_reasoning.main --mode=plan --config=FILE --devices=1,4,64 --memory_gb=95
+
+Nothing is allocated: shapes come from `jax.eval_shape`, places from `sharding`, and the
+training step is compiled for as many fake devices of the host as asked for, in a process
+of its own. Parameters, optimizer state and gradients are exact. Temporaries are those of
+XLA on a CPU, which keeps bfloat16 products in float32: an upper bound; beside them stands
+a written model of what the backward pass must keep.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from latent_reasoning import adapt, hf_format, layout, pipeline, pretrained, sharding
+from latent_reasoning import step as step_lib
+from latent_reasoning.config import Config
+from latent_reasoning.curriculum import Curriculum
+from latent_reasoning.errors import InputError
+from latent_reasoning.run import Run
+from latent_reasoning.tokenizers import SPECIAL
+
+CHILD = 'LATENT_REASONING_PLAN'  # set in the process that has the fake devices
+GIB = 2**30
+
+
+def _llama(layers: int, width: int, hidden: int, heads: int, size: int, tied: bool,
+           factor: float) -> dict[str, Any]:
+  return {'model_type': 'llama', 'num_hidden_layers': layers, 'hidden_size': width,
+          'intermediate_size': hidden, 'num_attention_heads': heads, 'num_key_value_heads': 8,
+          'head_dim': size, 'vocab_size': 128_256, 'rms_norm_eps': 1e-5,
+          'tie_word_embeddings': tied, 'max_position_embeddings': 131_072,
+          'rope_theta': 500_000.0, 'rope_scaling': {
+              'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0,
+              'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}}
+
+
+# config.json of checkpoints that one plans for without having them.
+KNOWN = {
+    'openai-community/gpt2': {
+        'model_type': 'gpt2', 'n_layer': 12, 'n_embd': 768, 'n_head': 12, 'n_positions': 1024,
+        'vocab_size': 50_257},
+    'meta-llama/Llama-3.2-1B': _llama(16, 2048, 8192, 32, 64, True, 32.0),
+    'meta-llama/Llama-3.2-3B': _llama(28, 3072, 8192, 24, 128, True, 32.0),
+    'meta-llama/Llama-3.1-8B': _llama(32, 4096, 14_336, 32, 128, False, 8.0),
+    'Qwen/Qwen2.5-0.5B': {
+        'model_type': 'qwen2', 'num_hidden_layers': 24, 'hidden_size': 896,
+        'intermediate_size': 4864, 'num_attention_heads': 14, 'num_key_value_heads': 2,
+        'vocab_size': 151_936, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True,
+        'max_position_embeddings': 32_768, 'rope_theta': 1e6}}
+
+
+def resolve(config: Config) -> tuple[Config, int]:
+  """The configuration with a checkpoint's sizes, and how many tokens are known."""
+  name = config.model.init_from
+  if not name:
+    return config, config.tokenizer.vocab_size
+  values = KNOWN.get(name)
+  if values is None:
+    values = pretrained.read_json(pretrained.directory(name) / 'config.json')
+  model = hf_format.model_config(values, config.model, name)
+  return dataclasses.replace(config, model=model), int(values['vocab_size'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Run):
+  """A run of shapes alone: no data, no tokenizer, no folder."""
+
+
+def planned(config: Config) -> Planned:
+  """A run whose batches are rows of the largest buckets."""
+  config, known = resolve(config)
+  need = known + len(SPECIAL) + config.rim.max_steps
+  tokenizer = SimpleNamespace(
+      size=known, vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
+  if config.method == 'lm':
+    p, count, r = config.data.block, 0, 1
+  else:
+    buckets = config.data.buckets
+    p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
+  size, length = config.optim.batch_size, p + count * r
+  ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
+  batch = pipeline.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
+                         ints[:, :count], p)
+  stages = (config.optim.stage1, config.optim.stage2)
+  batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
+                            method=layout.method(config.method))
+  return Planned(config, None, None, tokenizer, batches, {})
+
+
+def measure(config: Config) -> dict[str, Any]:
+  """Bytes per device, FLOPs and the mesh of one training step on the devices there are."""
+  run = planned(config)
+  config, mesh = run.config, run.mesh
+  like = jax.eval_shape(run.fresh)
+  placed = sharding.state(config, like, mesh)
+  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
+                       placed)
+  rows = NamedSharding(mesh, sharding.BATCH)
+  batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+                       run.batches.at(0))
+  stepper = step_lib.make_train_step(
+      run.model(config.optim.stage1.dropout), run.objective, run.tx(1), config.seed,
+      config.optim.accumulate, run.trained, placed)
+  with jax.set_mesh(mesh):
+    compiled = stepper.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+  own, frozen = adapt.split(state.params, run.trained)
+  gradients = _bytes(own)
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  params = sum(a.size for a in jax.tree.leaves(like.params))
+  tokens = batch.tokens.shape
+  found = {
+      'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
+      'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),
+      'parameter_bytes': _bytes(own) + _bytes(frozen),
+      'optimizer_bytes': _bytes(state.opt_state),
+      'gradient_bytes': gradients, 'temporary_bytes': max(0, temporary - gradients),
+      'activation_bytes': activations(config, mesh, batch),
+      'flops': 0 if config.model.scan else compiled.cost_analysis()['flops']}
+  return {**found, 'total_bytes': sum(found[f'{part}_bytes'] for part in (
+      'parameter', 'optimizer', 'gradient', 'temporary'))}
+
+
+def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
+  """What the backward pass keeps on a device, in bytes: a written model.
+
+  With remat, the input of each layer and one layer's working set, else every layer's:
+  queries, keys, values, attention's weights in float32, its output, norms, the MLP.
+  Beside them, the logits in float32 and their gradient, where something is predicted.
+  """
+  c = config.model
+  size = jnp.dtype(c.dtype).itemsize
+  cut = mesh.shape['data'] * mesh.shape['fsdp']
+  rows, length = batch.tokens.shape
+  rows = max(1, rows // (cut * config.optim.accumulate))
+  heads, few = c.heads, c.kv_heads or c.heads
+  head = c.head_size or c.width // c.heads
+  wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
+  tensor = mesh.shape['tensor']
+  layer = rows * length * (size * (4 * c.width + wide / tensor)
+                            + 8 * heads / tensor * length)  # logits and weights of attention
+  kept = rows * length * c.width * size
+  vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
+  count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
+  predict = length - batch.prefix + count if count else length
+  logits = 2 * 4 * rows * predict * vocabulary / tensor
+  return int((c.layers * kept + layer if c.remat else c.layers * layer) + logits)
+
+
+def _bytes(tree: Any) -> int:
+  """Bytes on one device."""
+  return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+             for a in jax.tree.leaves(tree))
+
+
+def table(found: Sequence[dict[str, Any]], memory_gb: float) -> str:
+  """Markdown, GiB per device."""
+  parts = ('parameter', 'optimizer', 'gradient', 'temporary')
+  lines = ['| devices (data × fsdp × tensor) | parameters | optimizer | gradients |'
+           f' temporaries | activations, model | sum | fits {memory_gb:g} GB |',
+           '|---|---|---|---|---|---|---|---|']
+  for one in found:
+    total = one['total_bytes']
+    cells = [f"{one['devices']} ({' × '.join(str(n) for n in one['mesh'].values())})",
+             *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
+             f"{one['activation_bytes'] / GIB:.2f}", f'{total / GIB:.2f}',
+             'yes' if total < memory_gb * 1e9 else 'NO']
+    lines.append(f"| {' | '.join(cells)} |")
+  one = found[0]
+  return (f"{one['parameters']:,} parameters, {one['trained']:,} trained; a step of "
+          f"{one['rows'][0]} rows of {one['rows'][1]} tokens; GiB per device\n\n"
+          + '\n'.join(lines))
+
+
+def run(argv: Sequence[str], devices: Sequence[int], memory_gb: float) -> int:
+  """Measures on each number of devices, in a process each, and prints the table."""
+  found = []
+  for count in devices:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    child = subprocess.run(
+        [sys.executable, '-m', 'latent_reasoning.main', *argv[1:]], stdout=subprocess.PIPE,
+        text=True, env={**os.environ, CHILD: '1', 'XLA_FLAGS': flags.strip(),
+                        'JAX_PLATFORMS': 'cpu'})
+    if child.returncode:
+      return child.returncode  # it said why
+    found.append(json.loads(child.stdout.splitlines()[-1]))
+  print(table(found, memory_gb))
+  return 0
+
+
+def parse_devices(text: str) -> list[int]:
+  try:
+    counts = [int(part) for part in text.split(',')]
+  except ValueError:
+    counts = []
+  if not counts or min(counts) < 1:
+    raise InputError(f'--devices={text}; expected numbers of at least 1, such as 1,4,64')
+  return counts
