@@ -31,6 +31,10 @@ class Rule:
   when: Callable[[Config], bool] = lambda c: True  # the model has such parameters
 
 
+def _lora(config: Config) -> bool:
+  return config.model.lora.rank > 0
+
+
 COLUMN, ROW = r'(qkv|q|k|v|up|gate|project)', r'(out|down)'
 
 # The first that matches holds. Vectors are whole everywhere.
@@ -40,10 +44,10 @@ TABLE = (
     Rule(r'memory/\w+/kernel$', P('fsdp', None), lambda c: bool(c.imm.write)),
     Rule(rf'(^|/){COLUMN}/kernel$', P('fsdp', 'tensor')),
     Rule(rf'(^|/){ROW}/kernel$', P('tensor', 'fsdp')),
-    Rule(rf'(^|/){COLUMN}/lora_a$', P('fsdp', None), lambda c: c.model.lora.rank > 0),
-    Rule(rf'(^|/){COLUMN}/lora_b$', P(None, ('tensor', 'fsdp')), lambda c: c.model.lora.rank > 0),
-    Rule(rf'(^|/){ROW}/lora_a$', P(('tensor', 'fsdp'), None), lambda c: c.model.lora.rank > 0),
-    Rule(rf'(^|/){ROW}/lora_b$', P(None, 'fsdp'), lambda c: c.model.lora.rank > 0),
+    Rule(rf'(^|/){COLUMN}/lora_a$', P('fsdp', None), _lora),
+    Rule(rf'(^|/){COLUMN}/lora_b$', P(None, ('tensor', 'fsdp')), _lora),
+    Rule(rf'(^|/){ROW}/lora_a$', P(('tensor', 'fsdp'), None), _lora),
+    Rule(rf'(^|/){ROW}/lora_b$', P(None, 'fsdp'), _lora),
     Rule(r'/bias$|(^|/)\w*norm\w*/(scale|bias)$', P()),
     # Known tokens need not be a number that a mesh divides; the width is.
     Rule(r'(^|/)embedding$', P(None, ('fsdp', 'tensor')), lambda c: c.optim.trained == 'new'),
