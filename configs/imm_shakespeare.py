@@ -146,6 +146,14 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   rim.readout_sees_question = True
   rim.pause_tokens = 8  # of method pause: as many as RiM's block tokens
 
+  rim.peers = peers = ml_collections.ConfigDict()  # of icot, coconut and codi
+  peers.parts = 4  # of stage 1; in part i, i steps are gone (icot, coconut)
+  peers.smoothing = 4.0  # icot: o more steps removed, P(o) ∝ exp(-smoothing·o); 0: none
+  peers.thoughts = 1  # continuous: coconut, for each step gone; codi, in all
+  peers.projection = False  # an MLP between a thought and the next input, as codi has
+  peers.teacher = 1.0  # codi: weight of the chain of thought's loss
+  peers.distil = 1.0  # codi: weight of the distance of hidden states
+
   c.imm = imm = ml_collections.ConfigDict()
   imm.write = 'gated'  # '' | prefix_mean | ring | gated | delta | sequence_mean (not causal)
   imm.slots = 0  # 0: round(sqrt(width))

@@ -14,7 +14,7 @@ from flax import traverse_util
 from latent_reasoning.config import LoraConfig
 
 NEW = ('lora_a', 'lora_b', 'new_embedding', 'new_head')  # leaves
-PARTS = ('memory', 'explicit')  # whole parts
+PARTS = ('memory', 'explicit', 'thought')  # whole parts
 
 
 def is_new(path: tuple[str, ...]) -> bool:

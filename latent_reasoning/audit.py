@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import decode, layout, objectives, pipeline, tokenizers
+from latent_reasoning import decode, layout, objectives, pipeline, thoughts, tokenizers
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
 from latent_reasoning.evaluate import prompt_batch
@@ -37,9 +37,11 @@ class Subject:
     return layout.symbols(self.tokenizer)
 
   def rows(self, stage: int) -> list[layout.Row]:
-    """Training rows of a stage, at its beginning: no readout is annealed away."""
-    method = layout.method(self.config.method)
-    return [method.train(e, stage, 0.0, self.config.rim, self.symbols)
+    """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
+    whose stage 1 has parts, the last, where it has its thoughts."""
+    method, parts = layout.method(self.config.method), self.config.rim.peers.parts
+    progress = (parts - 1) / parts if method.parts else 0.0
+    return [method.train(e, stage, progress, self.config.rim, self.symbols)
             for e in self.examples]
 
   def prompts(self) -> list[layout.Row]:
@@ -85,7 +87,7 @@ def legal(config: Config, row: layout.Row, question: int, batch: Batch) -> np.nd
   """Returns bool [L, L]: which keys a query may attend to, from lengths alone.
 
   Readout k of a fresh RiM row hangs off block k; the readouts of every other
-  method hang off the end of the prefix.
+  method hang off the end of the prefix. What stands at a thought is seen by none.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   length = batch.tokens.shape[1]
@@ -107,7 +109,7 @@ def legal(config: Config, row: layout.Row, question: int, batch: Batch) -> np.nd
       for j in range(n):
         blind = rim and not config.rim.readout_sees_question and block(j) == 0
         may[start + i, j] = not blind and (block(j) <= k + 1 if rim else True)
-      may[start + i, start:start + i + 1] = True
+      may[start + i, start + row.readouts[k].thoughts:start + i + 1] = True
   return may
 
 
@@ -127,8 +129,7 @@ def _influence(model, params, batch: Batch) -> np.ndarray:
   direction = jax.random.normal(step_lib.key(0, step_lib.AUDIT), inputs.shape[-1:])
 
   def outputs(embeddings):
-    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                            embeddings=embeddings)
+    hidden, _ = thoughts.forward(model, params, batch, embeddings=embeddings)
     return (hidden[0].astype(jnp.float32) @ direction)
 
   _, vjp = jax.vjp(outputs, inputs)
@@ -191,7 +192,7 @@ def gradients(subject: Subject, rows):
 def _log_probabilities(model, params, batch: Batch):
   """Log-probabilities of the targets, [B, K + K·R], and their weights."""
   at, targets, weights = objectives.predictions(batch)
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden, _ = thoughts.forward(model, params, batch)
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
   return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], weights
@@ -215,7 +216,7 @@ def _by_readout(subject: Subject, batch: Batch, rows, model=None) -> list[np.nda
   found = []
   for b, row in enumerate(rows):
     for k, out in enumerate(row.readouts):
-      own = values[b, count + k * r:count + k * r + len(out.inputs)]
+      own = values[b, count + k * r + out.thoughts:count + k * r + len(out.inputs)]
       found.append(own if out.start is not None else np.append(values[b, k], own))
   return found
 
@@ -233,6 +234,9 @@ def separate(subject: Subject, rows):
   other variants have no causal equal; they are compared to a row of one readout.
   """
   config = subject.config
+  if layout.method(config.method).thinks:
+    packed = _by_readout(subject, pipeline.collate(rows, *pipeline.sizes(rows)), rows)
+    return _agree(subject, packed, [one_by_one(subject, row) for row in rows])
   causal = config.method != 'rim' or (
       config.rim.block_attention == 'causal' and config.rim.readout_sees_question)
   packed = _by_readout(subject, pipeline.collate(rows, *pipeline.sizes(rows)), rows)
@@ -256,6 +260,31 @@ def separate(subject: Subject, rows):
     at = np.arange(len(row.prefix) - len(out.out), len(row.prefix))
     found.append(logits[b, at, np.array(out.out)])
   return _agree(subject, packed, found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_thought(model, params, batch: Batch, embeddings, place):
+  """The embeddings with a thought put behind the hidden state that it is, plain forward."""
+  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          embeddings=embeddings)
+  thought = model.apply({'params': params}, hidden[:, place], method='think')
+  return jax.lax.dynamic_update_index_in_dim(embeddings, thought, place + 1, 1)
+
+
+def one_by_one(subject: Subject, row: layout.Row) -> np.ndarray:
+  """Log-probabilities of a row with thoughts: no cache, no batch, no padding, each thought
+  by a pass over all of the row as one plain causal sequence."""
+  model, params, out = subject.model, subject.params, row.readouts[0]
+  tokens = [*row.prefix, *out.inputs]
+  batch = pipeline.collate([layout.plain(tokens, ())], len(tokens), 0, 0)
+  embeddings = model.apply({'params': params}, batch.tokens, method='embed')
+  for place in range(len(row.prefix) - 1, len(row.prefix) - 1 + out.thoughts):
+    embeddings = _next_thought(model, params, batch, embeddings, place)
+  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          embeddings=embeddings)
+  logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))[0]
+  at = np.arange(len(tokens) - len(out.out), len(tokens))
+  return np.asarray(logits)[at, np.array(out.out)]
 
 
 def implementations(subject: Subject, rows):

@@ -108,6 +108,17 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PeersConfig:
+  """The methods icot, coconut and codi (layout)."""
+  parts: int  # equal parts of stage 1: in part i, i steps are gone (icot, coconut)
+  smoothing: float  # icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none
+  thoughts: int  # continuous thoughts: coconut, for each step gone; codi, in all
+  projection: bool  # an MLP between a thought and the next input, as codi has
+  teacher: float  # codi: weight of the chain of thought's loss
+  distil: float  # codi: weight of the distance of hidden states
+
+
+@dataclasses.dataclass(frozen=True)
 class RimConfig:
   """Memory blocks and readouts; RiM, arXiv 2605.30343."""
   blocks: int  # K, blocks in stage 2 and at inference
@@ -118,6 +129,7 @@ class RimConfig:
   block_attention: str  # 'causal' | 'bidirectional' inside a block
   readout_sees_question: bool  # False forces everything through the blocks
   pause_tokens: int  # method 'pause': how many follow the question
+  peers: PeersConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,8 @@ POSITIVE = (
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
     'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
-    'imm.rounds', 'imm.every', 'imm.chunk', 'explicit.layers', 'explicit.steps',
+    'rim.peers.parts', 'rim.peers.thoughts', 'imm.rounds', 'imm.every', 'imm.chunk',
+    'explicit.layers', 'explicit.steps',
     'optim.batch_size', 'optim.accumulate', 'train.log_every', 'train.keep',
     'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
     'eval.latency_repeats', 'eval.audit_rows')

@@ -27,6 +27,7 @@ class Moment:
 class Curriculum:
   stages: tuple[StageConfig, ...]
   lengths: tuple[int, ...]  # steps of each stage
+  parts: int = 1  # equal ones of stage 1, of methods that change in its course
 
   @property
   def total(self) -> int:
@@ -45,8 +46,12 @@ class Curriculum:
     return self.stages[self.at(step).stage - 1]
 
   def begins(self, step: int) -> bool:
-    """Whether a stage other than the first begins at this step."""
-    return step > 0 and self.at(step).step == 0
+    """Whether a stage, or a part of stage 1, begins at this step, other than the first."""
+    moment = self.at(step)
+    if moment.stage > 1 or not moment.step:
+      return step > 0 and moment.step == 0
+    part, before = (int(s / moment.steps * self.parts) for s in (moment.step, moment.step - 1))
+    return part > before
 
   def learning_rate(self, step: int) -> float:
     """Linear warm-up from lr / n, then constant, or a half cosine towards 0."""
@@ -60,7 +65,7 @@ class Curriculum:
     return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def build(config: OptimConfig, examples: int) -> Curriculum:
+def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:
   """Turns epochs into steps; a partial batch at an epoch's end is not trained on.
 
   Raises:
@@ -76,4 +81,4 @@ def build(config: OptimConfig, examples: int) -> Curriculum:
   if not sum(lengths):
     raise InputError('no training step: set config.optim.stage1.steps or .epochs, or '
                      'those of stage2, above 0')
-  return Curriculum(stages, lengths)
+  return Curriculum(stages, lengths, parts)

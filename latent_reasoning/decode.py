@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from latent_reasoning import thoughts
 from latent_reasoning.models.attention import Cache
 from latent_reasoning.pipeline import Batch
 
@@ -26,10 +27,11 @@ def head_kernel(model, params) -> chex.Array:
 
 def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
             embeddings: chex.Array | None = None) -> tuple[chex.Array, Cache]:
-  """Reads the prefixes.
+  """Reads the prefixes, thoughts, and first tokens that are given.
 
   Args:
-    batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K.
+    batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K, or with
+      what is given of it.
     room: tokens that each readout will add to the cache.
     embeddings: [B, P, D] in place of the prefixes' tokens.
 
@@ -37,26 +39,31 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
     float32 logits of each readout's first token [B, K, V], and the cache.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
+  if batch.started:
+    hidden, _, cache = thoughts.think(model, params, batch, room=room)
+    last = hidden[:, p:].reshape(hidden.shape[0], count, -1, hidden.shape[-1])[:, :, -1]
+    return _logits(model, params, last, head_DV), cache
   mask = batch.mask.part(0, p).replace(count=0)
-  hidden, (k, v, banks, _) = model.apply({'params': params}, batch.tokens[:, :p],
-                                      batch.positions[:, :p], mask, embeddings=embeddings)
+  hidden, kept = model.apply({'params': params}, batch.tokens[:, :p], batch.positions[:, :p],
+                             mask, embeddings=embeddings)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
+  return _logits(model, params, anchors, head_DV), thoughts.empty_cache(kept, count, room)
 
-  def own(a):  # [..., B, P, N, H] -> [..., B, K, room, N, H]
-    *layers, size, _, heads, width = a.shape
-    return jnp.zeros((*layers, size, count, max(1, room), heads, width), a.dtype)
 
-  cache = Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
-  return _logits(model, params, anchors, head_DV), cache
+def given(batch: Batch) -> int:
+  """Tokens of each readout that a prefill reads."""
+  return (batch.tokens.shape[1] - batch.prefix) // batch.anchors.shape[1] * batch.started
 
 
 def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
                 tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
   """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
-  p = batch.prefix
+  slots, step = slice(batch.prefix, None, max(1, given(batch))), step + given(batch)
+  mask = batch.mask
+  mask = mask.replace(segment=mask.segment[:, slots], visible_from=mask.visible_from[:, slots],
+                      visible_until=mask.visible_until[:, slots])
   hidden, (own_k, own_v, banks, _) = model.apply(
-      {'params': params}, tokens, batch.positions[:, p:] + step,
-      batch.mask.part(p, batch.tokens.shape[1]), cache, step)
+      {'params': params}, tokens, batch.positions[:, slots] + step, mask, cache, step)
   return (_logits(model, params, hidden, head_DV),
           cache.replace(own_k=own_k, own_v=own_v, banks=banks))
 

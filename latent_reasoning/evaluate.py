@@ -40,8 +40,8 @@ class Answerer:
 
   def fits(self, row: layout.Row) -> bool:
     """Whether the model has positions for the prompt and the tokens to come."""
-    last = max(out.until for out in row.readouts) + self.config.eval.max_tokens
-    return last <= self.config.model.max_positions
+    last = max(out.until + len(out.inputs) for out in row.readouts)
+    return last + self.config.eval.max_tokens <= self.config.model.max_positions
 
   def texts(self, questions: Sequence[str], samples: int = 0) -> Iterator[list[str] | None]:
     """Yields the text of every readout of each question, in order.
@@ -80,15 +80,15 @@ class Answerer:
 
 
 def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
-  """Collates prompts: one slot a readout, the prefix in the smallest bucket.
+  """Collates prompts: one slot a readout or what is given of it, the prefix in a bucket.
 
   A prompt longer than the largest bucket takes the next power of two: nothing
   is left out of an evaluation for its length.
   """
-  prefix, count, _ = pipeline.sizes(rows)
+  prefix, count, given = pipeline.sizes(rows)
   fitting = [b for b in config.data.buckets.prefix if b >= prefix]
   length = fitting[0] if fitting else 1 << (prefix - 1).bit_length()
-  return pipeline.collate(rows, length, count, 1, pad)
+  return pipeline.collate(rows, length, count, given, pad)
 
 
 def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import adapt, hf_format
+from latent_reasoning import adapt, hf_format, layout
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.tokenizers import Tokenizer
@@ -28,6 +28,8 @@ def check(config: Config) -> None:
   said = []
   if config.imm.write:
     said.append(f"config.imm.write '{config.imm.write}', a memory inside the layers")
+  if layout.method(config.method).thinks:
+    said.append(f'continuous thoughts (method {config.method})')
   if config.method == 'rim' and rim.block_attention != 'causal':
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
   if not rim.readout_sees_question:

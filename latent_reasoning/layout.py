@@ -11,12 +11,15 @@ readout. RiM stage 1 with T = 2 steps (Aichberger and Hochreiter, arXiv 2605.303
 
 `direct` is the same row without blocks; chain of thought is `direct` with a
 longer readout. The first token of a readout is predicted at its anchor, the
-last prefix token it sees, so that training equals decoding.
+last prefix token it sees, so that training equals decoding. Continuous thoughts
+(Coconut, CODI) stand in a readout before its first token; what they read is no
+token, but the hidden state before them (thoughts).
 
 This module needs no JAX. A method is one row of `METHODS`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from latent_reasoning.config import RimConfig
@@ -46,6 +49,7 @@ class Encoded:
   question: Sequence[int]
   steps: Sequence[Sequence[int]]
   answer: Sequence[int]
+  draw: float = 0.0  # in [0, 1), of the training step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +59,20 @@ class Readout:
   `out` is predicted token by token and ends with the end token; it is empty
   when decoding. With `start`, that token is given as the readout's first input
   and `out` is predicted from it; without, `out[0]` is predicted at the anchor.
+  Thoughts come before `start`.
   """
   until: int  # sees prefix[since:until]; its positions go on from `until`
   out: Sequence[int] = ()
   weight: float = 1.0  # of each of its tokens in the loss
   since: int = 0
   start: int | None = None
+  thoughts: int = 0
 
   @property
   def inputs(self) -> list[int]:
-    """The tokens that stand in the row: `out` moved by one."""
-    start = [] if self.start is None else [self.start]
+    """The tokens that stand in the row: `out` moved by one. What stands at a thought is
+    not read."""
+    start = [] if self.start is None else [self.start] * (self.thoughts + 1)
     return start + list(self.out[:-1])
 
 
@@ -93,11 +100,17 @@ class Method:
       decoded, the headline answer last.
     objective: name in objectives.OBJECTIVES.
     trace: whether its answer comes after a generated chain of thought.
+    parts: whether stage 1 has `rim.peers.parts` (curriculum).
+    teacher: as `train`, of the rows that this method learns from in objective 'codi'.
+    thinks: whether it has continuous thoughts.
   """
   train: Callable[[Encoded, int, float, RimConfig, Symbols], Row]
   prompt: Callable[[Sequence[int], int, RimConfig, Symbols], Row]
   objective: str = 'next_token'
   trace: bool = False
+  parts: bool = False
+  teacher: Callable[[Encoded, int, float, RimConfig, Symbols], Row] | None = None
+  thinks: bool = False
 
 
 def symbols(tokenizer) -> Symbols:
@@ -221,11 +234,14 @@ def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
 def cot(example: Encoded, stage: int, progress: float, rim: RimConfig,
         ids: Symbols) -> Row:
   """x r_1 … r_T y: the steps line by line, then the marked answer."""
-  x, out = example.question, []
-  for i, step in enumerate(example.steps):
-    out += [*(ids.newline if i else ()), *step]
-  out += [*ids.answer, *example.answer, ids.end]
-  return plain(x, [Readout(len(x), out)])
+  x = example.question
+  return plain(x, [Readout(len(x), _trace(example.steps, example.answer, ids))])
+
+
+def _trace(steps: Sequence[Sequence[int]], answer: Sequence[int], ids: Symbols) -> list[int]:
+  """Steps line by line, then the marked answer."""
+  out = [i for step in steps for i in (*ids.newline, *step)][len(ids.newline):]
+  return [*out, *ids.answer, *answer, ids.end]
 
 
 def question_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
@@ -262,11 +278,76 @@ def pause_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
   return plain(x, [Readout(len(x))])
 
 
+def _gone(stage: int, progress: float, rim: RimConfig) -> int:
+  """How many parts of stage 1 have passed; in stage 2, all."""
+  parts = rim.peers.parts
+  return parts if stage == 2 else min(parts - 1, int(progress * parts))
+
+
+def _rest(example: Encoded, gone: int, ids: Symbols) -> list[int]:
+  """What is still said of a chain of thought; an answer alone stands without its mark."""
+  steps = example.steps[gone:]
+  return (_trace(steps, example.answer, ids) if steps else [*example.answer, ids.end])
+
+
+def icot(example: Encoded, stage: int, progress: float, rim: RimConfig,
+         ids: Symbols) -> Row:
+  """Stepwise internalization (Deng et al., arXiv 2405.14838): `cot` whose first steps are
+  removed, one more in each part of stage 1, and in stage 2 all.
+
+  Removal smoothing: o more are gone, P(o) ∝ exp(-λ o), o = floor(-log(1 - u) / λ).
+  """
+  x, gone = example.question, _gone(stage, progress, rim)
+  if rim.peers.smoothing and 0 < gone:
+    gone += int(-math.log1p(-example.draw) / rim.peers.smoothing)
+  rest = _rest(example, gone if stage == 1 else len(example.steps), ids)
+  return plain(x, [Readout(len(x), rest)])
+
+
+def coconut(example: Encoded, stage: int, progress: float, rim: RimConfig,
+            ids: Symbols) -> Row:
+  """Chain of continuous thought (Hao et al., arXiv 2412.06769).
+
+  x <b> h … h </b> r_{n+1} … r_T y in part n of stage 1: n steps are gone and n·c thoughts
+  stand for them, also where a problem has fewer steps. In stage 2 no step is left.
+  """
+  x, gone = [*example.question, ids.block_open], _gone(stage, progress, rim)
+  rest = _rest(example, gone if stage == 1 else len(example.steps), ids)
+  thoughts = min(gone, rim.peers.parts - 1) * rim.peers.thoughts
+  return plain(x, [Readout(len(x), rest, start=ids.block_close, thoughts=thoughts)])
+
+
+def coconut_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
+  """The question and all thoughts."""
+  x, thoughts = [*question, ids.block_open], (rim.peers.parts - 1) * rim.peers.thoughts
+  return plain(x, [Readout(len(x), start=ids.block_close, thoughts=thoughts)])
+
+
+def codi(example: Encoded, stage: int, progress: float, rim: RimConfig,
+         ids: Symbols) -> Row:
+  """The student of CODI (Shen et al., arXiv 2502.21074): x <b> h … h </b> y.
+
+  Its teacher is `cot` in the same model; objectives.codi says what it teaches.
+  """
+  x = [*example.question, ids.block_open]
+  return plain(x, [Readout(len(x), [*example.answer, ids.end], start=ids.block_close,
+                           thoughts=rim.peers.thoughts)])
+
+
+def codi_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
+  """The question and its thoughts."""
+  x = [*question, ids.block_open]
+  return plain(x, [Readout(len(x), start=ids.block_close, thoughts=rim.peers.thoughts)])
+
+
 METHODS = {
     'direct': Method(direct, question_prompt),
     'direct_steps': Method(direct_steps, question_prompt),
     'cot': Method(cot, question_prompt, trace=True),
     'pause': Method(pause, pause_prompt),
+    'icot': Method(icot, question_prompt, parts=True),
+    'coconut': Method(coconut, coconut_prompt, parts=True, thinks=True),
+    'codi': Method(codi, codi_prompt, 'codi', teacher=cot, thinks=True),
     'rim': Method(rim, rim_prompt),
     # Plain text; the audit reads its second half as an answer to the first.
     'lm': Method(direct, question_prompt, objective='language_model'),

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from latent_reasoning import masks
+from latent_reasoning import masks, thoughts
+from latent_reasoning.config import PeersConfig
 from latent_reasoning.models.explicit_decoder import ExplicitDecoder, hidden_and_source
 from latent_reasoning.pipeline import Batch, Told
 
@@ -40,10 +41,7 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     the sum, and a dict of float32 scalar sums: 'loss', 'weight' (the divisor),
     'correct' (weight of the predictions that are right).
   """
-  rngs = None if rng is None else {'dropout': rng}
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          deterministic=rng is None, rngs=rngs)
-  return _of_hidden(model, params, batch, hidden)
+  return _of_hidden(model, params, batch, thoughts.forward(model, params, batch, rng)[0])
 
 
 def _of_hidden(model, params, batch: Batch, hidden: chex.Array):
@@ -51,6 +49,47 @@ def _of_hidden(model, params, batch: Batch, hidden: chex.Array):
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = model.apply({'params': params}, hidden, method='head')
   return _sums(logits, targets, weights)
+
+
+def codi(peers: PeersConfig):
+  """CODI (arXiv 2502.21074): a student that thinks, taught by its own chain of thought.
+
+    L = L_student + teacher · L_cot + distil · Σ_b W_b Σ_l |h_l - sg(h*_l)|_1 / (D σ_l)
+
+  h_l and h*_l are the residual streams behind layer l of student and teacher at the token
+  that predicts the answer, σ_l the spread of the teacher's over the batch, W_b the weight of
+  a problem's student loss, so that the distance counts as often as its tokens do.
+
+  Returns:
+    (model, params, batch, rng) -> sums of the student's rows and 'distance'.
+  """
+  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+    rngs = (None, None) if rng is None else jax.random.split(rng)
+    hidden, layers = thoughts.forward(model, params, batch, rngs[0])
+    loss, sums = _of_hidden(model, params, batch, hidden)
+    hidden, traced = thoughts.forward(model, params, batch.teacher, rngs[1])
+    taught, _ = _of_hidden(model, params, batch.teacher, hidden)
+    own = _before_answer(layers, batch.prefix + batch.thoughts)
+    # An answer is as long in both rows, the last tokens of the chain of thought.
+    length = jnp.sum(batch.weights > 0, axis=1)
+    total = jnp.sum(batch.teacher.weights > 0, axis=1)
+    said = total - length  # tokens of the chain of thought before the answer
+    place = jnp.where(said == 0, batch.teacher.anchors[:, 0], batch.teacher.prefix + said - 1)
+    theirs = jax.lax.stop_gradient(_before_answer(traced, place))
+    spread = jnp.std(theirs, axis=1, keepdims=True).mean(-1, keepdims=True) + 1e-6
+    each = (jnp.abs(own - theirs) / spread).mean(-1).sum(0)  # over layers: [B]
+    distance = jnp.sum(each * jnp.sum(batch.weights, axis=1))
+    return (loss + peers.teacher * taught + peers.distil * distance,
+            {**sums, 'distance': distance})
+  return objective
+
+
+def _before_answer(layers, place) -> chex.Array:
+  """Residual streams at one position of each row, float32 [layers, B, D]."""
+  layers = layers if isinstance(layers, jax.Array) else jnp.stack(layers)
+  place = jnp.broadcast_to(place, layers.shape[1])
+  return jnp.take_along_axis(layers, place[None, :, None, None],
+                             axis=2)[:, :, 0].astype(jnp.float32)
 
 
 def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
@@ -108,4 +147,6 @@ def _sums(logits, targets, weights):
   return loss, {'loss': loss, 'weight': jnp.sum(weights), 'correct': correct}
 
 
-OBJECTIVES = {'next_token': next_token, 'language_model': language_model}
+# Each is made from the part of the configuration that weighs its terms.
+OBJECTIVES = {'next_token': lambda peers: next_token,
+              'language_model': lambda peers: language_model, 'codi': codi}

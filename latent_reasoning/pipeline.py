@@ -5,6 +5,7 @@ step itself: resuming needs no iterator state, and any number of processes sees
 the same order. Every process works out the whole batch and keeps its own rows.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -51,6 +52,9 @@ class Batch:
       of a readout; 0, which never predicts, for none.
     prefix: P.
     told: for an explicit decoder; None: there is none.
+    thoughts: how many stand at the beginning of each readout (thoughts).
+    started: whether the first token of each readout is given.
+    teacher: rows that objective 'codi' learns from; None: there are none.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -62,6 +66,9 @@ class Batch:
   anchors: np.ndarray
   prefix: int = flax.struct.field(pytree_node=False)
   told: Told | None = None
+  thoughts: int = flax.struct.field(pytree_node=False, default=0)
+  started: bool = flax.struct.field(pytree_node=False, default=False)
+  teacher: 'Batch | None' = None
 
   @property
   def mask(self) -> Mask:
@@ -97,7 +104,7 @@ def collate(rows: Sequence[layout.Row], prefix: int, count: int, readout: int,
     visible_until[b, :n] = row.visible_until
     for k, out in enumerate(row.readouts):
       inputs, start = out.inputs, prefix + k * readout
-      stop = start + len(inputs)
+      stop, begin = start + len(inputs), start + out.thoughts
       tokens[b, start:stop] = inputs
       positions[b, start:start + readout] = np.arange(out.until, out.until + readout)
       visible_from[b, start:start + readout] = out.since
@@ -109,10 +116,15 @@ def collate(rows: Sequence[layout.Row], prefix: int, count: int, readout: int,
           weights[b, out.until - 1] = out.weight
           targets[b, start:stop] = out.out[1:]
       else:
-        targets[b, start:stop] = out.out
-      weights[b, start:stop] = out.weight
+        anchors[b, k] = out.until - 1 if out.thoughts else 0  # a thought begins there
+        if out.out:
+          targets[b, begin:stop] = out.out
+      weights[b, begin:stop] = out.weight
+  outs = [out for row in rows for out in row.readouts]
   return Batch(tokens, positions, targets, weights, segment, visible_from,
-               visible_until, anchors, prefix)
+               visible_until, anchors, prefix,
+               thoughts=max((out.thoughts for out in outs), default=0),
+               started=bool(outs) and all(out.start is not None for out in outs))
 
 
 def sizes(rows: Sequence[layout.Row]) -> tuple[int, int, int]:
@@ -219,9 +231,17 @@ class Batches(Stepwise):
     epoch, place = divmod(moment.step, len(self.examples) // self.config.optim.batch_size)
     window, place = divmod(place, self.config.data.sort_window)
     encoded = self._window(moment.stage, epoch, window)[place]
+    if self.method.parts:
+      draws = np.random.default_rng((self.config.seed, step)).random(len(encoded))
+      encoded = [dataclasses.replace(e, draw=float(d))
+                 for e, d in zip(encoded, draws, strict=True)]
     rows = [self.method.train(e, moment.stage, moment.progress, self.config.rim,
                               self.symbols) for e in encoded]
     batch = bucketed(rows, self.config.data.buckets, self.symbols.pad)
+    if self.method.teacher:
+      batch = batch.replace(teacher=bucketed(
+          [self.method.teacher(e, moment.stage, moment.progress, self.config.rim, self.symbols)
+           for e in encoded], self.config.data.buckets, self.symbols.pad))
     if self.told:
       batch = batch.replace(told=collate_told([
           layout.told(self.config.method, e, row, self.config.rim, self.symbols)
@@ -236,13 +256,12 @@ def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Examp
   Raises:
     InputError: a row does not fit and config.data.too_long is 'raise', or none does.
   """
-  method, ids = layout.method(config.method), layout.symbols(tokenizer)
+  ids = layout.symbols(tokenizer)
   kept = []
   for example in examples:
     encoded, = layout.encode([example], tokenizer)
     try:
-      check(config, [method.train(encoded, stage, 0.0, config.rim, ids) for stage in (1, 2)],
-            len(example.steps))
+      check(config, every_row(config, encoded, ids), len(example.steps))
     except InputError as error:
       if config.data.too_long == 'raise':
         raise InputError(f'{error}. The problem: {example.question[:80]!r}') from None
@@ -252,6 +271,14 @@ def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Examp
     raise InputError('no training problem fits config.data.buckets and '
                      'config.rim.max_steps; enlarge them')
   return kept
+
+
+def every_row(config: Config, encoded: layout.Encoded, ids: layout.Symbols) -> list[layout.Row]:
+  """The rows that an example has in the course of training, each length once."""
+  method, parts = layout.method(config.method), config.rim.peers.parts
+  moments = [(1, part / parts) for part in range(parts if method.parts else 1)] + [(2, 0.0)]
+  return [make(encoded, *moment, config.rim, ids) for make in (method.train, method.teacher)
+          if make for moment in moments]
 
 
 def check(config: Config, rows: Sequence[layout.Row], steps: int) -> None:

@@ -60,7 +60,7 @@ class Run:
     if self.joint:
       e = self.config.explicit
       return objectives.with_told(self.decoder(), e.source, e.weight)
-    return objectives.OBJECTIVES[self.batches.method.objective]
+    return objectives.OBJECTIVES[self.batches.method.objective](self.config.rim.peers)
 
   @property
   def trained(self) -> str:
@@ -76,7 +76,9 @@ class Run:
 
   def model(self, dropout: float = 0.0) -> GPT:
     known = self.tokenizer.size if self.trained == 'new' else 0
-    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known)
+    thinks = layout.method(self.config.method).thinks and self.config.rim.peers.projection
+    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
+               thinks)
 
   def decoder(self, dropout: float = 0.0) -> explicit_decoder.ExplicitDecoder:
     """The explicit decoder of config.explicit."""
@@ -190,6 +192,12 @@ def build(config: Config, workdir: Workdir) -> Run:
   """
   if config.method == 'lm':
     return _build_text(config, workdir)
+  method = layout.method(config.method)
+  parts = config.rim.peers.parts if method.parts else 1
+  if method.thinks and (config.imm.write or config.explicit.source):
+    raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
+                     'nor an explicit decoder reads; expected config.imm.write and '
+                     "config.explicit.source ''")
   splits = data.load(config.data, config.seed)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
@@ -198,7 +206,7 @@ def build(config: Config, workdir: Workdir) -> Run:
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
   batches = pipeline.Batches(config, train, tokenizer,
-                             curriculum.build(config.optim, len(train)),
+                             curriculum.build(config.optim, len(train), parts),
                              (jax.process_index(), jax.process_count()),
                              told=bool(config.explicit.source) and config.explicit.joint)
   return Run(config, workdir, splits, tokenizer, batches,

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from latent_reasoning import audit, decode, layout, masks, pipeline, tokenizers
+from latent_reasoning import audit, decode, layout, masks, pipeline, thoughts, tokenizers
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.models import attention, memory, recurrence
 from latent_reasoning.models.gpt import GPT
@@ -20,6 +20,10 @@ VARIANTS = {
     'cot': {'method': 'cot'},
     'pause': {'method': 'pause', 'model.positions': 'rotary', 'model.scan': True,
               'model.tied': False},
+    'icot': {'method': 'icot'},
+    'coconut': {'method': 'coconut', 'rim.peers.parts': 3, 'model.layers': 2},
+    'codi': {'method': 'codi', 'rim.peers.thoughts': 2, 'rim.peers.projection': True,
+             'model.scan': True, 'model.layers': 2},
     'rim': {'model.layers': 2},
     'rim, offset 0': {'model.layers': 2, 'rim.readout_offset': 0},
     'rim, bidirectional': {'model.layers': 2, 'rim.block_attention': 'bidirectional'},
@@ -65,7 +69,7 @@ def make(tiny_config, tokenizer, random_params):
     two = next(p for p in problems if len(p.steps) == 2)
     # Programs are cached by model: one that differs shares none with sound code.
     model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
-                config.imm)
+                config.imm, projection=config.rim.peers.projection)
     batch = pipeline.collate([layout.plain([1, 2], ())], 2, 0, 0)
     return audit.Subject(config, model, random_params(model, batch), tokenizer,
                          layout.encode([one, two], tokenizer))
@@ -109,6 +113,24 @@ def test_sound(make, variant):
   assert len(checks) == 14 and len({c['check'] for c in checks}) == 14
   assert [c for c in checks if not c['ok']] == []
   assert not any(' of 0 ' in c['found'] for c in checks)
+
+
+def test_a_thought_that_sees_the_answer(make, monkeypatch):
+  """A Coconut whose thoughts are computed with the answer in sight is caught."""
+  sound = thoughts.think
+
+  def leaky(model, params, batch, rng=None, embeddings=None, room=0):
+    if embeddings is None:
+      embeddings = model.apply({'params': params}, batch.tokens, method='embed')
+    answer = embeddings[:, batch.prefix + batch.thoughts:].mean(1, keepdims=True)
+    first = embeddings.at[:, batch.prefix - 1:batch.prefix].add(answer)
+    return sound(model, params, batch, rng, first, room)
+  subject = make(own=True, method='coconut', **{'rim.peers.parts': 3, 'model.layers': 2})
+  assert all(audit._check('', CHECKS[name], subject, subject.rows(1))['ok']
+             for name in (SIGHT, GRADIENTS, SEPARATE))
+  monkeypatch.setattr(thoughts, 'think', leaky)
+  fails(make(own=True, method='coconut', **{'rim.peers.parts': 3, 'model.layers': 2}),
+        SIGHT, GRADIENTS, SEPARATE)
 
 
 def fails(subject: audit.Subject, *names: str) -> None:

@@ -41,6 +41,14 @@ def test_begins(make):
   assert [s for s in range(c.total) if c.begins(s)] == [4]
 
 
+def test_parts(make):
+  """Parts of stage 1 begin like stages, at equal distances; stage 2 has none."""
+  c = dataclasses.replace(make(**{'stage1.steps': 9, 'stage2.steps': 3}), parts=4)
+  begin = [s for s in range(c.total) if c.begins(s)]
+  assert begin == [3, 5, 7, 9]
+  assert [int(c.at(s).progress * 4) for s in (2, 3, 4, 5, 8)] == [0, 1, 1, 2, 3]
+
+
 @pytest.mark.parametrize('one,two', [(0, 3), (4, 0)])
 def test_a_stage_without_steps(make, one, two):
   """A stage of no steps is skipped, and nothing begins."""

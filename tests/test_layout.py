@@ -186,7 +186,7 @@ def test_prompt_is_the_prefix_of_training(rim, name, attention):
   rim = dataclasses.replace(rim, block_attention=attention)
   row = train(name, rim, stage=2)
   prompt = layout.method(name).prompt(QUESTION, rim.blocks, rim, IDS)
-  check(prompt, list(row.prefix), [Readout(out.until, [], 1.0, out.since)
+  check(prompt, list(row.prefix), [dataclasses.replace(out, out=[], weight=1.0)
                                    for out in row.readouts], list(row.visible_until))
   assert list(prompt.readouts[-1].out) == []
 
@@ -224,5 +224,58 @@ def test_unknown_method():
   """The error names the nearest method, and all."""
   with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
     layout.method('direct_step')
-  with pytest.raises(InputError, match='known: cot, direct, direct_steps, lm, pause, rim'):
+  with pytest.raises(InputError, match='known: coconut, codi, cot, direct, direct_steps, icot, lm'):
     layout.method('xyz')
+
+
+def peers(rim, **changes):
+  return dataclasses.replace(rim, peers=dataclasses.replace(rim.peers, **changes))
+
+
+TRACES = {0: [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91], 1: [5, 6, 10, 7, 10, 35, 8, 9, 91],
+          2: [7, 10, 35, 8, 9, 91], 3: [8, 9, 91]}  # with the first n steps gone
+
+
+def test_icot(rim):
+  """In part i of stage 1 the first i steps are gone; the answer alone has no mark."""
+  rim = peers(rim, parts=4, smoothing=0.0)
+  for part in range(4):
+    for progress in (part / 4, part / 4 + 0.2):
+      check(train('icot', rim, progress=progress), [1, 2], [Readout(2, TRACES[part])])
+  for steps in (0, 3):
+    check(train('icot', rim, steps, stage=2), [1, 2], [Readout(2, [8, 9, 91])])
+
+
+def test_removal_smoothing(rim):
+  """o more steps are gone, P(o >= n) = exp(-λ n); none before the first removal."""
+  rim = peers(rim, parts=4, smoothing=0.5)
+  def gone(draw, progress):
+    row = layout.icot(dataclasses.replace(example(), draw=draw), 1, progress, rim, IDS)
+    return next(n for n, out in TRACES.items() if list(row.readouts[0].out) == out)
+  assert [gone(draw, 0.25) for draw in (0.0, 0.39, 0.40, 0.63, 0.64)] == [1, 1, 2, 2, 3]
+  assert gone(0.99, 0.0) == 0
+
+
+def test_coconut(rim):
+  """n·c thoughts stand between brackets for n steps, also where there are fewer steps."""
+  rim = peers(rim, parts=4, thoughts=2)
+  for part in range(4):
+    check(train('coconut', rim, progress=part / 4), [1, 2, 92],
+          [Readout(3, TRACES[part], start=94, thoughts=2 * part)])
+  check(train('coconut', rim, 1, progress=0.5), [1, 2, 92],
+        [Readout(3, [8, 9, 91], start=94, thoughts=4)])
+  check(train('coconut', rim, stage=2), [1, 2, 92],
+        [Readout(3, [8, 9, 91], start=94, thoughts=6)])
+  check(layout.METHODS['coconut'].prompt([1, 2], 9, rim, IDS), [1, 2, 92],
+        [Readout(3, [], start=94, thoughts=6)])
+
+
+def test_codi(rim):
+  """The student thinks and answers; its teacher is the chain of thought."""
+  rim = peers(rim, thoughts=2)
+  for stage in (1, 2):
+    check(train('codi', rim, stage=stage), [1, 2, 92],
+          [Readout(3, [8, 9, 91], start=94, thoughts=2)])
+  check(layout.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
+        [Readout(2, TRACES[0])])
+  assert Readout(3, [8, 9, 91], start=94, thoughts=2).inputs == [94, 94, 94, 8, 9]

@@ -53,11 +53,11 @@ def traced_once(cache):
   """
   make, made = step_lib.make_train_step, {}
 
-  def shared(model, objective, tx, seed, accumulate, trained):
+  def shared(model, objective, tx, seed, accumulate, trained, placed):
     kind = str(jax.tree.structure(tx.init({'kernel': jax.numpy.zeros((2, 2))})))
     key = (model, objective, seed, accumulate, trained, kind)
     if key not in made:
-      made[key] = make(model, objective, tx, seed, accumulate, trained)
+      made[key] = make(model, objective, tx, seed, accumulate, trained, placed)
     return made[key]
 
   with pytest.MonkeyPatch.context() as patch:
@@ -122,6 +122,26 @@ def test_broken_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeyp
   assert_same(state, whole[0])
   assert lines(run) == whole[1]
   assert [r['step'] for r in lines(run)] == list(range(1, TOTAL + 1))
+
+
+PEERS = {**SMALL, 'rim.peers.parts': 3, 'rim.peers.thoughts': 1}
+
+
+@pytest.mark.parametrize('changes', [
+    {'method': 'icot'}, {'method': 'coconut'},
+    {'method': 'codi', 'rim.peers.projection': True}], ids=lambda c: c['method'])
+def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, monkeypatch,
+                                              changes):
+  """Methods whose stage 1 has parts, or that think: a broken run ends in the same bits."""
+  config = tiny_config(**{**PEERS, **changes})
+  run = make_run(config, tmp_path / 'whole')
+  state = loop.train(run)
+  broken = make_run(config, tmp_path / 'broken')
+  with monkeypatch.context() as patch, pytest.raises(Break):
+    breaking_at(patch, 7, die)
+    loop.train(broken)
+  assert_same(loop.train(broken), state)
+  assert lines(broken) == lines(run)
 
 
 @pytest.mark.parametrize('at, number', [

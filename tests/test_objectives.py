@@ -122,13 +122,13 @@ def test_dropout_needs_a_key():
       if method:  # the head
         return np.zeros((*x.shape[:-1], VOCAB), np.float32)
       calls.append(kwargs)
-      return np.zeros((*x.shape, 4), np.float32), ()
+      return np.zeros((*x.shape, 4), np.float32), (None,) * 4
 
   batch, rng = pipeline.collate(ROWS, 9, 3, 3), jax.random.key(0)
   for key in (None, rng):
     jax.eval_shape(lambda key=key: objectives.next_token(Recorder(), {}, batch, key)[0])
-  assert calls == [{'deterministic': True, 'rngs': None},
-                   {'deterministic': False, 'rngs': {'dropout': rng}}]
+  assert calls == [{'embeddings': None, 'deterministic': True, 'rngs': None},
+                   {'embeddings': None, 'deterministic': False, 'rngs': {'dropout': rng}}]
 
 
 def test_every_method_names_an_objective():

@@ -95,6 +95,18 @@ class Block(nn.Module):
     return q, k, v
 
 
+class Thought(nn.Module):
+  """A hidden state as the next input: dense, GELU, dense, layer norm, as in CODI."""
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, hidden: chex.Array) -> chex.Array:
+    up = nn.gelu(Dense(self.width, True, self.dtype, name='up')(hidden))
+    return nn.LayerNorm(dtype=self.dtype, name='norm')(
+        Dense(self.width, True, self.dtype, name='down')(up))
+
+
 class GPT(nn.Module):
   """Tokens in, hidden states out; `head` turns hidden states into logits.
 
@@ -103,6 +115,7 @@ class GPT(nn.Module):
     vocab: V, padded.
     dropout: rate while not deterministic.
     imm: the implicit memory; None, or without a policy: none.
+    projection: whether thoughts go through an MLP of their own (think).
     known: rows of the vocabulary from here on are parameters of their own, so that
       they can be trained alone; 0: one table.
   """
@@ -111,6 +124,7 @@ class GPT(nn.Module):
   dropout: float = 0.0
   imm: ImmConfig | None = None
   known: int = 0
+  projection: bool = False
 
   @property
   def random(self) -> bool:
@@ -133,6 +147,12 @@ class GPT(nn.Module):
       if new:
         self.new_head = self.param('new_head', normal, (c.width, new), jnp.float32)
     self.norm = norm(c)
+    if self.projection:
+      self.thought = Thought(c.width, jnp.dtype(c.dtype))
+
+  def think(self, hidden: chex.Array) -> chex.Array:
+    """The input after a hidden state [..., D] that no token is made of."""
+    return self.thought(hidden) if self.projection else hidden
 
   def embed(self, tokens: chex.Array) -> chex.Array:
     """Token embeddings, without positions: [B, T] -> [B, T, D]."""
@@ -169,6 +189,8 @@ class GPT(nn.Module):
     c = self.config
     chex.assert_equal_shape([tokens, positions, mask.segment])
     x = self.embed(tokens) if embeddings is None else embeddings
+    if self.is_initializing():
+      self.think(x)  # its parameters are made here
     if c.positions == 'learned':
       x = x + self.position_embedding[positions].astype(x.dtype)
     x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))

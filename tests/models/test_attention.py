@@ -130,8 +130,9 @@ def test_several_tokens_at_once(make):
   q, k, v = qkv(1, batch.tokens.shape[1])
   expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
   empty = np.zeros((2, count, r, N, H), np.float32)
-  cache, parts = attention.Cache(k[:, :p], v[:, :p], empty, empty), jax.tree.map(
-      lambda a: a[:, p:].reshape(2, count, r, *a.shape[2:]), (q, k, v, batch.mask.replace(until=batch.segment)))
+  cache = attention.Cache(k[:, :p], v[:, :p], empty, empty)
+  parts = jax.tree.map(lambda a: a[:, p:].reshape(2, count, r, *a.shape[2:]),
+                       (q, k, v, batch.mask.replace(until=batch.segment)))
   for start, stop in ((0, 2), (2, r)):
     own_q, own_k, own_v, mask = jax.tree.map(
         lambda a, s=slice(start, stop): a[:, :, s].reshape(2, -1, *a.shape[3:]), parts)
