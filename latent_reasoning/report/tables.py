@@ -1,9 +1,7 @@
 """Tables in plain text."""
 
 import collections
-import json
 import math
-import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -134,40 +132,38 @@ def compare(found: Sequence[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def sweep(path: pathlib.Path, names: Sequence[str], seeds: Sequence[int],
-          control: str) -> str:
-  """A Markdown table of the runs of a sweep, losses as mean ± standard error over seeds.
+def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list[str]]:
+  """Rows of losses of language models by run: mean ± standard error over seeds.
 
   What reads the future stands below the others, marked; its losses are no
   language-modelling losses.
+
+  Args:
+    done: results.json of each seed, by run.
+    control: the run that others are held against, seed by seed.
   """
-  found = {name: [] for name in names}
-  for name in names:
-    for seed in seeds:
-      file = path / f'{name}-{seed}' / 'results.json'
-      if file.exists():
-        found[name].append(json.loads(file.read_text(encoding='utf-8')))
-  done = {name: runs for name, runs in found.items() if runs}
-  if not done:
-    return 'no run has finished'
-  if any('loss' not in run for runs in done.values() for run in runs):
-    return compare([run for runs in done.values() for run in runs])
   base = {run['seed']: run for run in done.get(control, ())}
-  lines = ['| run | parameters | seeds | train loss | valid loss | against control, valid |'
-           ' memory zeroed, valid |', '|---|---|---|---|---|---|---|']
+  rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',
+           'against control, valid', 'memory zeroed, valid']]
   for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
     mark = '' if runs[0]['causal'] else ' **(NOT CAUSAL)**'
     against = [100 * (run['loss'] / base[run['seed']]['loss'] - 1) for run in runs
                if run['seed'] in base and name != control]
     zeroed = [run['memory_zeroed']['loss'] for run in runs if 'memory_zeroed' in run]
-    cells = [name + mark, f"{runs[0]['parameters']:,}",
-             ', '.join(str(run['seed']) for run in runs),
-             spread([run['train']['loss'] for run in runs]),
-             spread([run['loss'] for run in runs]),
-             spread(against, '{:+.2f}') + ' %' if against else '',
-             spread(zeroed) if zeroed else '']
-    lines.append(f"| {' | '.join(cells)} |")
-  return '\n'.join(lines)
+    rows.append([name + mark, f"{runs[0]['parameters']:,}",
+                 ', '.join(str(run['seed']) for run in runs),
+                 spread([run['train']['loss'] for run in runs]),
+                 spread([run['loss'] for run in runs]),
+                 spread(against, '{:+.2f}') + ' %' if against else '',
+                 spread(zeroed) if zeroed else ''])
+  return rows
+
+
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+  """Rows as a Markdown table, the first one its header."""
+  lines = ['| ' + ' | '.join(str(c).replace('|', '\\|').replace('\n', ' ') for c in row) + ' |'
+           for row in rows]
+  return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
 
 
 def spread(values: Sequence[float], form: str = '{:.4f}') -> str:
