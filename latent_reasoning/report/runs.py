@@ -65,9 +65,13 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                     and any((p / f'{n}.json').exists() for n in ('config', 'results')))
     if inside:
       config = read_json(path / 'config.json', problems)
-      control = control or config.get('sweep', {}).get('control', '')
-      order = [*names, *(r.split()[0] for r in config.get('sweep', {}).get('runs', ()))]
+      sweep = config.get('sweep', {})
+      control = control or sweep.get('control', '')
+      order = [*names, *(r.split()[0] for r in sweep.get('runs', ()))]
       place = {name: i for i, name in reversed(list(enumerate(order)))}
+      problems += [f'{path}/{name}-{seed}: missing, though the comparison asks for it'
+                   for name in place for seed in sweep.get('seeds', ())
+                   if path / f'{name}-{seed}' not in inside]
       inside.sort(key=lambda p: (place.get(p.name.rpartition('-')[0], len(order)), p.name))
       if (path / 'latency.json').exists():
         latency.update(read_json(path / 'latency.json', problems))
