@@ -1,7 +1,9 @@
 """Several runs by one command: one after another, each a process and a folder of its own.
 
-A run that fails is told at the end and stops no other. Starting again goes on: what
-has results is kept, what was cut off resumes.
+Each trains for its own steps, or for as many FLOPs as the control. At the end their models
+are timed in turn in one process, and compared (report.comparison). A run that fails is told
+at the end and stops no other. Starting again goes on: what has results is kept, what was cut
+off resumes.
 """
 
 import json

@@ -138,4 +138,4 @@ def test_ticks(low, high, expected):
 
 def test_charts_of_nothing():
   assert svg.lines('t', [], 'x', 'y') == svg.bars('t', [], [], 'x') == ''
-  assert svg.lines('t', [svg.Series('a', [(1, float('nan'), None)])], 'x', 'y') == ''
+  assert svg.lines('t', [svg.Series('a', 0, [(1, float('nan'), None)])], 'x', 'y') == ''

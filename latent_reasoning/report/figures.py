@@ -93,7 +93,9 @@ def _against(pyplot, file: pathlib.Path, runs, x: dict[str, float],
                   capsize=3)
     axis.annotate(name, (value, 100 * final['mean']), xytext=(6, 4),
                   textcoords='offset points', fontsize=8)
-  axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 106), xscale='log')
+  axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 106))
+  if max(x.values()) > 20 * min(x.values()):
+    axis.set_xscale('log')
   axis.margins(x=0.18)
   axis.grid(alpha=0.3, which='both')
   return _save(pyplot, drawing, file)

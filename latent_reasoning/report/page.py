@@ -9,6 +9,7 @@ import base64
 import datetime
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -20,7 +21,8 @@ from latent_reasoning.report import comparison, runs, svg, tables
 from latent_reasoning.report.comparison import mark, right
 
 EXAMPLES = 4  # right and wrong predictions shown of each run
-DRAWN = ('accuracy.png', 'by_steps.png', 'losses.png')  # the page has charts of its own
+DRAWN = ('accuracy.png', 'by_steps.png', 'by_latency.png', 'by_parameters.png', 'losses.png')
+# The page has charts of its own instead.
 NOT_CAUSAL = ('NOT CAUSAL: this run reads the future that it is asked to predict. Its losses '
               'are no language-modelling losses and compare with nothing.')
 Rows = Sequence[Sequence[Any]]
@@ -106,7 +108,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
   page.text(f'{len(found.folders)} runs, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning', 'quiet')
   if found.problems:
-    page.table([['could not be read'], *([p] for p in found.problems)], 'Damaged or missing')
+    page.table([['file or folder: what is wrong'], *([p] for p in found.problems)],
+               'Damaged or missing')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL, 'warning')
   summary, groups = comparison.summarize(found), found.groups()
@@ -161,12 +164,13 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
   if not named:
     return []
   def series(points):
-    return [svg.Series(n, points(r), r['causal']) for n, r in named.items()]
+    return [svg.Series(n, i, points(r), r['causal'])
+            for i, (n, r) in enumerate(named.items())]
 
   def percent(value):
     return 100 * value['mean'], 100 * (value['error'] or 0)
 
-  charts = [svg.bars('Final accuracy', [svg.Series('final', [
+  charts = [svg.bars('Final accuracy', [svg.Series('final', 0, [
       (i, *percent(r['final'])) for i, r in enumerate(named.values())])], list(named),
       'exact match %', top=100)]
   if len({s for r in named.values() for s in r['by_steps']}) > 1:
@@ -182,9 +186,18 @@ def _accuracy(summary: dict[str, Any]) -> list[str]:
            for n, r in named.items() if any(e['batch'] == 1 for e in r['latency'])}
   if timed:
     charts.append(svg.bars('Latency at batch 1', [
-        svg.Series(label, [(i, e[key], None) for i, e in enumerate(timed.values())])
-        for label, key in (('first answer token', 'first_ms'), ('full answer', 'full_ms'))],
+        svg.Series(label, k, [(i, e[key], None) for i, e in enumerate(timed.values())])
+        for k, (label, key) in enumerate((('first answer token', 'first_ms'),
+                                          ('full answer', 'full_ms')))],
         list(timed), 'ms, median', '.2f'))
+    charts.append(svg.lines('Accuracy against latency', [
+        svg.Series(s.name, s.number, [(timed[s.name]['full_ms'], *percent(
+            named[s.name]['final']))], s.causal) for s in series(lambda r: [])
+        if s.name in timed], 'full answer ms, batch 1', 'final %', top=100))
+  if len({r['parameters'] for r in named.values()} - {None}) > 2:
+    charts.append(svg.lines('Accuracy against size', series(
+        lambda r: [(r['parameters'], *percent(r['final']))] if r['parameters'] else []),
+        'parameters', 'final %', top=100))
   return charts
 
 
@@ -195,11 +208,11 @@ def _curves(groups: dict[str, list[runs.Folder]]) -> list[str]:
       ('Training loss', 'train', 'loss', 'nats'), ('Validation loss', 'valid', 'loss', 'nats'),
       ('Validation accuracy', 'valid', 'final', 'final %')):
     series = []
-    for name, folders in groups.items():
+    for number, (name, folders) in enumerate(groups.items()):
       causal = all(f.causal for f in folders)
       scale = 100 if value == 'final' else 1
       series.append(svg.Series(
-          name if causal else f'{name} (NOT CAUSAL)',
+          name if causal else f'{name} (NOT CAUSAL)', number,
           [(s, scale * v, None) for s, v in runs.curve(folders, split, value)], causal))
     charts.append(svg.lines(f'{title}, mean over seeds', series, 'training step', label,
                             100 if value == 'final' else None, dots=split == 'valid'))
@@ -283,8 +296,8 @@ def _origin(page: Page, folders: Sequence[runs.Folder]) -> None:
 
 
 def _numeric(cell: Any) -> bool:
-  """Whether a cell is a number, or empty, or begins with one."""
-  return str(cell)[:1] in '0123456789+-' or str(cell) == 'control'
+  """Whether a cell is empty, or a number, perhaps with its error and unit."""
+  return re.fullmatch(r'|control|[-+]?[\d.,]+(e-?\d+)?( ±[\d.]+)?( %)?', str(cell)) is not None
 
 
 def _plain(text: str) -> str:
@@ -325,21 +338,22 @@ h2{font-size:18px;margin:36px 0 8px;padding-top:8px;border-top:1px solid var(--e
 p{max-width:76ch;margin:8px 0 12px;overflow-wrap:anywhere}
 .quiet{color:var(--quiet);margin-top:2px}
 .warning{color:var(--warn);background:var(--warnback);padding:8px 12px;border-radius:6px}
-.scroll{overflow-x:auto;margin:12px 0;border:1px solid var(--edge);border-radius:6px}
-table{border-collapse:collapse;width:100%;font-size:13.5px}
+.scroll{overflow-x:auto;margin:12px 0;width:fit-content;max-width:100%;
+border:1px solid var(--edge);border-radius:6px}
+table{border-collapse:collapse;width:max-content;font-size:13.5px}
 caption{text-align:left;font-weight:600;padding:8px 10px;position:sticky;left:0}
 th,td{padding:5px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--edge)}
-td:not(.n){max-width:46ch;overflow-wrap:break-word}
+td:not(.n){max-width:46ch;overflow-wrap:break-word;white-space:pre-line}
 thead th{background:var(--panel);font-weight:600;vertical-align:bottom}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--panel);z-index:1;
 max-width:22ch}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-th.n{white-space:normal}
+th.n{white-space:normal;max-width:14ch}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));
 align-items:start;margin:16px 0}
 figure{margin:0;padding:10px;background:var(--panel);border-radius:6px;min-width:0}
 figcaption{font-weight:600;font-size:14px;margin-bottom:6px}
-figure>svg{display:block;width:100%;max-width:600px;height:auto;font-size:12px}
+figure>svg{display:block;width:100%;max-width:600px;height:auto;font-size:13px}
 figure>img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px}
 svg text{fill:var(--text)}
 .line{fill:none;stroke-width:2}.error{stroke-width:1.5}

@@ -11,8 +11,12 @@ COLOURS, DASHES = 8, ('', '7 3', '2 3')
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A line or a row of bars; what is not causal is grey and dashed."""
+  """A line or a row of bars; what is not causal is grey and dashed.
+
+  Its number is its colour, the same for a run on the whole page.
+  """
   name: str
+  number: int
   points: Sequence[tuple[float, float, float | None]]  # x, y, error of y
   causal: bool = True
 
@@ -28,19 +32,22 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
   return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def style(number: int, causal: bool) -> str:
-  """Colour and dash of a series."""
-  dash = DASHES[number // COLOURS % len(DASHES)] if causal else '5 4'
-  return (f'style="stroke:var(--{f"c{number % COLOURS}" if causal else "grey"})"'
-          + (f' stroke-dasharray="{dash}"' if dash else ''))
+def colour(one: Series) -> str:
+  return f'var(--c{one.number % COLOURS})' if one.causal else 'var(--grey)'
+
+
+def style(one: Series) -> str:
+  """Colour and dash of a line."""
+  dash = DASHES[one.number // COLOURS % len(DASHES)] if one.causal else '5 4'
+  return f'style="stroke:{colour(one)}"' + (f' stroke-dasharray="{dash}"' if dash else '')
 
 
 def legend(series: Sequence[Series]) -> str:
   """Names beside their lines."""
   items = ''.join(
       f'<span><svg viewBox="0 0 26 8" width="26" height="8" aria-hidden="true">'
-      f'<path d="M1 4H25" class="line" {style(i, s.causal)}/></svg>'
-      f'{escape(s.name)}</span>' for i, s in enumerate(series))
+      f'<path d="M1 4H25" class="line" {style(s)}/></svg>'
+      f'{escape(s.name)}</span>' for s in series)
   return f'<div class="legend">{items}</div>'
 
 
@@ -74,20 +81,20 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str,
     parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>'
                  + _label(LEFT - 6, y(tick) + 4, f'{tick:g}', 'end'))
   places = sorted({p[0] for p in points})
-  for tick in places if len(places) <= 8 else ticks(low_x, high_x, 4):
+  few = len(places) <= 8 and all(float(p).is_integer() for p in places)
+  for tick in places if few else ticks(low_x, high_x, 4):
     parts.append(_label(x(tick), HEIGHT - BOTTOM + 16, f'{tick:g}'))
-  for number, one in enumerate(series):
+  for one in series:
     own = [p for p in one.points if math.isfinite(p[1])]
-    look = style(number, one.causal)
-    parts.append(f'<path class="line" {look} d="'
+    parts.append(f'<path class="line" {style(one)} d="'
                  + ''.join(f"{'L' if i else 'M'}{x(p[0]):.1f} {y(p[1]):.1f}"
                            for i, p in enumerate(own)) + '"/>' if own else '')
     for px, py, error in own if dots else ():
       if error:
-        parts.append(f'<path class="error" {look.partition(" stroke-dash")[0]} '
+        parts.append(f'<path class="error" style="stroke:{colour(one)}" '
                      f'd="M{x(px):.1f} {y(py - error):.1f}V{y(py + error):.1f}"/>')
-      fill = f'var(--c{number % COLOURS})' if one.causal else 'var(--grey)'
-      parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="3" style="fill:{fill}">'
+      parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="3.5" '
+                   f'style="fill:{colour(one)}">'
                    f'<title>{escape(one.name)}: {px:g}, {py:.4g}</title></circle>')
   middle = (HEIGHT - BOTTOM + TOP) / 2
   parts.append(_label((WIDTH + LEFT) / 2, HEIGHT - 6, x_label)
@@ -102,8 +109,8 @@ def bars(title: str, series: Sequence[Series], names: Sequence[str], label: str,
   points = [p for s in series for p in s.points if math.isfinite(p[1])]
   if not points:
     return ''
-  high, left = top or max(p[1] + (p[2] or 0) for p in points) or 1.0, 128
-  thick, pad = (16, 8) if len(series) == 1 else (11, 9)
+  high, left = top or max(p[1] + (p[2] or 0) for p in points) or 1.0, 142
+  thick, pad = (17, 8) if len(series) == 1 else (15, 10)
   group = thick * len(series) + pad
   height = TOP + group * len(names) + BOTTOM
   span = WIDTH - left - 64
@@ -120,13 +127,11 @@ def bars(title: str, series: Sequence[Series], names: Sequence[str], label: str,
     for px, py, error in one.points:
       up = TOP + group * int(px) + thick * number
       end = left + span * min(py, high) / high
-      grey = not one.causal or names[int(px)].endswith('(NOT CAUSAL)')
-      fill = 'var(--grey)' if grey else f'var(--c{number % COLOURS})'
       said = f'{py:{form}}' + (f' ±{error:{form}}' if error else '')
       reach = end + (span * (error or 0) / high)
       parts.append(
           f'<rect x="{left}" y="{up}" width="{max(0.5, end - left):.1f}" height="{thick - 2}" '
-          f'style="fill:{fill}"/>' + (
+          f'style="fill:{colour(one)}"/>' + (
               f'<path class="whisker" d="M{left + span * max(0, py - error) / high:.1f} '
               f'{up + thick / 2 - 1}H{reach:.1f}"/>' if error else '')
           + _label(reach + 5, up + thick / 2 + 3, said, 'start'))
