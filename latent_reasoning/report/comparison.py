@@ -161,13 +161,17 @@ def by_block(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def tests(summary: dict[str, Any]) -> list[list[str]]:
-  """McNemar's exact test against the control, by seed and pooled."""
-  rows = [['run', 'seed', 'right where control is wrong', 'wrong where control is right',
-           'p']]
-  for name, run in summary['runs'].items():
-    rows += [[mark(name, run), seed, t['better'], t['worse'], probability(t['p'])]
-             for seed, t in run['against'].items()]
-  return [list(map(str, row)) for row in rows]
+  """McNemar's exact test against the control, pooled and by seed."""
+  runs = {n: r for n, r in summary['runs'].items() if r['against']}
+  seeds = sorted({s for r in runs.values() for s in r['against']} - {'pooled'}, key=float)
+  rows = [['run', 'right, control wrong', 'wrong, control right', 'p, all seeds',
+           *(f'p, seed {s}' for s in seeds)]]
+  for name, run in runs.items():
+    own = run['against']
+    rows.append([mark(name, run), str(own['pooled']['better']), str(own['pooled']['worse']),
+                 probability(own['pooled']['p']),
+                 *(probability(own[s]['p']) if s in own else '' for s in seeds)])
+  return rows
 
 
 def times(summary: dict[str, Any]) -> list[list[str]]:

@@ -23,8 +23,8 @@ from latent_reasoning.report.comparison import mark, right
 EXAMPLES = 4  # right and wrong predictions shown of each run
 DRAWN = ('accuracy.png', 'by_steps.png', 'by_latency.png', 'by_parameters.png', 'losses.png')
 # The page has charts of its own instead.
-NOT_CAUSAL = ('NOT CAUSAL: this run reads the future that it is asked to predict. Its losses '
-              'are no language-modelling losses and compare with nothing.')
+NOT_CAUSAL = ('NOT CAUSAL: {} reads the future that it is asked to predict. Its losses are no '
+              'language-modelling losses and compare with nothing.')
 Rows = Sequence[Sequence[Any]]
 
 
@@ -111,7 +111,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
     page.table([['file or folder: what is wrong'], *([p] for p in found.problems)],
                'Damaged or missing')
   if not all(f.causal for f in found.folders):
-    page.text(NOT_CAUSAL, 'warning')
+    page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
+        f.name for f in found.folders if not f.causal))), 'warning')
   summary, groups = comparison.summarize(found), found.groups()
   losses = {n: [f.results for f in fs if 'loss' in f.results] for n, fs in groups.items()}
   losses = {n: r for n, r in losses.items() if r}
@@ -346,9 +347,9 @@ th,td{padding:5px 10px;text-align:left;vertical-align:top;border-top:1px solid v
 td:not(.n){max-width:46ch;overflow-wrap:break-word;white-space:pre-line}
 thead th{background:var(--panel);font-weight:600;vertical-align:bottom}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--panel);z-index:1;
-max-width:22ch}
+max-width:30ch}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-th.n{white-space:normal;max-width:14ch}
+th.n{white-space:normal;max-width:10ch}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));
 align-items:start;margin:16px 0}
 figure{margin:0;padding:10px;background:var(--panel);border-radius:6px;min-width:0}

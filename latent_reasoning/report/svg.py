@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 270, 48, 12, 10, 40
+NOT_CAUSAL = '(NOT CAUSAL)'  # ends the names of such runs
 COLOURS, DASHES = 8, ('', '7 3', '2 3')
 
 
@@ -120,18 +121,22 @@ def bars(title: str, series: Sequence[Series], names: Sequence[str], label: str,
     parts.append(f'<path class="grid" d="M{at:.1f} {TOP}V{height - BOTTOM}"/>'
                  + _label(at, height - BOTTOM + 15, f'{tick:g}'))
   for number, name in enumerate(names):
-    shown = name if len(name) <= 19 else name[:18] + '…'
+    mark = ' NOT CAUSAL' if name.endswith(NOT_CAUSAL) else ''  # never cut off
+    room = 19 - len(mark)
+    shown = name.removesuffix(NOT_CAUSAL).strip()
+    shown = (shown if len(shown) <= room else shown[:room - 1] + '…') + mark
     parts.append(f'<text x="{left - 6}" y="{TOP + group * number + (group - pad) / 2 + 4:.1f}" '
                  f'text-anchor="end">{escape(shown)}<title>{escape(name)}</title></text>')
   for number, one in enumerate(series):
     for px, py, error in one.points:
       up = TOP + group * int(px) + thick * number
       end = left + span * min(py, high) / high
+      fill = 'var(--grey)' if names[int(px)].endswith(NOT_CAUSAL) else colour(one)
       said = f'{py:{form}}' + (f' ±{error:{form}}' if error else '')
       reach = end + (span * (error or 0) / high)
       parts.append(
           f'<rect x="{left}" y="{up}" width="{max(0.5, end - left):.1f}" height="{thick - 2}" '
-          f'style="fill:{colour(one)}"/>' + (
+          f'style="fill:{fill}"/>' + (
               f'<path class="whisker" d="M{left + span * max(0, py - error) / high:.1f} '
               f'{up + thick / 2 - 1}H{reach:.1f}"/>' if error else '')
           + _label(reach + 5, up + thick / 2 + 3, said, 'start'))
