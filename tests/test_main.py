@@ -36,7 +36,7 @@ def test_help(capsys):
   """--help explains the modes, gives three commands to start with, and succeeds."""
   assert call('--help') == 0
   out = capsys.readouterr().out
-  for mode in ('train', 'eval', 'generate', 'audit', 'latency'):
+  for mode in main.MODES | dict.fromkeys(main.WITHOUT_RUN):
     assert f'\n  {mode} ' in out
   assert out.count('python -m latent_reasoning.main --config=configs/') >= 3
   assert call('-h') == 0
@@ -93,6 +93,10 @@ MISTAKES = {  # name: (command line, what the message has to say)
     'unknown variant': (
         lambda folder: [f'--config={CONFIG}:nosuch', f'--workdir={folder}/run'],
         ['nosuch']),
+    'nothing to compare': (given('--mode=compare'), ['sweep.runs', 'compare_arithmetic']),
+    'nothing to report': (lambda folder: ['--mode=report'], ['no folder given']),
+    'report of nothing': (lambda folder: ['--mode=report', f'{folder}/none'],
+                          ['no such folder']),
     'unknown mode': (given('--mode=trian'), ['trian', 'train', 'eval', 'generate']),
     'unknown flag': (given('--wrkdir=x'), ['wrkdir', 'workdir']),
     'argument': (given('extra'), ['extra']),
