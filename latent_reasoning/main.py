@@ -209,7 +209,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                      'config with runs, such as configs/compare_arithmetic.py')
   if config.sweep.runs and args.mode in ('train', 'compare'):
     from latent_reasoning import sweep
-    own = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
+    own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
                      workdir.open_workdir(path, config, True))
   built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))

@@ -152,7 +152,7 @@ def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]]
   return longer
 
 
-_ALONE = ('--config.sweep.runs=()', "--config.sweep.control=''",
+_ALONE = ('--config.sweep.runs=()', '--config.sweep.control=',
           '--config.sweep.budget=steps')  # what makes one run of a sweep's config
 
 
