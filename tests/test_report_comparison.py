@@ -135,6 +135,8 @@ DAMAGE = {
     'cut results': lambda p: (p / 'results.json').write_text('{"method": "ri'),
     'a list': lambda p: (p / 'results.json').write_text('[]'),
     'other results': lambda p: (p / 'results.json').write_text('{"accuracy": {"final": "x"}}'),
+    'odd tokens': lambda p: (p / 'results.json').write_text(json.dumps(
+        {**json.loads((p / 'results.json').read_text()), 'tokens': 3})),
     'binary': lambda p: (p / 'results.json').write_bytes(b'\xff\xfe\x00'),
     'no config': lambda p: (p / 'config.json').unlink(),
     'bad metrics': lambda p: (p / 'metrics.jsonl').write_text('{"step": 1}\n{"st\n7\n'),
@@ -150,6 +152,13 @@ def test_damage_is_named(folder, name):
   assert any('rim-0' in problem for problem in found.problems)
   summary = report.summarize(found)
   assert summary['runs']['direct']['seeds'] == [0, 1] and 1 in summary['runs']['rim']['seeds']
+
+
+def test_odd_times_are_named(folder):
+  """Entries of latency.json that are not whole are left out, all of them."""
+  (folder / 'latency.json').write_text('{"entries": [{"method": "rim", "batch": 1}]}')
+  found = report.find([folder])
+  assert found.latency == {} and any('not whole' in p for p in found.problems)
 
 
 def test_curve(folder):

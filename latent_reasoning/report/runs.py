@@ -65,7 +65,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                     and any((p / f'{n}.json').exists() for n in ('config', 'results')))
     if inside:
       config = read_json(path / 'config.json', problems)
-      sweep = config.get('sweep', {})
+      sweep = config.get('sweep') if isinstance(config.get('sweep'), dict) else {}
       control = control or sweep.get('control', '')
       order = [*names, *(r.split()[0] for r in sweep.get('runs', ()))]
       place = {name: i for i, name in reversed(list(enumerate(order)))}
@@ -74,7 +74,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                    if path / f'{name}-{seed}' not in inside]
       inside.sort(key=lambda p: (place.get(p.name.rpartition('-')[0], len(order)), p.name))
       if (path / 'latency.json').exists():
-        latency.update(read_json(path / 'latency.json', problems))
+        latency.update(_timed(path / 'latency.json', problems))
     folders += [_folder(one, problems) for one in inside or [path]]
   if not control:
     control = next((f.name for f in folders if f.results.get('method') == 'direct'), '')
@@ -99,6 +99,22 @@ def _folder(path: pathlib.Path, problems: list[str]) -> Folder:
                 read_json(timed, problems) if timed.exists() else {})
 
 
+TIMED = ('batch', 'prefix_tokens', 'tokens', 'first_ms', 'full_ms', 'first_flops',
+         'full_flops')
+
+
+def _timed(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
+  """latency.json of a comparison; {} where an entry is not whole."""
+  found = read_json(path, problems)
+  try:
+    if all(isinstance(e[key], (int, float)) for e in found.get('entries', ()) for key in TIMED):
+      return found
+    raise TypeError
+  except (KeyError, TypeError):
+    problems.append(f'{path}: an entry is not whole; left out')
+  return {}
+
+
 def _sound(results: dict[str, Any]) -> bool:
   """Whether the tables find in it what they read."""
   try:
@@ -109,7 +125,11 @@ def _sound(results: dict[str, Any]) -> bool:
     accuracy = results['accuracy']
     return all(isinstance(v, (int, float)) for v in (
         accuracy['final'], accuracy['any'], *accuracy['per_block'],
-        *(g['final'] for g in results['by_steps'].values()), *map(float, results['by_steps'])))
+        *(g['final'] for g in results['by_steps'].values()), *map(float, results['by_steps']),
+        results.get('parameters', 0), results.get('trained_steps', 0),
+        results.get('tokens', {'mean': 0})['mean'],
+        *(results.get('training', dict.fromkeys(('seconds', 'flops'), 0))[k]
+          for k in ('seconds', 'flops'))))
   except (KeyError, TypeError, AttributeError, ValueError):
     return False
 

@@ -114,7 +114,7 @@ def bars(title: str, series: Sequence[Series], names: Sequence[str], label: str,
   thick, pad = (17, 8) if len(series) == 1 else (15, 10)
   group = thick * len(series) + pad
   height = TOP + group * len(names) + BOTTOM
-  span = WIDTH - left - 64
+  span = WIDTH - left - 78
   parts = []
   for tick in ticks(0, high, 4):
     at = left + span * tick / high
@@ -140,7 +140,7 @@ def bars(title: str, series: Sequence[Series], names: Sequence[str], label: str,
               f'<path class="whisker" d="M{left + span * max(0, py - error) / high:.1f} '
               f'{up + thick / 2 - 1}H{reach:.1f}"/>' if error else '')
           + _label(reach + 5, up + thick / 2 + 3, said, 'start'))
-  parts.append(_label((left + WIDTH - 64) / 2, height - 6, label))
+  parts.append(_label((left + WIDTH - 78) / 2, height - 6, label))
   return _figure(title, height, parts, legend(series) if len(series) > 1 else '')
 
 
