@@ -349,7 +349,7 @@ thead th{background:var(--panel);font-weight:600;vertical-align:bottom}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--panel);z-index:1;
 max-width:30ch}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-th.n{white-space:normal;max-width:12ch}
+th.n{white-space:normal;max-width:12ch;overflow-wrap:anywhere}
 .charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));
 align-items:start;margin:16px 0}
 figure{margin:0;padding:10px;background:var(--panel);border-radius:6px;min-width:0}
