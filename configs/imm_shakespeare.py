@@ -240,6 +240,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   sweep.runs = SWEEPS.get(variant, ())  # 'name key=value …', one run each; (): no sweep
   sweep.seeds = (0, 1, 2)
   sweep.control = 'gpt'  # name of the run that others are held against
+  sweep.budget = 'steps'  # steps | flops: each run's, or scaled to the control's FLOPs
 
   if variant == 'replication_full':
     sweep.seeds = (0, 1, 2, 3, 4)

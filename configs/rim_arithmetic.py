@@ -20,7 +20,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   question = 2 * (steps + 1)  # tokens, at least: 7+2-5*3+4 and a line's end
 
   c = ml_collections.ConfigDict()
-  c.method = 'rim'  # rim | direct | direct_steps | cot | pause
+  c.method = 'rim'  # rim | direct | direct_steps | cot | pause | pause_steps
   c.seed = 0  # of parameters, data and order
 
   c.data = data = ml_collections.ConfigDict()
@@ -204,5 +204,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   sweep.runs = ()  # 'name key=value …', one run each; (): no sweep
   sweep.seeds = (0, 1, 2)
   sweep.control = ''  # name of the run that others are held against
+  sweep.budget = 'steps'  # steps | flops: each run's, or scaled to the control's FLOPs
 
   return c

@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"rim_gsm8k has no variant '{variant}'; known: "
                      f"{', '.join(filter(None, PRETRAINED))}")
   c = ml_collections.ConfigDict()
-  c.method = 'rim'  # rim | direct | direct_steps | cot | pause
+  c.method = 'rim'  # rim | direct | direct_steps | cot | pause | pause_steps
   c.seed = 0  # of parameters, data and order
 
   c.data = data = ml_collections.ConfigDict()
@@ -209,6 +209,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   sweep.runs = ()  # 'name key=value …', one run each; (): no sweep
   sweep.seeds = (0, 1, 2)
   sweep.control = ''  # name of the run that others are held against
+  sweep.budget = 'steps'  # steps | flops: each run's, or scaled to the control's FLOPs
 
   if variant == 'tiny':
     _tiny(c)

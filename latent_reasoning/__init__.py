@@ -12,7 +12,7 @@ imports only from its left:
   errors, config | tokenizers, data | curriculum | layout | masks | pipeline | models |
   pretrained | objectives | adapt, optim | step | checkpoint, metrics, workdir | decode |
   answers, evaluate | text | memory_state | run, loop | explicit, export |
-  audit, latency, benchmark | report, sweep | modes | main
+  flops, audit, latency, benchmark | report (needs config alone), sweep | modes | main
 """
 
 __version__ = '0.1.0'

@@ -230,6 +230,7 @@ class SweepConfig:
   runs: tuple[str, ...]  # 'name key=value key=value …', keys without 'config.'; (): none
   seeds: tuple[int, ...]  # each run with each of them
   control: str  # name of the run that others are held against
+  budget: str  # 'steps': each run trains for its own | 'flops': for the control's FLOPs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ CHOICES = {
     'optim.stage2.optimizer': ('adamw', 'muon'),
     'optim.stage1.schedule': ('constant', 'cosine'),
     'optim.stage2.schedule': ('constant', 'cosine'),
+    'sweep.budget': ('steps', 'flops'),
     'eval.checkpoint': ('best', 'last'),
 }
 

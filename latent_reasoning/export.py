@@ -121,7 +121,7 @@ def prompt(config: Config) -> str:
   """What stands behind a question, as text."""
   blocks = config.eval.blocks or config.rim.blocks
   tail = {'rim': f"<b>{'<m>' * config.rim.block_tokens}</b>" * blocks,
-          'pause': '<pause>' * config.rim.pause_tokens}
+          **dict.fromkeys(('pause', 'pause_steps'), '<pause>' * config.rim.pause_tokens)}
   return '\n' + tail.get(config.method, '')
 
 

@@ -1,35 +1,63 @@
-"""How long an answer takes: direct, chain of thought and RiM on the same weights.
+"""How long an answer takes.
 
-Time depends on shapes, not on what the weights say, so all methods run on one
-model and one decoder and differ only in their prompt and in how many tokens come
-before the answer. A chain of thought is as long as the data's own.
+`measure` holds direct, chain of thought and RiM on the same weights against each other:
+time depends on shapes, not on what the weights say, so one model and one decoder serve
+all, and a chain of thought is as long as the data's own.
+
+  python -m latent_reasoning.latency RUN… --out=FILE
+
+times finished runs, each on its own model, with as many tokens as it generated on the
+test split.
 """
 
+import dataclasses
+import json
+import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
-from latent_reasoning import decode, layout, pipeline
+from latent_reasoning import config_check, decode, layout, pipeline, pretrained, workdir
+from latent_reasoning import run as run_lib
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
+from latent_reasoning.errors import InputError
 
 METHODS = ('direct', 'rim', 'cot')
 BATCHES = (1, 32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """One model asked in one method's way.
+
+  Attributes:
+    name: of its entries.
+    method: a row of layout.METHODS.
+    before: tokens it generates before its answer.
+    answer: tokens of the answer, the end token included.
+  """
+  name: str
+  config: Config
+  method: str
+  model: Any
+  params: Any
+  examples: Sequence[layout.Encoded]
+  symbols: layout.Symbols
+  before: int
+  answer: int
+
+
 def measure(config: Config, model, params, tokenizer,
             examples: Sequence[layout.Encoded],
             progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-  """Times every method at every batch size.
-
-  Time to first answer token: prefill, and decoding up to the first token that
-  belongs to the answer. Full answer: up to its end token. Medians over
-  `eval.latency_repeats` runs of compiled programs; the methods take turns, so
-  that a slow moment of the machine falls on all of them.
+  """Times every method at every batch size on the same weights.
 
   Args:
     examples: real problems; their median lengths are the tokens generated.
@@ -39,45 +67,62 @@ def measure(config: Config, model, params, tokenizer,
   """
   symbols = layout.symbols(tokenizer)
   trace, answer = lengths(examples, symbols)
-  head, rng = decode.head_kernel(model, params), step_lib.key(0, step_lib.SAMPLE)
-  entries = []
+  subjects = [Subject(name, config, name, model, params, examples, symbols,
+                      trace if layout.method(name).trace else 0, answer) for name in METHODS]
+  entries = in_turn(subjects, config.eval.latency_repeats, progress)
+  for entry in entries:
+    direct = next(e for e in entries
+                  if e['method'] == 'direct' and e['batch'] == entry['batch'])
+    entry['first_vs_direct'] = entry['first_ms'] / direct['first_ms']
+    entry['full_vs_direct'] = entry['full_ms'] / direct['full_ms']
+  return {'entries': entries, 'trace_tokens': trace, 'answer_tokens': answer,
+          'repeats': config.eval.latency_repeats, 'device': jax.devices()[0].device_kind,
+          'dtype': config.model.dtype}
+
+
+def in_turn(subjects: Sequence[Subject], repeats: int,
+            progress: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+  """Times every subject at every batch size.
+
+  Time to first answer token: prefill, and decoding up to the first token that
+  belongs to the answer. Full answer: up to its end token. Medians over `repeats`
+  runs of compiled programs; the subjects take turns, so that a slow moment of the
+  machine falls on all of them.
+  """
+  rng, entries = step_lib.key(0, step_lib.SAMPLE), []
+  heads = [decode.head_kernel(s.model, s.params) for s in subjects]
   for batch_size in BATCHES:
     programs = {}
-    for name in METHODS:
-      before = trace if layout.method(name).trace else 0
-      batch = jax.device_put(prompt(config, name, examples, batch_size, symbols))
-      for kind, tokens in (('first', before + 1), ('full', before + answer)):
+    for subject, head in zip(subjects, heads, strict=True):
+      batch = jax.device_put(prompt(subject.config, subject.method, subject.examples,
+                                    batch_size, subject.symbols))
+      for kind, tokens in (('first', subject.before + 1),
+                           ('full', subject.before + subject.answer)):
         # Compiled ahead, so that looking a program up is no part of the time.
         compiled = decode.generate.lower(
-            model, params, head, batch, rng, 1.0, end=-1, pad=symbols.pad,
-            max_tokens=tokens).compile()
-        programs[name, kind] = (batch, tokens, compiled)
+            subject.model, subject.params, head, batch, rng, 1.0, end=-1,
+            pad=subject.symbols.pad, max_tokens=tokens).compile()
+        programs[subject.name, kind] = (subject.params, head, batch, compiled)
     times = {key: [] for key in programs}
-    for repeat in range(-1, config.eval.latency_repeats):
-      for key, (batch, _, compiled) in programs.items():
+    for repeat in range(-1, repeats):
+      for key, (params, head, batch, compiled) in programs.items():
         began = time.perf_counter()
         jax.block_until_ready(compiled(params, head, batch, rng, 1.0))
         if repeat >= 0:  # the first one warms up
           times[key].append(1e3 * (time.perf_counter() - began))
-      progress(f'batch {batch_size}: run {repeat + 1} of {config.eval.latency_repeats}')
-    for name in METHODS:
-      batch, tokens, _ = programs[name, 'full']
-      prefill, step = flops(model, params, head, batch, tokens)
-      first = programs[name, 'first'][1]
+      progress(f'batch {batch_size}: run {repeat + 1} of {repeats}')
+    for subject in subjects:
+      params, head, batch, _ = programs[subject.name, 'full']
+      tokens = subject.before + subject.answer
+      prefill, step = flops(subject.model, params, head, batch, tokens)
       entries.append({
-          'method': name, 'batch': batch_size, 'prefix_tokens': batch.prefix,
+          'method': subject.name, 'batch': batch_size, 'prefix_tokens': batch.prefix,
           'tokens': tokens,
-          'first_ms': statistics.median(times[name, 'first']),
-          'full_ms': statistics.median(times[name, 'full']),
-          'first_flops': prefill + (first - 1) * step,
+          'first_ms': statistics.median(times[subject.name, 'first']),
+          'full_ms': statistics.median(times[subject.name, 'full']),
+          'first_flops': prefill + subject.before * step,
           'full_flops': prefill + (tokens - 1) * step})
-    direct = next(e for e in entries if e['method'] == 'direct' and e['batch'] == batch_size)
-    for entry in entries[-len(METHODS):]:
-      entry['first_vs_direct'] = entry['first_ms'] / direct['first_ms']
-      entry['full_vs_direct'] = entry['full_ms'] / direct['full_ms']
-  return {'entries': entries, 'trace_tokens': trace, 'answer_tokens': answer,
-          'repeats': config.eval.latency_repeats, 'device': jax.devices()[0].device_kind,
-          'dtype': config.model.dtype}
+  return entries
 
 
 def lengths(examples: Sequence[layout.Encoded], symbols: layout.Symbols) -> tuple[int, int]:
@@ -115,3 +160,51 @@ def flops(model, params, head, batch, tokens: int) -> tuple[float, float]:
   _, cache = jax.eval_shape(prefill, params, head, batch)
   one = jax.jit(step).lower(params, head, batch, cache).compile()
   return tuple(float(np.sum(c.cost_analysis()['flops'])) for c in (first, one))
+
+
+def subject(path: pathlib.Path, name: str) -> Subject:
+  """A finished run as one to be timed, by what its folder holds.
+
+  Raises:
+    InputError: it has no checkpoint or no results.
+  """
+  place = workdir.Workdir(path.absolute())
+  try:
+    config = pretrained.resolve(config_check.from_dict(
+        ml_collections.ConfigDict(json.loads(place.config.read_text()))))
+    results = json.loads(place.results.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
+  if config.method == 'lm':
+    raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
+  run = run_lib.build(config, place)
+  found = run.restore()
+  if found is None:
+    raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')
+  test = [run.splits.test[i] for i in range(min(64, len(run.splits.test)))]
+  examples, symbols = layout.encode(test, run.tokenizer), layout.symbols(run.tokenizer)
+  answer = lengths(examples, symbols)[1]
+  before = max(0, round(results['tokens']['median']) - answer)
+  return Subject(name, config, config.method, run.model(), found.state.params, examples,
+                 symbols, before if layout.method(config.method).trace else 0, answer)
+
+
+def main(arguments: Sequence[str]) -> int:
+  paths = [pathlib.Path(a) for a in arguments if not a.startswith('--out=')]
+  out = next((a.partition('=')[2] for a in arguments if a.startswith('--out=')), '')
+  try:
+    if not paths or not out:
+      raise InputError('usage: python -m latent_reasoning.latency RUN… --out=FILE')
+    subjects = [subject(p, p.resolve().name.rpartition('-')[0] or p.name) for p in paths]
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  repeats = subjects[0].config.eval.latency_repeats
+  workdir.write_json(pathlib.Path(out), {
+      'entries': in_turn(subjects, repeats), 'repeats': repeats,
+      'device': jax.devices()[0].device_kind})
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -218,7 +218,12 @@ def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
   Readout t starts with an index token of its own and sees the question only.
   It is annealed like RiM's and gone in stage 2.
   """
-  x = example.question
+  return _with_steps(example.question, example, stage, progress, rim, ids)
+
+
+def _with_steps(x: Sequence[int], example: Encoded, stage: int, progress: float,
+                rim: RimConfig, ids: Symbols) -> Row:
+  """The answer after a prefix, in stage 1 the steps beside it."""
   readouts = []
   if stage == 1:
     texts = _steps_after(example, rim)
@@ -269,6 +274,13 @@ def pause(example: Encoded, stage: int, progress: float, rim: RimConfig,
   """x, P pause tokens, y."""
   x = [*example.question, *[ids.pause] * rim.pause_tokens]
   return plain(x, [Readout(len(x), [*example.answer, ids.end])])
+
+
+def pause_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
+                ids: Symbols) -> Row:
+  """`direct_steps` behind P pause tokens: RiM's supervision without its blocks."""
+  x = [*example.question, *[ids.pause] * rim.pause_tokens]
+  return _with_steps(x, example, stage, progress, rim, ids)
 
 
 def pause_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
@@ -348,6 +360,7 @@ METHODS = {
     'icot': Method(icot, question_prompt, parts=True),
     'coconut': Method(coconut, coconut_prompt, parts=True, thinks=True),
     'codi': Method(codi, codi_prompt, 'codi', teacher=cot, thinks=True),
+    'pause_steps': Method(pause_steps, pause_prompt),
     'rim': Method(rim, rim_prompt),
     # Plain text; the audit reads its second half as an answer to the first.
     'lm': Method(direct, question_prompt, objective='language_model'),

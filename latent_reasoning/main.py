@@ -5,7 +5,7 @@
 
 Modes:
   train     train (or resume), then evaluate on the test split; the default. A config
-            with sweep.runs trains them all and ends in a table and a figure
+            with sweep.runs trains them all and ends in a comparison
   eval      evaluate the workdir's checkpoint on the test split and eval.sets
   generate  answer --question="...", or questions typed at a prompt
   explain   say as text what the memory holds, of --question="...", or of the test split
@@ -16,6 +16,10 @@ Modes:
   latency   time to first answer token and full-answer time per method
   plan      bytes per device of a training step on --devices=1,4,64 devices that are not
             here, and whether they fit --memory_gb
+  flops     count the training FLOPs of the configuration; trains nothing
+  compare   train a config's sweep.runs one after another, then time and compare them
+  report    one HTML page of the folders given, of runs or comparisons:
+            --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
 
 Three commands to start with:
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
@@ -55,12 +59,15 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   config_flags.DEFINE_config_file('config', None, 'FILE.py or FILE.py:variant',
                                   flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
-  flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
+  flags.DEFINE_enum('mode', 'train', [*MODES, *WITHOUT_RUN], 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_float('memory_gb', 95.0, 'of a device, for --mode=plan', flag_values=values)
+  flags.DEFINE_list('folders', [], 'of --mode=report; plain arguments are too',
+                    flag_values=values)
+  flags.DEFINE_boolean('markdown', False, 'of --mode=report: as Markdown', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
@@ -74,8 +81,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     raise InputError(_explain(error)) from None
   finally:
     sys.argv = old
-  if len(rest) > 1:
+  if len(rest) > 1 and values.mode != 'report':
     raise InputError(f'unexpected argument {rest[1]!r}; flags look like --name=value')
+  values.folders = [*values.folders, *rest[1:]]
   return values
 
 
@@ -162,9 +170,16 @@ def plan(args, config, argv: Sequence[str]) -> int:
   return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.memory_gb)
 
 
+def flops(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.count(run)
+
+
 MODES: dict[str, Callable] = {
     'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
-    'export': export, 'audit': audit, 'attention': attention, 'latency': latency, 'plan': plan}
+    'export': export, 'audit': audit, 'attention': attention, 'latency': latency,
+    'flops': flops}
+WITHOUT_RUN = ('compare', 'report', 'plan')  # modes of many runs, or of none
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,6 +189,9 @@ def main(argv: Sequence[str]) -> int:
     if args.help:
       print(__doc__)
       return 0
+    if args.mode == 'report':
+      from latent_reasoning import report
+      return report.write(args.folders, args.workdir, args.markdown)
     if not config_argument(argv):
       raise InputError('no configuration; give one with --config=FILE, for example '
                        '--config=configs/rim_arithmetic.py (see --help)')
@@ -206,9 +224,12 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                       str(pathlib.Path(config.train.compilation_cache).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   path = args.workdir or default_workdir(config_flag, config.method)
-  if config.sweep.runs and args.mode == 'train':
+  if args.mode == 'compare' and not config.sweep.runs:
+    raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
+                     'config with runs, such as configs/compare_arithmetic.py')
+  if config.sweep.runs and args.mode in ('train', 'compare'):
     from latent_reasoning import sweep
-    own = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
+    own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
                      workdir.open_workdir(path, config, True))
   built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tensorboardX
@@ -60,6 +61,20 @@ def read(path) -> list[dict[str, Any]]:
     except ValueError:
       continue
   return records
+
+
+def seconds(records: Sequence[dict[str, Any]]) -> float:
+  """Training time, compilation, validation and checkpoints included.
+
+  What was trained twice, because a run was killed and went on from a checkpoint, counts
+  once; the time between the two processes does not.
+  """
+  total, before = 0.0, 0
+  for record in records:
+    if record['split'] == 'train' and record.get('steps_per_second'):
+      total += (record['step'] - before) / record['steps_per_second']
+      before = record['step']
+  return total
 
 
 class Progress:

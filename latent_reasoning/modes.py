@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import statistics
 import sys
 from typing import Any
 
@@ -16,8 +17,10 @@ import tqdm
 from latent_reasoning import (
   answers,
   explicit,
+  flops,
   layout,
   loop,
+  metrics,
   pipeline,
   report,
   text,
@@ -70,6 +73,7 @@ def evaluate(run: Run) -> int:
       checkpoint=config.eval.checkpoint, blocks=answerer.blocks,
       validation_accuracy=found.meta['accuracy'],
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
+      tokens=tokens(run, records[:len(test)]), training=training(run),
       data=run.splits.report, sets=sets, environment=environment())
   lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records)
   workdir.write_text(run.workdir.predictions, lines)
@@ -91,7 +95,7 @@ def evaluate_text(run: Run, found: Restored) -> int:
       'step': found.step, 'trained_steps': run.curriculum.total,
       'checkpoint': config.eval.checkpoint,
       'parameters': sum(a.size for a in jax.tree.leaves(params)),
-      'data': run.splits.report, 'environment': environment()}
+      'training': training(run), 'data': run.splits.report, 'environment': environment()}
   if config.imm.write:
     result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.off, 'read'))
   workdir.write_json(run.workdir.results, result)
@@ -104,6 +108,31 @@ def evaluate_text(run: Run, found: Restored) -> int:
     print('\nno sample: a model that reads the future cannot generate')
   print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
         f'{run.workdir.results}')
+  return 0
+
+
+def tokens(run: Run, records: list[dict[str, Any]]) -> dict[str, float]:
+  """Tokens generated for the headline's text with its end token: mean and median."""
+  most = run.config.eval.max_tokens
+  texts = [r['predictions'][-1] for r in records if r['predictions']]
+  counts = [min(len(ids) + 1, most) for ids in run.tokenizer.encode_batch(texts)] or [0]
+  return {'mean': statistics.mean(counts), 'median': statistics.median(counts)}
+
+
+def training(run: Run) -> dict[str, Any]:
+  """What the training cost: seconds as logged, FLOPs as counted."""
+  logged = metrics.read(run.workdir.metrics) if run.workdir.metrics.exists() else []
+  return {'seconds': metrics.seconds(logged), **flops.training(run)}
+
+
+def count(run: Run) -> int:
+  """Counts training FLOPs before anything is trained; writes flops.json."""
+  found = flops.training(run)
+  workdir.write_json(run.workdir.flops, found)
+  for stage in found['stages']:
+    print(f"stage {stage['stage']}: {stage['steps']:,} steps, {stage['flops']:.4g} FLOPs")
+  print(f"training: {found['flops']:.4g} FLOPs of matrix products; written to "
+        f'{run.workdir.flops}')
   return 0
 
 

@@ -31,6 +31,7 @@ class Workdir:
   results = property(lambda self: self.path / 'results.json')
   audit = property(lambda self: self.path / 'audit.json')
   latency = property(lambda self: self.path / 'latency.json')
+  flops = property(lambda self: self.path / 'flops.json')
   explicit = property(lambda self: Workdir(self.path / 'explicit'))  # a run of its own
   base = property(lambda self: self.path / 'base.json')  # what that one reads
   explained = property(lambda self: self.path / 'explicit.json')

@@ -106,6 +106,18 @@ def test_pause(rim, stage):
   check(train('pause', rim, stage=stage), [1, 2, 95, 95, 95], [Readout(5, [8, 9, 91])])
 
 
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('stage, progress', [(1, 0.0), (1, 0.75), (2, 0.0)])
+def test_pause_steps(rim, stage, progress, offset):
+  """`direct_steps` with its readouts moved behind P pause tokens."""
+  rim = dataclasses.replace(rim, readout_offset=offset)
+  row, plain = (train(name, rim, stage=stage, progress=progress)
+                for name in ('pause_steps', 'direct_steps'))
+  check(row, [1, 2, 95, 95, 95],
+        [dataclasses.replace(out, until=5) for out in plain.readouts])
+  assert len(plain.readouts) > 1 if stage == 1 else len(plain.readouts) == 1
+
+
 @pytest.mark.parametrize('steps,out', [
     (3, [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91]),
     (1, [3, 4, 10, 35, 8, 9, 91]),
@@ -224,7 +236,7 @@ def test_unknown_method():
   """The error names the nearest method, and all."""
   with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
     layout.method('direct_step')
-  with pytest.raises(InputError, match='known: coconut, codi, cot, direct, '):
+  with pytest.raises(InputError, match='known: coconut, .*, pause_steps, rim'):
     layout.method('xyz')
 
 

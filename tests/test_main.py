@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from latent_reasoning import allocator, audit, latency, main
+from latent_reasoning import allocator, audit, latency, main, sweep
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
@@ -36,7 +36,7 @@ def test_help(capsys):
   """--help explains the modes, gives three commands to start with, and succeeds."""
   assert call('--help') == 0
   out = capsys.readouterr().out
-  for mode in ('train', 'eval', 'generate', 'audit', 'latency'):
+  for mode in main.MODES | dict.fromkeys(main.WITHOUT_RUN):
     assert f'\n  {mode} ' in out
   assert out.count('python -m latent_reasoning.main --config=configs/') >= 3
   assert call('-h') == 0
@@ -93,6 +93,10 @@ MISTAKES = {  # name: (command line, what the message has to say)
     'unknown variant': (
         lambda folder: [f'--config={CONFIG}:nosuch', f'--workdir={folder}/run'],
         ['nosuch']),
+    'nothing to compare': (given('--mode=compare'), ['sweep.runs', 'compare_arithmetic']),
+    'nothing to report': (lambda folder: ['--mode=report'], ['no folder given']),
+    'report of nothing': (lambda folder: ['--mode=report', f'{folder}/none'],
+                          ['no such folder']),
     'unknown mode': (given('--mode=trian'), ['trian', 'train', 'eval', 'generate']),
     'unknown flag': (given('--wrkdir=x'), ['wrkdir', 'workdir']),
     'argument': (given('extra'), ['extra']),
@@ -249,3 +253,17 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   found = json.loads((folder / 'latency.json').read_text())
   assert {e['method'] for e in found['entries']} == {'direct', 'rim', 'cot'}
   assert 'first answer token ms' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('mode', ['train', 'compare'])
+def test_runs_of_a_comparison_are_alone(tmp_path, monkeypatch, mode):
+  """The user's overrides reach every run, but those of the comparison do not."""
+  told = []
+  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: told.append(
+      (config.runs, config.seeds, flags)) or 0)
+  monkeypatch.setattr(sys, 'argv', ['main'])
+  assert call(f'--config={CONFIG}', *TINY, "--config.sweep.runs=('a method=rim',)",
+              '--config.sweep.seeds=(3,)', f'--workdir={tmp_path}', f'--mode={mode}') == 0
+  (runs, seeds, flags), = told
+  assert runs == ('a method=rim',) and seeds == (3,)
+  assert flags == [f'--config={CONFIG}', *TINY]

@@ -145,3 +145,20 @@ def test_bar_on_a_terminal():
   text = stream.getvalue()
   assert '\r' in text and '10/10' in text and 'word\n' in text
   assert 'loss=0.2500' in text and 'stage 2' in text
+
+
+def test_seconds():
+  """Steps over steps a second, interval by interval; validation lines count nothing."""
+  def line(step, rate, split='train'):
+    return {'step': step, 'split': split, 'steps_per_second': rate}
+  records = [line(50, 10.0), line(50, 1.0, 'valid'), line(100, 25.0), line(130, 5.0)]
+  assert metrics.seconds(records) == pytest.approx(5 + 2 + 6)
+  assert metrics.seconds([]) == 0
+
+
+def test_seconds_after_resuming(workdir):
+  """What was trained twice counts once: its lines are dropped when the run goes on."""
+  write(workdir, 0, 10, 20, 30, steps_per_second=10.0)
+  whole = metrics.seconds(metrics.read(workdir.metrics))
+  write(workdir, 15, 20, 30, steps_per_second=10.0)
+  assert metrics.seconds(metrics.read(workdir.metrics)) == pytest.approx(whole) == 3

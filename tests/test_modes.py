@@ -120,6 +120,9 @@ def test_evaluate_writes_results_and_predictions(trained, capsys):
   assert len(result['accuracy']['per_block']) == result['blocks'] == 3
   assert (result['step'], result['seed'], result['split']) == (2, 0, 'test')
   assert result['environment']['jax'] and result['parameters'] > 0
+  assert result['training']['seconds'] > 0 and result['training']['flops'] > 0
+  assert [s['steps'] for s in result['training']['stages']] == [2]
+  assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_tokens
   out = capsys.readouterr().out
   assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
 
@@ -138,6 +141,23 @@ def test_evaluate_more_sets(trained, tmp_path, capsys):
              trained.workdir.predictions.read_text().splitlines()]
   assert [r['dataset'] for r in records] == ['arithmetic'] * 6 + ['hard'] * 3
   assert 'rim on hard/test, 3 problems' in capsys.readouterr().out
+
+
+def test_tokens(trained):
+  """Characters of the last readout and its end token; never more than were allowed."""
+  most = trained.config.eval.max_tokens
+  records = [{'predictions': t} for t in (['123', '7'], ['', '12'], [], ['1' * 99])]
+  assert modes.tokens(trained, records) == {'mean': (2 + 3 + most) / 3, 'median': 3}
+  assert modes.tokens(trained, [{'predictions': []}]) == {'mean': 0, 'median': 0}
+
+
+def test_flops_before_training(fresh, capsys):
+  """Counted without a checkpoint, and written."""
+  assert modes.count(fresh) == 0
+  found = json.loads(fresh.workdir.flops.read_text())
+  assert [s['steps'] for s in found['stages']] == [8, 6]
+  assert f"training: {found['flops']:.4g} FLOPs" in capsys.readouterr().out
+  assert not fresh.workdir.metrics.exists()
 
 
 @pytest.mark.parametrize('ok', [True, False])

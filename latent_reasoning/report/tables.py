@@ -1,17 +1,8 @@
-"""Tables in plain text. Needs no JAX.
-
-  python -m latent_reasoning.report RUN…
-
-prints the runs' results.json as one Markdown table, a row a method, mean and
-standard error over seeds.
-"""
+"""Tables in plain text."""
 
 import collections
-import json
 import math
-import pathlib
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,127 +132,47 @@ def compare(found: Sequence[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def sweep(path: pathlib.Path, names: Sequence[str], seeds: Sequence[int],
-          control: str) -> str:
-  """A Markdown table of the runs of a sweep, losses as mean ± standard error over seeds.
+def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list[str]]:
+  """Rows of losses of language models by run: mean ± standard error over seeds.
 
   What reads the future stands below the others, marked; its losses are no
   language-modelling losses.
+
+  Args:
+    done: results.json of each seed, by run.
+    control: the run that others are held against, seed by seed.
   """
-  found = {name: [] for name in names}
-  for name in names:
-    for seed in seeds:
-      file = path / f'{name}-{seed}' / 'results.json'
-      if file.exists():
-        found[name].append(json.loads(file.read_text(encoding='utf-8')))
-  done = {name: runs for name, runs in found.items() if runs}
-  if not done:
-    return 'no run has finished'
-  if any('loss' not in run for runs in done.values() for run in runs):
-    return compare([run for runs in done.values() for run in runs])
   base = {run['seed']: run for run in done.get(control, ())}
-  lines = ['| run | parameters | seeds | train loss | valid loss | against control, valid |'
-           ' memory zeroed, valid |', '|---|---|---|---|---|---|---|']
+  rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',
+           'against control, valid', 'memory zeroed, valid']]
   for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
     mark = '' if runs[0]['causal'] else ' **(NOT CAUSAL)**'
     against = [100 * (run['loss'] / base[run['seed']]['loss'] - 1) for run in runs
                if run['seed'] in base and name != control]
     zeroed = [run['memory_zeroed']['loss'] for run in runs if 'memory_zeroed' in run]
-    cells = [name + mark, f"{runs[0]['parameters']:,}",
-             ', '.join(str(run['seed']) for run in runs),
-             _spread([run['train']['loss'] for run in runs]),
-             _spread([run['loss'] for run in runs]),
-             _spread(against, '{:+.2f}') + ' %' if against else '',
-             _spread(zeroed) if zeroed else '']
-    lines.append(f"| {' | '.join(cells)} |")
-  return '\n'.join(lines)
+    rows.append([name + mark, f"{runs[0]['parameters']:,}",
+                 ', '.join(str(run['seed']) for run in runs),
+                 spread([run['train']['loss'] for run in runs]),
+                 spread([run['loss'] for run in runs]),
+                 spread(against, '{:+.2f}') + ' %' if against else '',
+                 spread(zeroed) if zeroed else ''])
+  return rows
 
 
-def _spread(values: Sequence[float], form: str = '{:.4f}') -> str:
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+  """Rows as a Markdown table, the first one its header."""
+  lines = ['| ' + ' | '.join(str(c).replace('|', '\\|').replace('\n', ' ') for c in row) + ' |'
+           for row in rows]
+  return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]])
+
+
+def spread(values: Sequence[float], form: str = '{:.4f}') -> str:
   """'1.8012 ±0.0031': the mean and, of several, its standard error."""
   text = form.format(statistics.mean(values))
   if len(values) > 1:
     digits = form.replace('+', '')
     text += ' ±' + digits.format(statistics.stdev(values) / math.sqrt(len(values)))
   return text
-
-
-def figure(path: pathlib.Path, names: Sequence[str],
-           seeds: Sequence[int]) -> pathlib.Path | None:
-  """Draws train and validation loss by step, mean over seeds; None without matplotlib.
-
-  What reads the future is dashed, grey and says so.
-  """
-  try:
-    pyplot = _pyplot()
-  except InputError:
-    return None
-  drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, sharex=True)
-  for name in names:
-    curves, causal = {'train': {}, 'valid': {}}, True
-    for seed in seeds:
-      file = path / f'{name}-{seed}' / 'metrics.jsonl'
-      for line in file.read_text(encoding='utf-8').splitlines() if file.exists() else ():
-        record = json.loads(line)
-        causal &= record.get('causal', True)
-        curves[record['split']].setdefault(record['step'], []).append(record['loss'])
-    for axis, split in zip(axes, ('train', 'valid'), strict=True):
-      steps = sorted(curves[split])
-      style = {} if causal else {'linestyle': '--', 'color': 'grey', 'linewidth': 2.5}
-      axis.plot(steps, [statistics.mean(curves[split][s]) for s in steps],
-                label=name + ('' if causal else ' (NOT CAUSAL: reads the future)'),
-                marker='o' if split == 'valid' else '', markersize=3, **style)
-  for axis, title in zip(axes, ('training loss', 'validation loss, whole split'), strict=True):
-    axis.set(xlabel='step', title=title)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('nats a token')
-  axes[1].legend(fontsize=8)
-  drawing.tight_layout()
-  file = path / 'losses.png'
-  drawing.savefig(file, dpi=120)
-  pyplot.close(drawing)
-  return file
-
-
-def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
-          causal: bool) -> pathlib.Path:
-  """Draws attention over slots: a panel a layer, a column a token.
-
-  Args:
-    path: folder for slots.png.
-    tokens: T of them, as text.
-    maps: [layers, T, N] shares.
-    causal: whether the reads are of the past alone.
-  """
-  pyplot = _pyplot()
-  width = min(24, max(6, 0.16 * len(tokens) + 1.5))
-  drawing, axes = pyplot.subplots(len(maps), 1, figsize=(width, 1.3 + 1.6 * len(maps)),
-                                  squeeze=False, sharex=True)
-  for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
-    image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
-    axis.set_ylabel(f'memory {number}\nslot')
-    axis.yaxis.get_major_locator().set_params(integer=True)
-    drawing.colorbar(image, ax=axis, pad=0.01)
-  shown = [repr(t)[1:-1] if t.isspace() else t.replace('$', r'\$') for t in tokens]
-  axes[-1, 0].set_xticks(range(len(tokens)), shown, fontsize=7, family='monospace')
-  axes[0, 0].set_title('share of each slot in what a token reads'
-                       + ('' if causal else ' (NOT CAUSAL: reads the future)'))
-  drawing.tight_layout()
-  file = path / 'slots.png'
-  drawing.savefig(file, dpi=120)
-  pyplot.close(drawing)
-  return file
-
-
-def _pyplot():
-  try:
-    import matplotlib
-  except ImportError:
-    raise InputError("figures need matplotlib; pip install 'latent_reasoning[report]'"
-                     ) from None
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  return pyplot
 
 
 def _mean(runs: Sequence[dict[str, Any]], name: str) -> float:
@@ -273,24 +184,3 @@ def _over(shares: Sequence[float], error: bool = False) -> str:
   if not error or len(shares) < 2:
     return percent(statistics.mean(shares))
   return percent(statistics.mean(shares), statistics.stdev(shares) / math.sqrt(len(shares)))
-
-
-def main(paths: Sequence[str]) -> int:
-  try:
-    found = []
-    for path in paths:
-      file = pathlib.Path(path) / 'results.json'
-      if not file.exists():
-        raise InputError(f'{file} does not exist; give workdirs of finished runs')
-      found.append(json.loads(file.read_text(encoding='utf-8')))
-    if not found:
-      raise InputError('no run given; usage: python -m latent_reasoning.report RUN…')
-    print(compare(found))
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""Every method on generated chains of operations, one command.
+
+  python -m latent_reasoning.main --mode=compare --config=configs/compare_arithmetic.py
+
+Chains of 2 to 4 operations; model, steps, learning rates, data, decoder and evaluator are
+those of rim_arithmetic.py for every method, seeds 0, 1, 2. What a method needs beside
+that stands in its run below. Ends in compare.json, table.md and figures; resumes.
+Variants:
+
+  :short     fewer steps: 8 methods, 3 seeds, about 40 minutes on two cores
+  :smoke     the whole path on a toy, in minutes; its numbers mean nothing
+  :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
+  :map       chains of 2 … 6 operations, 2 and 4 layers, widths 32 and 64; seed 0
+  :scale     54 thousand to 6.3 million parameters
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+base = runpy.run_path(str(pathlib.Path(__file__).with_name('rim_arithmetic.py')))['get_config']
+
+METHODS = tuple(f'{name} method={name}' for name in (
+    'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut', 'codi', 'rim'))
+
+CONTROLS = (
+    'direct method=direct', 'direct_steps method=direct_steps',
+    'pause method=pause',  # as many pause tokens as RiM has block tokens
+    'pause_steps method=pause_steps',  # and RiM's step supervision
+    'rim method=rim',  # its annealing is uniform
+    'rim_linear rim.schedule=linear', 'rim_relative rim.schedule=relative',
+    'rim_one_stage optim.stage1.steps=0 optim.stage2.steps=2600 optim.stage2.optimizer=muon '
+    'optim.stage2.learning_rate=3e-3',
+    # The optimizer's state can only be kept where both stages have the same optimizer.
+    'rim_muon optim.stage2.optimizer=muon',
+    'rim_no_reset optim.stage2.optimizer=muon optim.stage2.reset_optimizer=False',
+    'rim_blind rim.readout_sees_question=False', 'rim_offset_0 rim.readout_offset=0')
+
+SIZES = {'tiny': (2, 32, 4), 'small': (4, 64, 4), 'medium': (6, 128, 8), 'large': (8, 256, 8)}
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  if variant not in ('', 'short', 'smoke', 'controls', 'map', 'scale'):
+    raise ValueError(f"compare_arithmetic has no variant '{variant}'; expected short, smoke, "
+                     'controls, map or scale')
+  c = base('4')
+  c.data.arithmetic.min_steps = 2
+  c.sweep.runs = METHODS
+  c.sweep.seeds = (0, 1, 2)
+  c.sweep.control = 'direct'
+  if variant in ('short', 'map'):
+    c.optim.stage1.steps, c.optim.stage2.steps = 800, 400
+    c.train.eval_every = c.train.save_every = 400
+    c.data.arithmetic.test_size = 1_000
+  if variant == 'smoke':
+    _smoke(c)
+  elif variant == 'controls':
+    c.sweep.runs = CONTROLS
+  elif variant == 'map':
+    c.sweep.seeds = (0,)
+    c.sweep.control = ''  # each length and size has its own
+    c.sweep.runs = tuple(
+        f'{method}_{steps}_{layers}_{width} method={method} model.layers={layers} '
+        f'model.width={width} model.hidden={4 * width} {_chain(steps, c)}'
+        for steps in (2, 3, 4, 5, 6) for layers in (2, 4) for width in (32, 64)
+        for method in ('direct', 'direct_steps', 'rim', 'cot'))
+  elif variant == 'scale':
+    c.sweep.seeds = (0,)
+    c.sweep.control = ''
+    c.sweep.runs = tuple(
+        f'{method}_{size} method={method} model.layers={layers} model.width={width} '
+        f'model.heads={heads} model.hidden={4 * width}'
+        for size, (layers, width, heads) in SIZES.items()
+        for method in ('direct', 'rim', 'cot'))
+  return c
+
+
+def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
+  """All that a chain of another length changes, as overrides."""
+  new, old = (config.to_dict() for config in (base(str(steps)), c))
+  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('eval',)]
+  kept = ('test_size',)  # as in this config
+  found = []
+  for path in keys:
+    one, other = new, old
+    for name in path:
+      one, other = one[name], other[name]
+    found += [f"{'.'.join(path)}.{k}={str(v).replace(' ', '')}" for k, v in one.items()
+              if v != other[k] and k not in kept]
+  return ' '.join(found)
+
+
+def _smoke(c: ml_collections.ConfigDict) -> None:
+  """One seed of a toy model, a few steps."""
+  c.model.update(layers=2, width=32, hidden=64)
+  c.data.buckets.update(prefix=(26,), readout=(6, 30), count=(1, 4))  # few to compile
+  c.optim.stage1.steps, c.optim.stage2.steps = 30, 20
+  c.train.update(log_every=5, eval_every=20, save_every=0)
+  c.data.arithmetic.test_size = 64
+  c.eval.update(batch_size=32, valid_problems=32, latency_repeats=5)
+  c.sweep.seeds = (0,)

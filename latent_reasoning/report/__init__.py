@@ -1,0 +1,23 @@
+"""Tables, figures and pages of runs. Needs no JAX."""
+
+from latent_reasoning.report.comparison import document, mcnemar, summarize
+from latent_reasoning.report.figures import comparison_figures, figure, slots
+from latent_reasoning.report.page import write
+from latent_reasoning.report.runs import find
+from latent_reasoning.report.tables import (
+  audit,
+  compare,
+  data,
+  explicit,
+  latency,
+  losses,
+  markdown,
+  percent,
+  results,
+  table,
+  text,
+)
+
+__all__ = ['audit', 'compare', 'comparison_figures', 'data', 'document', 'explicit', 'figure',
+           'find', 'latency', 'losses', 'markdown', 'mcnemar', 'percent', 'results', 'slots',
+           'summarize', 'table', 'text', 'write']

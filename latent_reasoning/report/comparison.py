@@ -1,0 +1,191 @@
+"""What runs of several methods and seeds say together."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from latent_reasoning.report.runs import Folder, Found
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+  """Two-sided exact McNemar test: p of a split as uneven as this one among the problems
+  that one of two alone answers rightly, were both as good."""
+  n, least = only_first + only_second, min(only_first, only_second)
+  return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2 ** n)
+
+
+def paired(one: Folder, other: Folder) -> tuple[int, int] | None:
+  """Problems that `one` alone, and that `other` alone, answers rightly.
+
+  None where the two were not asked the same problems.
+  """
+  first, second = ({r.get('index'): r for r in f.predictions} for f in (one, other))
+  if not first or first.keys() != second.keys() or any(
+      first[i].get('question') != second[i].get('question') for i in first):
+    return None
+  pairs = [(right(first[i]), right(second[i])) for i in first]
+  return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
+def right(record: dict[str, Any]) -> bool:
+  """Whether the headline answer, the last one, is right."""
+  return bool((record.get('correct') or [False])[-1])
+
+
+def summarize(found: Found) -> dict[str, Any]:
+  """Mean and standard error over seeds of all that the runs report, by run.
+
+  'against' is the paired test against the control, by seed, and pooled: all problems of
+  all seeds together. Pooled, it says whether these trained models differ, not whether
+  another seed would.
+  """
+  groups = found.groups()
+  base = {f.seed: f for f in groups.get(found.control, ()) if f.predictions}
+  runs = {}
+  for name, members in groups.items():
+    done = [f for f in members if 'accuracy' in f.results]
+    if not done:
+      continue
+    results, against = [f.results for f in done], {}
+    for folder in done if name != found.control else ():
+      counts = paired(folder, base[folder.seed]) if folder.seed in base else None
+      if counts:
+        against[str(folder.seed)] = _test(counts)
+    if against:
+      against['pooled'] = _test(tuple(sum(t[k] for t in against.values())
+                                      for k in ('better', 'worse')))
+    steps = sorted({s for r in results for s in r.get('by_steps', {})}, key=float)
+    blocks = min(len(r['accuracy'].get('per_block', ())) for r in results)
+    runs[name] = {
+        'method': results[0].get('method', name), 'seeds': [f.seed for f in done],
+        'causal': all(f.causal for f in done), 'n': results[0].get('n'),
+        'final': over([r['accuracy']['final'] for r in results]),
+        'any': over([r['accuracy']['any'] for r in results]),
+        'per_block': [over([r['accuracy']['per_block'][k] for r in results])
+                      for k in range(blocks)],
+        'by_steps': {s: over([r['by_steps'][s]['final'] for r in results
+                              if s in r['by_steps']]) for s in steps},
+        'parameters': results[0].get('parameters'),
+        'tokens': over([r['tokens']['mean'] for r in results if 'tokens' in r]),
+        'trained_steps': sorted({r.get('trained_steps') for r in results} - {None}),
+        'training_seconds': over([r['training']['seconds'] for r in results
+                                  if 'training' in r]),
+        'training_flops': over([r['training']['flops'] for r in results if 'training' in r]),
+        'latency': [e for e in found.latency.get('entries', ()) if e.get('method') == name],
+        'against': against}
+  return {'control': found.control, 'runs': runs}
+
+
+def over(values: Sequence[float]) -> dict[str, float] | None:
+  """Mean and standard error (None of one value alone)."""
+  if not values:
+    return None
+  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+  return {'mean': statistics.mean(values), 'error': error}
+
+
+def _test(counts: tuple[int, int]) -> dict[str, Any]:
+  return {'better': counts[0], 'worse': counts[1], 'p': mcnemar(*counts)}
+
+
+# Tables: rows of cells, the first one the header. ------------------------------------
+
+
+def mark(name: str, run: dict[str, Any]) -> str:
+  return name if run['causal'] else f'{name} (NOT CAUSAL)'
+
+
+def share(value: dict[str, float] | None) -> str:
+  """'93.2 ±0.8', in percent."""
+  return number(value and {k: v and 100 * v for k, v in value.items()}, '.1f')
+
+
+def number(value: dict[str, float] | None, form: str) -> str:
+  """A mean and, of several, its standard error; '' for nothing."""
+  if value is None:
+    return ''
+  error = '' if value['error'] is None else f" ±{value['error']:{form}}"
+  return f"{value['mean']:{form}}{error}"
+
+
+def probability(p: float) -> str:
+  return f'{p:.1g}' if p < 0.001 else f'{p:.3f}'
+
+
+def document(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+  """All tables with something in them: (title, rows)."""
+  titled = [('Final accuracy and cost', headline(summary)),
+            ('By number of steps, final %', by_steps(summary)),
+            ('By block, %', by_block(summary)),
+            (f"Against {summary['control']}, McNemar's exact test", tests(summary)),
+            ('Latency, each on its own model', times(summary))]
+  return [(title, rows) for title, rows in titled if len(rows) > 1 and len(rows[0]) > 1]
+
+
+def headline(summary: dict[str, Any]) -> list[list[str]]:
+  """Accuracy, significance and cost, a row a run."""
+  rows = [['run', 'seeds', 'final %', 'any %', 'p against control', 'parameters', 'steps',
+           'tokens', 'first token ms', 'full answer ms', 'training TFLOP', 'training s']]
+  for name, run in summary['runs'].items():
+    one = next((e for e in run['latency'] if e['batch'] == 1), {})
+    flops = run['training_flops']
+    pooled = run['against'].get('pooled')
+    rows.append([
+        mark(name, run), ', '.join(map(str, run['seeds'])), share(run['final']),
+        share(run['any']) if len(run['per_block']) > 1 else '',
+        'control' if name == summary['control'] else probability(pooled['p']) if pooled else '',
+        f"{run['parameters']:,}" if run['parameters'] else '',
+        ', '.join(map(str, run['trained_steps'])), number(run['tokens'], '.1f'),
+        f"{one['first_ms']:.2f}" if one else '', f"{one['full_ms']:.2f}" if one else '',
+        f"{flops['mean'] / 1e12:.3g}" if flops else '',
+        number(run['training_seconds'], '.0f')])
+  return dropped(rows)
+
+
+def by_steps(summary: dict[str, Any]) -> list[list[str]]:
+  """Final accuracy by the number of a problem's steps."""
+  steps = sorted({s for run in summary['runs'].values() for s in run['by_steps']}, key=float)
+  return [['run', *(f'{s} steps' for s in steps)],
+          *([mark(name, run), *(share(run['by_steps'].get(s)) for s in steps)]
+            for name, run in summary['runs'].items())]
+
+
+def by_block(summary: dict[str, Any]) -> list[list[str]]:
+  """Accuracy read after each block, of the methods that have several."""
+  runs = {n: r for n, r in summary['runs'].items() if len(r['per_block']) > 1}
+  most = max((len(r['per_block']) for r in runs.values()), default=0)
+  return [['run', *(f'block {k}' for k in range(1, most + 1))],
+          *([mark(name, run), *map(share, run['per_block']),
+             *[''] * (most - len(run['per_block']))] for name, run in runs.items())]
+
+
+def tests(summary: dict[str, Any]) -> list[list[str]]:
+  """McNemar's exact test against the control, pooled and by seed."""
+  runs = {n: r for n, r in summary['runs'].items() if r['against']}
+  seeds = sorted({s for r in runs.values() for s in r['against']} - {'pooled'}, key=float)
+  rows = [['run', 'right, control wrong', 'wrong, control right', 'p, all seeds',
+           *(f'p, seed {s}' for s in seeds)]]
+  for name, run in runs.items():
+    own = run['against']
+    rows.append([mark(name, run), str(own['pooled']['better']), str(own['pooled']['worse']),
+                 probability(own['pooled']['p']),
+                 *(probability(own[s]['p']) if s in own else '' for s in seeds)])
+  return rows
+
+
+def times(summary: dict[str, Any]) -> list[list[str]]:
+  """Latency of each run's own model."""
+  rows = [['run', 'batch', 'prefix tokens', 'tokens', 'first token ms', 'full answer ms',
+           'first MFLOP', 'full MFLOP']]
+  for name, run in summary['runs'].items():
+    rows += [[mark(name, run), str(e['batch']), str(e['prefix_tokens']), str(e['tokens']),
+              f"{e['first_ms']:.2f}", f"{e['full_ms']:.2f}", f"{e['first_flops'] / 1e6:.1f}",
+              f"{e['full_flops'] / 1e6:.1f}"] for e in run['latency']]
+  return rows
+
+
+def dropped(rows: list[list[str]]) -> list[list[str]]:
+  """Without columns that are empty in every row."""
+  keep = [k for k in range(len(rows[0])) if any(row[k] for row in rows[1:])]
+  return [[row[k] for k in keep] for row in rows]

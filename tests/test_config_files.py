@@ -1,0 +1,96 @@
+"""Every config file in every variant: complete, sound, and its runs parse."""
+
+import pathlib
+import re
+import runpy
+
+import ml_collections
+import pytest
+
+from latent_reasoning import layout, sweep
+from latent_reasoning.config import flatten
+from latent_reasoning.config_check import from_dict
+
+FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
+VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'map', 'scale'),
+            'compare_gsm8k': ('short', 'smoke', 'controls'),
+            'compare_prosqa': ('short', 'smoke', 'controls'),
+            'rim_arithmetic': tuple('2345678'),
+            'rim_gsm8k': ('tiny', 'llama1b', 'llama3b', 'qwen'),
+            'imm_shakespeare': ('replication', 'replication_128', 'replication_256',
+                                'replication_full', 'controls', 'slots', 'mechanisms',
+                                'initialisation')}
+CASES = [(f, v) for f in FILES for v in ('', *VARIANTS.get(f.stem, ()))]
+COMPARISONS = [f for f in FILES if f.stem.startswith('compare_')]
+
+
+def load(path, variant):
+  return runpy.run_path(str(path))['get_config'](variant)
+
+
+def test_there_are_some():
+  assert VARIANTS.keys() <= {f.stem for f in FILES} and len(COMPARISONS) == 3
+
+
+@pytest.mark.parametrize('path, variant', CASES, ids=lambda v: getattr(v, 'stem', v))
+def test_loads(path, variant):
+  """Each variant is a whole configuration."""
+  frozen = from_dict(load(path, variant))
+  assert not frozen.sweep.runs or len(sweep.parse(frozen.sweep)) == len(frozen.sweep.runs)
+
+
+@pytest.mark.parametrize('path, variant', CASES, ids=lambda v: getattr(v, 'stem', v))
+def test_runs_change_keys_that_exist(path, variant):
+  """Every override of a run names a key, and with it the config is sound."""
+  config = load(path, variant)
+  known = flatten(from_dict(config))
+  if not config.sweep.runs:
+    return
+  for name, flags in sweep.parse(from_dict(config).sweep).items():
+    changed = ml_collections.ConfigDict(config.to_dict())
+    for flag in flags:
+      key, _, value = flag.removeprefix('--config.').partition('=')
+      assert key in known, (name, key)
+      old = changed
+      for part in key.split('.')[:-1]:
+        old = old[part]
+      last = key.split('.')[-1]
+      old[last] = value if isinstance(old[last], str) else eval(value)  # literals
+    from_dict(changed)
+
+
+@pytest.mark.parametrize('path', COMPARISONS, ids=lambda p: p.stem)
+def test_comparison(path):
+  """Opens with its command, names its variants; an unknown one is refused."""
+  head = path.read_text().split('"""')[1]
+  assert f'--mode=compare --config=configs/{path.name}' in head
+  for variant in VARIANTS[path.stem]:
+    assert re.search(rf'^  :{variant}\b', head, re.MULTILINE), variant
+  with pytest.raises(ValueError, match='has no variant'):
+    load(path, 'nosuch')
+  config = from_dict(load(path, ''))
+  assert config.sweep.seeds == (0, 1, 2) and config.sweep.control == 'direct'
+  assert {'direct', 'direct_steps', 'cot', 'pause', 'rim'} < {
+      r.split()[0] for r in config.sweep.runs}
+
+
+@pytest.mark.parametrize('steps', range(2, 7))
+def test_map_is_rim_arithmetic(steps):
+  """A chain of n operations in the map is that of rim_arithmetic.py:n."""
+  path, = (f for f in FILES if f.stem == 'compare_arithmetic')
+  config = load(path, 'map')
+  runs = sweep.parse(from_dict(config).sweep)
+  found = dict(f.removeprefix('--config.').split('=') for f in runs[f'rim_{steps}_4_64'])
+  like = flatten(from_dict(load(path.with_name('rim_arithmetic.py'), str(steps))))
+  merged = {**flatten(from_dict(config)), **{k: eval(v) for k, v in found.items()
+                                             if k != 'method'}}
+  for key in ('data.arithmetic.min_steps', 'data.arithmetic.max_steps', 'rim.blocks',
+              'rim.max_steps', 'rim.pause_tokens', 'eval.max_tokens'):
+    assert merged[key] == like[key], key
+  for key in ('prefix', 'readout', 'count'):
+    assert list(merged[f'data.buckets.{key}']) == like[f'data.buckets.{key}']
+
+
+def test_methods_of_the_comparisons_exist():
+  """Those that this version has are rows of the table."""
+  assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(layout.METHODS)

@@ -1,0 +1,181 @@
+"""Comparisons: tests, means, tables and figures by hand; damage that is named."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from latent_reasoning import report
+from latent_reasoning.report import comparison, runs
+
+
+@pytest.mark.parametrize('b, c, p', [
+    (0, 0, 1.0), (5, 5, 1.0), (1, 0, 1.0), (0, 5, 0.0625), (6, 0, 0.03125),
+    (2, 8, 0.109375),  # 2 (1 + 10 + 45) / 1024
+    (6, 16, 0.052478790283203125)])  # binom.test(6, 22) of R: 0.05248
+def test_mcnemar(b, c, p):
+  """The exact binomial test, both sides alike."""
+  assert report.mcnemar(b, c) == pytest.approx(p, rel=1e-12)
+  assert report.mcnemar(c, b) == report.mcnemar(b, c)
+
+
+def test_mcnemar_of_many():
+  """Thousands of problems: near the normal approximation with continuity correction."""
+  z = (abs(3100 - 2900) - 1) / math.sqrt(6000)
+  assert report.mcnemar(3100, 2900) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.02)
+
+
+def run(place, method, seed, correct, questions=None, **results):
+  """What a finished run leaves; `correct` by problem, of 2 and 3 steps in turn."""
+  place.mkdir(parents=True)
+  steps = [2 + i % 2 for i in range(len(correct))]
+  def share(which):
+    return sum(which) / len(which)
+  config = {'method': method, 'seed': seed, 'data': {'name': 'toy'}}
+  records = [{
+      'dataset': 'toy', 'split': 'test', 'index': i, 'steps': s, 'answer': '7',
+      'question': questions[i] if questions else f'question {i}', 'predictions': ['1', '7'],
+      'correct': [False, bool(c)]} for i, (c, s) in enumerate(zip(correct, steps, strict=True))]
+  found = {
+      'method': method, 'dataset': 'toy', 'split': 'test', 'n': len(correct), 'seed': seed,
+      'causal': True, 'accuracy': {'final': share(correct), 'any': share(correct),
+                                   'per_block': [0.0, share(correct)]},
+      'by_steps': {str(s): {'n': 1, 'final': share(
+          [c for c, t in zip(correct, steps, strict=True) if t == s])} for s in (2, 3)},
+      'parameters': 1234, 'trained_steps': 50, 'tokens': {'mean': 2.0 + seed, 'median': 2},
+      'training': {'seconds': 10.0 * (1 + seed), 'flops': 2e12, 'stages': []},
+      'environment': {'jax': '0.10.2', 'device': 'cpu'}, **results}
+  (place / 'config.json').write_text(json.dumps(config))
+  (place / 'results.json').write_text(json.dumps(found))
+  (place / 'predictions.jsonl').write_text(
+      ''.join(json.dumps(r) + '\n' for r in records))
+  (place / 'metrics.jsonl').write_text(''.join(
+      json.dumps({'step': s, 'stage': 1, 'split': split, 'loss': 2.0 / s, 'final': 0.1 * s})
+      + '\n' for s in (1, 2, 3) for split in ('train', 'valid')))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """direct and rim, two seeds, eight problems."""
+  run(tmp_path / 'direct-0', 'direct', 0, [1, 1, 0, 0, 0, 0, 0, 0])
+  run(tmp_path / 'direct-1', 'direct', 1, [1, 0, 0, 0, 0, 0, 0, 0])
+  run(tmp_path / 'rim-0', 'rim', 0, [0, 1, 1, 1, 1, 1, 1, 1])
+  run(tmp_path / 'rim-1', 'rim', 1, [1, 1, 1, 1, 1, 0, 0, 0])
+  (tmp_path / 'config.json').write_text(json.dumps({'sweep': {
+      'runs': ['rim method=rim', 'direct method=direct'], 'control': 'direct'}}))
+  (tmp_path / 'latency.json').write_text(json.dumps({'device': 'a cpu', 'entries': [
+      {'method': name, 'batch': b, 'first_ms': 1.5 * b, 'full_ms': 2.5 * b, 'tokens': 2,
+       'prefix_tokens': 9, 'first_flops': 1e6, 'full_flops': 2e6}
+      for name in ('direct', 'rim') for b in (1, 32)]}))
+  return tmp_path
+
+
+def test_summary_by_hand(folder):
+  """Means, standard errors and the paired test, worked out by hand."""
+  found = report.find([folder])
+  assert found.problems == [] and found.control == 'direct'
+  summary = report.summarize(found)
+  assert list(summary['runs']) == ['rim', 'direct']  # the config's order
+  rim = summary['runs']['rim']
+  # 7/8 and 5/8: mean 0.75, standard deviation 0.25 / sqrt 2, error 0.125
+  assert rim['final'] == {'mean': 0.75, 'error': pytest.approx(0.125)}
+  assert rim['by_steps']['2'] == {'mean': 0.75, 'error': pytest.approx(0.0)}
+  assert rim['by_steps']['3'] == {'mean': 0.75, 'error': pytest.approx(0.25)}
+  # seed 0: rim alone right on 2 … 7, direct alone on 0; seed 1: rim alone on 1 … 4
+  assert rim['against'] == {
+      '0': {'better': 6, 'worse': 1, 'p': 0.125}, '1': {'better': 4, 'worse': 0, 'p': 0.125},
+      'pooled': {'better': 10, 'worse': 1, 'p': pytest.approx(24 / 2048)}}
+  assert summary['runs']['direct']['against'] == {}
+  assert rim['training_seconds'] == {'mean': 15.0, 'error': pytest.approx(5.0)}
+  json.dumps(summary, allow_nan=False)
+
+
+def test_tables_hold_the_numbers(folder):
+  """A row a run, and only columns with something in them."""
+  summary = report.summarize(report.find([folder]))
+  tables = dict(report.document(summary))
+  head, rim, direct = tables['Final accuracy and cost']
+  row = dict(zip(head, rim, strict=True))
+  assert row == {
+      'run': 'rim', 'seeds': '0, 1', 'final %': '75.0 ±12.5', 'any %': '75.0 ±12.5',
+      'p against control': '0.012', 'parameters': '1,234', 'steps': '50',
+      'tokens': '2.5 ±0.5', 'first token ms': '1.50', 'full answer ms': '2.50',
+      'training TFLOP': '2', 'training s': '15 ±5'}
+  assert dict(zip(head, direct, strict=True))['p against control'] == 'control'
+  assert tables["Against direct, McNemar's exact test"] == [
+      ['run', 'right, control wrong', 'wrong, control right', 'p, all seeds', 'p, seed 0',
+       'p, seed 1'], ['rim', '10', '1', '0.012', '0.125', '0.125']]
+  assert len(tables['Latency, each on its own model']) == 1 + 4
+
+
+def test_other_problems_are_not_paired(folder):
+  """Runs that were asked other questions have no paired test."""
+  run(folder / 'cot-0', 'cot', 0, [1] * 8, [f'another {i}' for i in range(8)])
+  assert report.summarize(report.find([folder]))['runs']['cot']['against'] == {}
+
+
+def test_not_causal_is_marked_and_last(folder):
+  run(folder / 'aaa-0', 'aaa', 0, [1] * 8, causal=False)
+  summary = report.summarize(report.find([folder]))
+  assert list(summary['runs'])[-1] == 'aaa'
+  assert comparison.headline(summary)[-1][0] == 'aaa (NOT CAUSAL)'
+
+
+def test_runs_of_their_own(folder):
+  """Folders of runs given one by one are grouped by name, their control is direct."""
+  found = report.find([folder / 'rim-0', folder / 'rim-1', folder / 'direct-1'])
+  assert {n: len(f) for n, f in found.groups().items()} == {'rim': 2, 'direct': 1}
+  assert found.control == 'direct'
+  assert list(report.summarize(found)['runs']['rim']['against']) == ['1', 'pooled']
+
+
+DAMAGE = {
+    'no results': lambda p: (p / 'results.json').unlink(),
+    'cut results': lambda p: (p / 'results.json').write_text('{"method": "ri'),
+    'a list': lambda p: (p / 'results.json').write_text('[]'),
+    'other results': lambda p: (p / 'results.json').write_text('{"accuracy": {"final": "x"}}'),
+    'odd tokens': lambda p: (p / 'results.json').write_text(json.dumps(
+        {**json.loads((p / 'results.json').read_text()), 'tokens': 3})),
+    'binary': lambda p: (p / 'results.json').write_bytes(b'\xff\xfe\x00'),
+    'no config': lambda p: (p / 'config.json').unlink(),
+    'bad metrics': lambda p: (p / 'metrics.jsonl').write_text('{"step": 1}\n{"st\n7\n'),
+    'no predictions': lambda p: (p / 'predictions.jsonl').unlink(),
+    'bad predictions': lambda p: (p / 'predictions.jsonl').write_text('[1]\nx\n')}
+
+
+@pytest.mark.parametrize('name', DAMAGE)
+def test_damage_is_named(folder, name):
+  """One damaged run is named and takes no other with it."""
+  DAMAGE[name](folder / 'rim-0')
+  found = report.find([folder])
+  assert any('rim-0' in problem for problem in found.problems)
+  summary = report.summarize(found)
+  assert summary['runs']['direct']['seeds'] == [0, 1] and 1 in summary['runs']['rim']['seeds']
+
+
+def test_odd_times_are_named(folder):
+  """Entries of latency.json that are not whole are left out, all of them."""
+  (folder / 'latency.json').write_text('{"entries": [{"method": "rim", "batch": 1}]}')
+  found = report.find([folder])
+  assert found.latency == {} and any('not whole' in p for p in found.problems)
+
+
+def test_curve(folder):
+  """Mean over seeds; values that are no numbers are left out."""
+  with (folder / 'rim-0/metrics.jsonl').open('a') as file:
+    file.write(json.dumps({'step': 4, 'split': 'train', 'loss': 'nan'}) + '\n')
+  found = report.find([folder]).groups()['rim']
+  assert runs.curve(found, 'train', 'loss') == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
+
+
+def test_figures(folder):
+  pytest.importorskip('matplotlib')
+  files = report.comparison_figures(folder, report.summarize(report.find([folder])))
+  assert [f.name for f in files] == ['accuracy.png', 'by_steps.png', 'by_latency.png']
+  assert all(f.read_bytes().startswith(b'\x89PNG') for f in files)
+
+
+def test_without_matplotlib(folder, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  assert report.comparison_figures(folder, report.summarize(report.find([folder]))) == []
