@@ -21,8 +21,10 @@ import ml_collections
 
 base = runpy.run_path(str(pathlib.Path(__file__).with_name('rim_arithmetic.py')))['get_config']
 
-METHODS = tuple(f'{name} method={name}' for name in (
-    'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut', 'codi', 'rim'))
+METHODS = (*(f'{name} method={name}' for name in (
+    'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut')),
+           'codi method=codi rim.peers.thoughts=4 rim.peers.projection=True',
+           'rim method=rim')
 
 CONTROLS = (
     'direct method=direct', 'direct_steps method=direct_steps',
@@ -50,8 +52,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.sweep.seeds = (0, 1, 2)
   c.sweep.control = 'direct'
   if variant in ('short', 'map'):
-    c.optim.stage1.steps, c.optim.stage2.steps = 800, 400
-    c.train.eval_every = c.train.save_every = 400
+    c.optim.stage1.steps, c.optim.stage2.steps = 1000, 600
+    c.train.eval_every = c.train.save_every = 300
     c.data.arithmetic.test_size = 1_000
   if variant == 'smoke':
     _smoke(c)
