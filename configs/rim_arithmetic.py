@@ -111,7 +111,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   rim.pause_tokens = 4 * steps  # of method pause: as many as RiM's block tokens
 
   rim.peers = peers = ml_collections.ConfigDict()  # of icot, coconut and codi
-  peers.parts = 5  # of stage 1; in part i, i steps are gone (icot, coconut)
+  peers.parts = steps + 1  # of stage 1; in part i, i steps are gone (icot, coconut)
   peers.smoothing = 4.0  # icot: o more steps removed, P(o) ∝ exp(-smoothing·o); 0: none
   peers.thoughts = 1  # continuous: coconut, for each step gone; codi, in all
   peers.projection = False  # an MLP between a thought and the next input, as codi has
@@ -160,7 +160,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   stage1.warmup = 0.04  # share of the stage
   stage1.dropout = 0.0
   stage1.optimizer = 'muon'  # adamw | muon, for the matrices inside the layers
-  stage1.reset_optimizer = True  # no effect in stage 1
+  stage1.reset_optimizer = True  # where a part of it begins (icot, coconut)
 
   optim.stage2 = stage2 = ml_collections.ConfigDict()
   stage2.steps = 800

@@ -165,7 +165,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   stage1.warmup = 0.04  # share of the stage
   stage1.dropout = 0.05
   stage1.optimizer = 'adamw'  # adamw | muon, for the matrices inside the layers
-  stage1.reset_optimizer = True  # no effect in stage 1
+  stage1.reset_optimizer = True  # where a part of it begins (icot, coconut)
 
   optim.stage2 = stage2 = ml_collections.ConfigDict()
   stage2.steps = 0  # 0: count epochs

@@ -146,6 +146,7 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
   path, expected = directory(config.init_from), names(config)
   out = jax.tree.map(lambda a: None, like)
   seen, surplus, wrong = {}, [], []
+  keys = dict(zip(('embedding', 'head'), jax.random.split(rng), strict=True))
   for full, read, file in tensors(path):
     name = full.removeprefix(PREFIX[config.family])
     if re.fullmatch(BUFFERS, name) or (config.tied and name == 'lm_head.weight'):
@@ -157,7 +158,10 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     value = read()
     value = value.T if entry.transposed else value
     try:
-      _put(out, like, placed, entry.ours, layer, value, config.scan)
+      if entry.ours[-1] in keys:
+        _put_rows(out, like, placed, entry.ours[-1], value, tokens, keys[entry.ours[-1]])
+      else:
+        _put(out, like, placed, entry.ours, layer, value, config.scan)
     except ValueError as error:
       wrong.append(f'{full} of {file}: {error}')
     seen[name] = True
@@ -168,21 +172,6 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     said += [f'{len(wrong)} have another shape: {_some(wrong)}'] * bool(wrong)
     raise InputError(f"{path}: {'; '.join(said)}. Expected the weights of the model that its "
                      'config.json describes')
-  rows = jax.random.split(rng)
-  for name, key, axis in (('embedding', rows[0], 0), ('head', rows[1], 1)):
-    apart = f'new_{name}'  # a parameter of its own where it is trained alone (adapt)
-    if name in like:
-      if out[name].shape[axis] < tokens:
-        raise InputError(f'{path}: {name} has {out[name].shape[axis]} rows, but its tokenizer '
-                         f'knows {tokens} tokens; expected a tokenizer.json of this model')
-      new = like[apart].shape[axis] if apart in like else 0
-      parts = _widen(out[name], like[name].shape[axis] + new, tokens, axis, key)
-      if apart not in like:
-        parts = {name: jnp.concatenate(parts, axis)}
-      else:
-        parts = dict(zip((name, apart), parts, strict=True))
-      for part, value in parts.items():
-        out[part] = _place(value, like[part], placed and placed[part])
   if any(leaf is None for leaf in jax.tree.leaves(out, is_leaf=lambda a: a is None)):
     def absent():  # what is not asked for is never computed
       return jax.tree.map(lambda a, b: b if a is None else None, out, fresh(),
@@ -221,28 +210,42 @@ def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
     out, like, placed = out[part], like[part], placed and placed[part]
   leaf, place = like[path[-1]], placed and placed[path[-1]]
   shape = leaf.shape[1:] if stacked else leaf.shape
-  # Only the vocabulary may have another size here: new tokens and padding.
-  axis = {'embedding': 0, 'head': 1}.get(path[-1])
-  same = [a == b or i == axis for i, (a, b) in enumerate(
-      zip(value.shape, shape, strict=False))]
-  if value.ndim != len(shape) or not all(same):
+  if value.shape != shape:
     raise ValueError(f'found {list(value.shape)}, expected {list(shape)}')
-  if axis is not None:  # as it is: new rows are to be added (_widen)
-    out[path[-1]] = value
-  elif not stacked:
+  if not stacked:
     out[path[-1]] = _place(value, leaf, place)
   else:
     if out[path[-1]] is None:
       out[path[-1]] = jnp.zeros(leaf.shape, leaf.dtype, device=place)
     out[path[-1]] = _fill(out[path[-1]], _place(value, leaf, None), layer)
+  jax.block_until_ready(out[path[-1]])  # or reading runs ahead and holds many
 
 
-def _widen(known: chex.Array, size: int, tokens: int, axis: int,
-           rng: chex.PRNGKey) -> tuple[chex.Array, chex.Array]:
-  """Known rows, and those from `tokens` on: the mean of the known, plus noise of their
-  spread, float32."""
-  rows = jnp.moveaxis(known, axis, 0)[:tokens]
-  mean, spread = rows.mean(0, dtype=jnp.float32), rows.astype(jnp.float32).std(0)
-  noise = jax.random.normal(rng, (size - tokens, rows.shape[1])) * spread
-  new = mean + 0.1 * noise
-  return tuple(jnp.moveaxis(part, 0, axis) for part in (rows.astype(jnp.float32), new))
+def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex.Array,
+              tokens: int, rng: chex.PRNGKey) -> None:
+  """Puts an embedding or a head, whose number of rows may be another here: those from
+  `tokens` on are new, in a parameter of their own where they are trained alone (adapt)."""
+  axis = {'embedding': 0, 'head': 1}[name]
+  names = [n for n in (name, f'new_{name}') if n in like]
+  width = like[name].shape[1 - axis]
+  if value.ndim != 2 or value.shape[1 - axis] != width:
+    raise ValueError(f'found {list(value.shape)}, expected {width} columns or rows')
+  if value.shape[axis] < tokens:
+    raise InputError(f'{name} has {value.shape[axis]} rows, but the tokenizer knows {tokens} '
+                     'tokens; expected a tokenizer.json of this model')
+  sizes = tuple(like[n].shape[axis] for n in names)
+  for part, rows in zip(names, _widen(value, rng, sizes, tokens, axis), strict=True):
+    out[part] = jax.block_until_ready(_place(rows, like[part], placed and placed[part]))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _widen(known: chex.Array, rng: chex.PRNGKey, sizes: tuple[int, ...], tokens: int,
+           axis: int) -> tuple[chex.Array, ...]:
+  """Known rows and new ones, in one part or two: the mean of the known, plus noise of
+  their spread, float32."""
+  rows = jnp.moveaxis(known, axis, 0)[:tokens].astype(jnp.float32)
+  noise = jax.random.normal(rng, (sum(sizes) - tokens, rows.shape[1])) * rows.std(0)
+  parts = rows, rows.mean(0) + 0.1 * noise
+  if len(sizes) == 1:
+    parts = (jnp.concatenate(parts),)
+  return tuple(jnp.moveaxis(part, 0, axis) for part in parts)
