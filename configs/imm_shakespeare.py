@@ -87,6 +87,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   arithmetic.valid_size = 2_000
   arithmetic.test_size = 2_000
 
+  data.graphs = graphs = ml_collections.ConfigDict()
+  graphs.min_hops = 3  # of generated graph problems only: steps to the answer
+  graphs.max_hops = 6
+  graphs.nodes = 28  # drawn; those without an edge are left out
+  graphs.parents = 1.5  # of a node, on average
+  graphs.concepts = 38  # words for them
+  graphs.train_size = 1_000_000  # problems of each split, disjoint
+  graphs.valid_size = 2_000
+  graphs.test_size = 2_000
+
   data.buckets = buckets = ml_collections.ConfigDict()
   buckets.prefix = (256,)  # static sizes of question and blocks
   buckets.readout = (256,)  # of one readout: answer, step, chain of thought

@@ -56,6 +56,8 @@ POSITIVE = (
     'data.sort_window', 'data.block', 'data.arithmetic.min_steps', 'data.arithmetic.max_value',
     'data.arithmetic.templates', 'data.arithmetic.train_size',
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
+    'data.graphs.min_hops', 'data.graphs.train_size', 'data.graphs.valid_size',
+    'data.graphs.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
     'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
     'imm.rounds', 'imm.every', 'imm.chunk', 'explicit.layers', 'explicit.steps',
@@ -97,6 +99,11 @@ def _check(config: Config) -> None:
     raise InputError(
         f'config.data.arithmetic.operations is {data.arithmetic.operations!r}; '
         "expected one or more of the characters '+-*'")
+  if not data.graphs.min_hops <= data.graphs.max_hops < data.graphs.nodes - 2:
+    raise InputError(
+        f'config.data.graphs has min_hops {data.graphs.min_hops}, max_hops '
+        f'{data.graphs.max_hops} and {data.graphs.nodes} nodes; expected min_hops <= max_hops '
+        '< nodes - 2')
   for name, sizes in dataclasses.asdict(data.buckets).items():
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '

@@ -10,6 +10,7 @@ from latent_reasoning.config import DataConfig
 from latent_reasoning.data import files, hub
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
+from latent_reasoning.data.graphs import Graphs
 from latent_reasoning.errors import InputError
 
 # Stems of files by split; also, after '_', endings of stems.
@@ -46,8 +47,8 @@ def load(config: DataConfig, seed: int) -> Splits:
   Raises:
     InputError: files missing, ambiguous, malformed, or too small to carve from.
   """
-  if config.name == 'arithmetic':
-    return _arithmetic(config, seed)
+  if config.name in ('arithmetic', 'graphs'):
+    return _generated(config, seed)
   local = any((config.dir, config.train, config.valid, config.test))
   if config.name == 'files' and not local:
     raise InputError("config.data.name is 'files' but config.data.dir and train are "
@@ -78,12 +79,13 @@ def load_set(path: str, config: DataConfig) -> tuple[list[Example], dict]:
   return files.read(path, config)
 
 
-def _arithmetic(config: DataConfig, seed: int) -> Splits:
-  c = config.arithmetic
+def _generated(config: DataConfig, seed: int) -> Splits:
+  c = getattr(config, config.name)
   if config.limit:
     c = dataclasses.replace(c, **{
         f'{s}_size': min(getattr(c, f'{s}_size'), config.limit) for s in STEMS})
-  sets = {s: Arithmetic(c, config.step_marks, seed, s) for s in STEMS}
+  sets = {s: Graphs(c, seed, s) if config.name == 'graphs' else
+          Arithmetic(c, config.step_marks, seed, s) for s in STEMS}
   return Splits(**sets, report={
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
       'sources': {}, 'carved': {}, 'duplicates': {}})

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from latent_reasoning import data
-from latent_reasoning.data.arithmetic import split_of
+from latent_reasoning.data.generated import split_of
 from latent_reasoning.errors import InputError
 
 
@@ -182,6 +182,14 @@ def test_arithmetic(data_config):
   assert list(short.test) == splits.test[:7]
   marked = data.load(dataclasses.replace(config, step_marks=True), 5)
   assert marked.train[0].steps[0] == f'<<{splits.train[0].steps[0]}>>'
+
+
+def test_graphs(data_config):
+  config = dataclasses.replace(data_config, name='graphs', limit=7)
+  splits = data.load(config, 5)
+  assert splits.report['counts'] == {'train': 7, 'valid': 7, 'test': 7}
+  assert splits.train[0].question.split()[-6] == 'Is'
+  assert len({splits.train[0], splits.valid[0], splits.test[0]}) == 3
 
 
 def test_load_set_is_one_file_as_it_is(folder, tmp_path):
