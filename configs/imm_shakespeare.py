@@ -229,7 +229,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.temperature = 0.8
   evaluation.top_k = 40  # likeliest tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'last'  # best (validation accuracy) | last
-  evaluation.sets = ()  # more test files
+  evaluation.sets = ()  # more test sets: files, or names such as svamp and math500
+  evaluation.protocol = 'validation'  # validation | paper (16 cuts of the test split)
+  evaluation.contamination = True  # look for test questions in the training data
   evaluation.latency_repeats = 50  # timed runs an entry
   evaluation.audit_rows = 8  # real rows a check
 

@@ -213,7 +213,9 @@ class EvalConfig:
   temperature: float  # of the samples
   top_k: int  # likeliest tokens that samples are drawn from; 0: all
   checkpoint: str  # 'best' (by validation accuracy) | 'last'
-  sets: tuple[str, ...]  # more test files, scored beside the test split
+  sets: tuple[str, ...]  # more test sets: files, or names of data.hub.SETS
+  protocol: str  # 'validation' | 'paper': how a checkpoint is chosen (protocol)
+  contamination: bool  # look for the test questions in the training data
   latency_repeats: int  # timed runs per entry of --mode=latency
   audit_rows: int  # random real rows per check of --mode=audit
 

@@ -47,6 +47,7 @@ CHOICES = {
     'optim.stage1.schedule': ('constant', 'cosine'),
     'optim.stage2.schedule': ('constant', 'cosine'),
     'eval.checkpoint': ('best', 'last'),
+    'eval.protocol': ('validation', 'paper'),
 }
 
 SIGNED = ('imm.gate_bias',)
@@ -141,6 +142,9 @@ def _check(config: Config) -> None:
     raise InputError(f"config.method is '{config.method}' with config.data.name "
                      f"'{data.name}'; expected method lm with one of {TEXTS}, and any "
                      f'other method with one of {PROBLEMS}')
+  if config.method == 'lm' and config.eval.protocol == 'paper':
+    raise InputError("config.eval.protocol is 'paper', but method lm answers no test items; "
+                     "expected 'validation'")
   if config.method == 'lm' and data.block > model.max_positions:
     raise InputError(f'config.data.block is {data.block}, above config.model.max_positions '
                      f'{model.max_positions}')
