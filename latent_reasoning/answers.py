@@ -74,7 +74,7 @@ def same_text(predicted: str, reference: str) -> bool:
 # Where a text says its choice, the surest first: alone, said, leading, in brackets.
 _CHOICES = tuple(re.compile(p) for p in (
     r'^\W*([A-Da-d])\W*$', r'(?i:answer|option|choice)(?i:\s+is)?\W*\b([A-D])\b',
-    r'^\(?([A-D])[).:]', r'\(([A-D])\)'))
+    r'^\(?([A-Da-d])[).:]', r'\(([A-Da-d])\)'))
 
 
 def letter(text: str) -> str | None:
@@ -100,6 +100,8 @@ def same_latex(predicted: str, reference: str) -> bool:
 def _in_latex(text: str) -> str:
   return text if '$' in text or '\\boxed' in text or not text else f'${text}$'
 
+
+ARTICLES = ('a', 'an', 'the')  # do not count in token F1
 
 RULES = {'numeric': same, 'text': same_text, 'free_text': same_text, 'letter': same_letter,
          'latex': same_latex}
@@ -130,7 +132,7 @@ def overlap(predicted: str, references: Sequence[str]) -> dict[str, float]:
   scorer = library('free_text').RougeScorer(['rougeL'])
   said = extract(predicted)
   return {'f1': max(_f1(said, r) for r in references),
-          'rouge_l': max(scorer.score(r, said)['rougeL'].fmeasure for r in references)}
+          'rouge_l': float(max(scorer.score(r, said)['rougeL'].fmeasure for r in references))}
 
 
 def _f1(predicted: str, reference: str) -> float:
@@ -138,9 +140,6 @@ def _f1(predicted: str, reference: str) -> float:
                  for t in (predicted, reference))
   common = (said & right).total()
   return 2 * common / (said.total() + right.total()) if common else float(said == right)
-
-
-ARTICLES = ('a', 'an', 'the')
 
 
 def is_numeric(reference: str) -> bool:

@@ -38,7 +38,8 @@ def test_scores_by_hand(tiny_config):
           'd': ['x', '', '4']}
   told = []
   result, records = evaluate.evaluate(
-      Said(tiny_config(seed=5), said), examples, 'toy', 'test', 'numeric', lambda *a: told.append(a))
+      Said(tiny_config(seed=5), said), examples, 'toy', 'test', 'numeric',
+      lambda *a: told.append(a))
   assert result['accuracy'] == {'final': 0.5, 'any': 0.75, 'per_block': [0.5, 0.25, 0.5]}
   error = result['standard_error']
   assert error['final'] == pytest.approx(0.25)  # √(½ · ½ / 4)
@@ -63,7 +64,8 @@ def test_pass_at_k(tiny_config):
   greedy = {'a': ['7'], 'b': ['1'], 'c': ['1'], 'd': ['1']}
   samples = {'a': ['1', '2'], 'b': ['8', '8'], 'c': ['1', '9'], 'd': ['1', '2']}
   result, records = evaluate.evaluate(
-      Said(tiny_config(**{'eval.samples': 2}), greedy, samples), examples, 'toy', 'test', 'numeric')
+      Said(tiny_config(**{'eval.samples': 2}), greedy, samples), examples, 'toy', 'test',
+      'numeric')
   assert result['accuracy'] == {'final': 0.25, 'any': 0.25, 'pass@2': 0.5,
                                 'per_block': [0.25]}
   assert result['standard_error']['pass@2'] == 0.25
@@ -75,11 +77,37 @@ def test_too_long_counts_as_wrong(tiny_config):
   """A question the model has no positions for is wrong at every block, and counted."""
   examples = [problem('a', '7'), problem('long', '8'), problem('c', '9')]
   said = {'a': ['7', '7'], 'long': None, 'c': ['9', '9']}
-  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test', 'numeric')
+  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
+                                      'numeric')
   third = pytest.approx(2 / 3)
   assert result['accuracy'] == {'final': third, 'any': third, 'per_block': [third, third]}
   assert result['too_long'] == 1 and records[1]['too_long']
   assert records[1]['predictions'] == []
+
+
+def test_the_rule_decides_and_is_written(tiny_config):
+  """Letters are compared as letters; the best of several right answers counts."""
+  examples = [Example('a', (), 'B'), Example('b', (), 'C', ('D',))]
+  said = {'a': ['(b) 12'], 'b': ['the answer is D']}
+  for rule, share in (('letter', 1.0), ('text', 0.0)):
+    result, _ = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test', rule)
+    assert (result['rule'], result['accuracy']['final']) == (rule, share)
+
+
+def test_free_text_has_overlaps(tiny_config):
+  """Token F1 and ROUGE-L of the last readout, their mean and standard error."""
+  pytest.importorskip('rouge_score')
+  examples = [Example('a', (), 'one two'), Example('b', (), 'x', ('three four',)),
+              Example('long', (), 'y')]
+  said = {'a': ['x', 'one two'], 'b': ['x', 'three'], 'long': None}
+  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
+                                      'free_text')
+  assert [r['overlap']['f1'] for r in records] == [1.0, pytest.approx(2 / 3), 0.0]
+  f1 = result['overlap']['f1']
+  assert f1['mean'] == pytest.approx(5 / 9)
+  assert f1['standard_error'] == pytest.approx(
+      math.sqrt(((4 / 9) ** 2 + (1 / 9) ** 2 + (5 / 9) ** 2) / 2 / 3))
+  assert result['accuracy']['per_block'] == [pytest.approx(1 / 3)] * 2
 
 
 @pytest.mark.parametrize('samples', [0, 2])
