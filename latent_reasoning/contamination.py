@@ -14,7 +14,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.data.splits import normal
 
 WORDS = 8  # of an n-gram
-SAMPLED = 10_000  # generated problems that are read; of files, all are
+SAMPLED = 2_000  # generated problems that are read; of files, all are
 
 _NUMBER = re.compile(r'\d+(?:[.,]\d+)*')
 

@@ -281,6 +281,7 @@ def test_an_example_has_no_blank_edges_or_new_lines(question, steps, answer):
 def test_published_files(shared_data, data_config, name, form, count, steps, answer):
   examples, report = files.read(shared_data / name, data_config)
   assert (report['form'], report['read'], report['skipped']) == (form, count, 0)
+  assert report['rule'] == ('text' if name.startswith('prosqa') else 'numeric')
   assert len(examples) == count
   assert (examples[0].steps, examples[0].answer) == (steps, answer)
   if name.startswith('gsm'):
