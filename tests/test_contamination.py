@@ -17,7 +17,7 @@ def test_exact_and_masked():
   """Case, spaces and punctuation do not count; numbers only in the exact measure."""
   train = ask('Tom has 3 apples, and 1,200.5 pears.', 'Nothing alike')
   test = ask('tom has 3  apples and 1,200.5 pears?', 'Tom has 44 apples and 7 pears',
-             'Tom has three apples', 'Tom has 3 apples and 1,200.5 pears')
+             'Tom has apples and pears', 'Tom has 3 apples and 1,200.5 pears')
   found = measure(train, {'test': test})['sets']['test']
   assert (found['n'], found['exact'], found['numbers_masked']) == (4, 2, 3)
 
