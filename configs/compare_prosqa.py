@@ -1,16 +1,16 @@
-"""Every method on ProSQA, paths through a graph told in words, one command.
+"""Every method on ProsQA, paths through a graph told in words, one command.
 
   python -m latent_reasoning.main --mode=compare --config=configs/compare_prosqa.py \\
-      --config.data.dir=PROSQA_DIRECTORY --config.model.init_from=GPT2_DIRECTORY
+      --config.eval.sets='("VALID.json","TEST.json")'
 
-PROSQA_DIRECTORY holds prosqa_train.json, prosqa_valid.json and prosqa_test.json of
-Coconut's repository (facebookresearch/coconut, data/). The recipe of rim_gsm8k.py for
-every method, seeds 0, 1, 2: for a GPU. An answer names one of two classes, so a guess is
-right half of the time. Variants, each from scratch in a small model:
+Trained on generated graphs, scored on them and on the published files of ProsQA
+(facebookresearch/coconut, data/). The recipe of rim_prosqa.py for every method, seeds 0,
+1, 2: for a GPU. An answer names one of two classes, so a guess is right half of the time.
+Variants:
 
-  :short     minutes a run on two cores
-  :smoke     the whole path; --config.data.train=FILE serves where there is no training file
-  :controls  the controls of compare_gsm8k.py, on GPT-2
+  :short     fewer steps, two seeds: hours on two cores
+  :smoke     the whole path in minutes; its numbers mean nothing
+  :controls  the controls of compare_arithmetic.py
 """
 
 import pathlib
@@ -19,21 +19,27 @@ import runpy
 import ml_collections
 
 HERE = pathlib.Path(__file__)
-base = runpy.run_path(str(HERE.with_name('compare_gsm8k.py')))['get_config']
+base = runpy.run_path(str(HERE.with_name('rim_prosqa.py')))['get_config']
+methods = runpy.run_path(str(HERE.with_name('compare_arithmetic.py')))
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if variant not in ('', 'short', 'smoke', 'controls'):
     raise ValueError(f"compare_prosqa has no variant '{variant}'; expected short, smoke or "
                      'controls')
-  c = base(variant)
-  small = variant in ('short', 'smoke')
-  c.data.name = 'files'
-  c.data.valid_size = 100  # where there is no file of it
-  # A question has 220 to 320 tokens of a vocabulary made for it, more of GPT-2's.
-  c.data.buckets.update(prefix=(256, 384) if small else (384, 512, 640),
-                        readout=(8, 64) if small else (16, 128), count=(1, 6))
-  c.rim.update(blocks=6, max_steps=6, pause_tokens=24)
-  c.tokenizer.vocab_size = 512 if small else c.tokenizer.vocab_size
-  c.eval.max_tokens = 64 if small else 128
+  c = base()
+  c.sweep.runs = methods['CONTROLS' if variant == 'controls' else 'METHODS']
+  c.sweep.seeds = (0, 1, 2)
+  c.sweep.control = 'direct'
+  if variant == 'short':
+    c.sweep.seeds = (0, 1)
+    c.optim.stage1.steps, c.optim.stage2.steps = 1500, 500
+  elif variant == 'smoke':
+    c.sweep.seeds = (0,)
+    c.model.update(layers=2, width=32, hidden=64)
+    c.optim.batch_size = 8
+    c.optim.stage1.steps, c.optim.stage2.steps = 10, 10
+    c.train.update(log_every=2, eval_every=10, save_every=0)
+    c.data.graphs.test_size = 32
+    c.eval.update(batch_size=16, valid_problems=16, test_problems=32, latency_repeats=3)
   return c

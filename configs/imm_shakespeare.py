@@ -87,6 +87,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   arithmetic.valid_size = 2_000
   arithmetic.test_size = 2_000
 
+  data.graphs = graphs = ml_collections.ConfigDict()
+  graphs.min_hops = 3  # of generated graph problems only: steps to the answer
+  graphs.max_hops = 6
+  graphs.nodes = 28  # drawn; those without an edge are left out
+  graphs.parents = 1.5  # of a node, on average
+  graphs.concepts = 38  # words for them
+  graphs.train_size = 1_000_000  # problems of each split, disjoint
+  graphs.valid_size = 2_000
+  graphs.test_size = 2_000
+
   data.buckets = buckets = ml_collections.ConfigDict()
   buckets.prefix = (256,)  # static sizes of question and blocks
   buckets.readout = (256,)  # of one readout: answer, step, chain of thought
@@ -232,7 +242,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.temperature = 0.8
   evaluation.top_k = 40  # likeliest tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'last'  # best (validation accuracy) | last
-  evaluation.sets = ()  # more test files
+  evaluation.sets = ()  # more test sets: files, or names such as svamp and math500
+  evaluation.protocol = 'validation'  # validation | paper (16 cuts of the test split)
+  evaluation.contamination = True  # look for test questions in the training data
   evaluation.latency_repeats = 50  # timed runs an entry
   evaluation.audit_rows = 8  # real rows a check
 

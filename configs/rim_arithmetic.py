@@ -24,7 +24,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.seed = 0  # of parameters, data and order
 
   c.data = data = ml_collections.ConfigDict()
-  data.name = 'arithmetic'  # arithmetic | gsm8k | gsm8k_aug | files
+  data.name = 'arithmetic'  # arithmetic | graphs | gsm8k | gsm8k_aug | files
   data.path = ''  # a text file, for method lm
   data.block = 64  # tokens of a row of text
   data.dir = ''  # file or directory of the data; '': generated, or from the hub
@@ -50,6 +50,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   arithmetic.train_size = 1_000_000  # problems of each split, disjoint
   arithmetic.valid_size = 2_000
   arithmetic.test_size = 2_000
+
+  data.graphs = graphs = ml_collections.ConfigDict()
+  graphs.min_hops = 3  # of generated graph problems only: steps to the answer
+  graphs.max_hops = 6
+  graphs.nodes = 28  # drawn; those without an edge are left out
+  graphs.parents = 1.5  # of a node, on average
+  graphs.concepts = 38  # words for them
+  graphs.train_size = 1_000_000  # problems of each split, disjoint
+  graphs.valid_size = 2_000
+  graphs.test_size = 2_000
 
   data.buckets = buckets = ml_collections.ConfigDict()
   buckets.prefix = (question, question + 4 * steps)  # static sizes of question and blocks
@@ -196,7 +206,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.temperature = 1.0
   evaluation.top_k = 0  # likeliest tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'best'  # best (validation accuracy) | last
-  evaluation.sets = ()  # more test files
+  evaluation.sets = ()  # more test sets: files, or names such as svamp and math500
+  evaluation.protocol = 'validation'  # validation | paper (16 cuts of the test split)
+  evaluation.contamination = True  # look for test questions in the training data
   evaluation.latency_repeats = 50  # timed runs an entry
   evaluation.audit_rows = 8  # real rows a check
 

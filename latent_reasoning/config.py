@@ -23,6 +23,19 @@ class ArithmeticConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GraphConfig:
+  """Generated graph reasoning in the form of ProsQA (data.graphs)."""
+  min_hops: int  # fewest steps from the person to the right option
+  max_hops: int  # most
+  nodes: int  # drawn; those without an edge are left out
+  parents: float  # of a node, on average (Poisson)
+  concepts: int  # size of the vocabulary of concepts
+  train_size: int  # problems in the training split
+  valid_size: int  # problems in the validation split
+  test_size: int  # problems in the test split
+
+
+@dataclasses.dataclass(frozen=True)
 class BucketConfig:
   """Static sizes that a batch is padded to: the smallest that holds it."""
   prefix: tuple[int, ...]  # tokens of question and memory blocks
@@ -32,7 +45,7 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  name: str  # 'arithmetic' | 'gsm8k' | 'gsm8k_aug' | 'files' | a text (data.text)
+  name: str  # 'arithmetic' | 'graphs' | 'gsm8k' | 'gsm8k_aug' | 'files' | a text (data.text)
   path: str  # a text file, for method lm
   block: int  # tokens of a row of text
   dir: str  # file or directory of the data; '': generated, or from the hub
@@ -48,6 +61,7 @@ class DataConfig:
   limit: int  # use only the first N problems of each split; 0: all
   sort_window: int  # batches whose rows are sorted by length together; 1: none
   arithmetic: ArithmeticConfig
+  graphs: GraphConfig
   buckets: BucketConfig
 
 
@@ -219,7 +233,9 @@ class EvalConfig:
   temperature: float  # of the samples
   top_k: int  # likeliest tokens that samples are drawn from; 0: all
   checkpoint: str  # 'best' (by validation accuracy) | 'last'
-  sets: tuple[str, ...]  # more test files, scored beside the test split
+  sets: tuple[str, ...]  # more test sets: files, or names of data.hub.SETS
+  protocol: str  # 'validation' | 'paper': how a checkpoint is chosen (protocol)
+  contamination: bool  # look for the test questions in the training data
   latency_repeats: int  # timed runs per entry of --mode=latency
   audit_rows: int  # random real rows per check of --mode=audit
 
@@ -257,7 +273,7 @@ class Config:
 NOT_CAUSAL = ('sequence_mean',)  # policies of models.recurrence that read the future
 OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
 
-PROBLEMS = ('arithmetic', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name
+PROBLEMS = ('arithmetic', 'graphs', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name
 TEXTS = ('text', 'shakespeare', 'wikitext', 'c4')  # of data.name, for method lm
 
 

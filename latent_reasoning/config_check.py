@@ -48,6 +48,7 @@ CHOICES = {
     'optim.stage2.schedule': ('constant', 'cosine'),
     'sweep.budget': ('steps', 'flops'),
     'eval.checkpoint': ('best', 'last'),
+    'eval.protocol': ('validation', 'paper'),
 }
 
 SIGNED = ('imm.gate_bias', 'mesh.data', 'mesh.fsdp', 'mesh.tensor')
@@ -57,6 +58,8 @@ POSITIVE = (
     'data.sort_window', 'data.block', 'data.arithmetic.min_steps', 'data.arithmetic.max_value',
     'data.arithmetic.templates', 'data.arithmetic.train_size',
     'data.arithmetic.valid_size', 'data.arithmetic.test_size',
+    'data.graphs.min_hops', 'data.graphs.train_size', 'data.graphs.valid_size',
+    'data.graphs.test_size',
     'tokenizer.pad_to', 'model.layers', 'model.width', 'model.heads',
     'model.hidden', 'model.max_positions', 'rim.blocks', 'rim.max_steps',
     'rim.peers.parts', 'rim.peers.thoughts', 'imm.rounds', 'imm.every', 'imm.chunk',
@@ -99,6 +102,11 @@ def _check(config: Config) -> None:
     raise InputError(
         f'config.data.arithmetic.operations is {data.arithmetic.operations!r}; '
         "expected one or more of the characters '+-*'")
+  if not data.graphs.min_hops <= data.graphs.max_hops < data.graphs.nodes - 2:
+    raise InputError(
+        f'config.data.graphs has min_hops {data.graphs.min_hops}, max_hops '
+        f'{data.graphs.max_hops} and {data.graphs.nodes} nodes; expected min_hops <= max_hops '
+        '< nodes - 2')
   for name, sizes in dataclasses.asdict(data.buckets).items():
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
@@ -140,6 +148,9 @@ def _check(config: Config) -> None:
     raise InputError(f"config.method is '{config.method}' with config.data.name "
                      f"'{data.name}'; expected method lm with one of {TEXTS}, and any "
                      f'other method with one of {PROBLEMS}')
+  if config.method == 'lm' and config.eval.protocol == 'paper':
+    raise InputError("config.eval.protocol is 'paper', but method lm answers no test items; "
+                     "expected 'validation'")
   if config.method == 'lm' and data.block > model.max_positions:
     raise InputError(f'config.data.block is {data.block}, above config.model.max_positions '
                      f'{model.max_positions}')

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pi
 
 
 def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,
-             progress: Callable[[int, int], None] | None = None,
+             rule: str, progress: Callable[[int, int], None] | None = None,
              ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Scores the answers to all examples.
 
@@ -100,6 +101,7 @@ def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, spli
     answerer: method, model and parameters.
     examples: the problems.
     dataset, split: names for the result.
+    rule: how answers are compared (answers.RULES).
     progress: told (problems done, problems in all) after each.
 
   Returns:
@@ -112,26 +114,30 @@ def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, spli
   records = []
   greedy = answerer.texts(questions)
   for index, (example, texts, draws) in enumerate(zip(examples, greedy, sampled, strict=True)):
+    right = (example.answer, *example.others)
     record = {
         'dataset': dataset, 'split': split, 'index': index, 'question': example.question,
         'steps': len(example.steps), 'answer': example.answer, 'too_long': texts is None,
         'predictions': texts or [],
-        'correct': [answers.same(t, example.answer) for t in texts or []]}
+        'correct': [answers.correct(rule, t, right) for t in texts or []]}
     if config.eval.samples:
       record['samples'] = draws or []
-      record['samples_correct'] = [answers.same(t, example.answer) for t in draws or []]
+      record['samples_correct'] = [answers.correct(rule, t, right) for t in draws or []]
+    if rule == 'free_text':
+      record['overlap'] = answers.overlap(texts[-1] if texts else '', right)
     records.append(record)
     if progress:
       progress(index + 1, len(questions))
-  return summarize(records, config, dataset, split), records
+  return summarize(records, config, dataset, split, rule), records
 
 
-def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
-              split: str) -> dict[str, Any]:
+def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str, split: str,
+              rule: str) -> dict[str, Any]:
   """Accuracy in [0, 1], with counts and standard errors.
 
   `final` is the headline: the last readout. `any` is right after at least one
-  block, an upper bound. A question too long for the model counts as wrong.
+  block, an upper bound. A question too long for the model counts as wrong. Of free text,
+  `overlap` has mean and standard error of token F1 and ROUGE-L of the last readout.
   """
   n = len(records)
   count = max(1, *(len(r['correct']) for r in records))  # 1: no question may have fitted
@@ -145,13 +151,15 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
     groups[record['steps']].append(correct[-1])
   per_block = [sum(column) / n for column in zip(*padded, strict=True)]
   return {
-      'method': config.method, 'dataset': dataset, 'split': split, 'n': n,
+      'method': config.method, 'dataset': dataset, 'split': split, 'n': n, 'rule': rule,
       'accuracy': {**accuracy, 'per_block': per_block},
       'standard_error': {**{name: _error(a, n) for name, a in accuracy.items()},
                          'per_block': [_error(a, n) for a in per_block]},
       'by_steps': {str(steps): {'n': len(c), 'final': sum(c) / len(c),
                                 'standard_error': _error(sum(c) / len(c), len(c))}
                    for steps, c in sorted(groups.items())},
+      **({'overlap': {name: mean_error([r['overlap'][name] for r in records])
+                      for name in records[0]['overlap']}} if rule == 'free_text' else {}),
       'too_long': sum(r['too_long'] for r in records),
       'seed': config.seed, 'causal': config.causal}
 
@@ -159,3 +167,9 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str,
 def _error(share: float, n: int) -> float:
   """Standard error of a share of n."""
   return math.sqrt(share * (1 - share) / n)
+
+
+def mean_error(values: Sequence[float]) -> dict[str, float]:
+  """Mean and standard error."""
+  spread = statistics.stdev(values) if len(values) > 1 else 0.0
+  return {'mean': statistics.fmean(values), 'standard_error': spread / math.sqrt(len(values))}

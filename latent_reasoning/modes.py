@@ -16,12 +16,14 @@ import tqdm
 
 from latent_reasoning import (
   answers,
+  contamination,
   explicit,
   flops,
   layout,
   loop,
   metrics,
   pipeline,
+  protocol,
   report,
   text,
   workdir,
@@ -30,6 +32,7 @@ from latent_reasoning import audit as audit_lib
 from latent_reasoning import export as export_lib
 from latent_reasoning import latency as latency_lib
 from latent_reasoning.checkpoint import Restored
+from latent_reasoning.data import splits
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
 from latent_reasoning.evaluate import evaluate as score
@@ -59,30 +62,61 @@ def evaluate(run: Run) -> int:
   config, found = run.config, restored(run)
   if config.method == 'lm':
     return evaluate_text(run, found)
-  answerer = run.answerer(found.state.params)
-  limit = config.eval.test_problems or len(run.splits.test)
-  test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
-  result, records = _with_bar(answerer, test, config.data.name, 'test')
-  sets = []
-  for path, (examples, loaded) in run.sets.items():
-    other, more = _with_bar(answerer, examples, pathlib.Path(path).stem, 'test')
-    sets.append({**other, 'data': loaded})
-    records += more
+  scored = _score_all(run, found)
+  result, *sets = (one for one, _ in scored)
+  for one, (_, loaded) in zip(sets, run.sets.values(), strict=True):
+    one['data'] = loaded
   result.update(
-      step=found.step, trained_steps=run.curriculum.total,
-      checkpoint=config.eval.checkpoint, blocks=answerer.blocks,
+      step=found.step, trained_steps=run.curriculum.total, protocol='validation',
+      checkpoint=config.eval.checkpoint, blocks=run.answerer(found.state.params).blocks,
       validation_accuracy=found.meta['accuracy'],
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
-      tokens=tokens(run, records[:len(test)]), training=training(run),
+      tokens=tokens(run, scored[0][1]), training=training(run),
       data=run.splits.report, sets=sets, environment=environment())
-  lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records)
+  if config.eval.protocol == 'paper':
+    result['paper'] = _paper(run, found.step, scored)
+  if config.eval.contamination:
+    result['contamination'] = contamination.measure(run.splits.train, {
+        'test': run.test, **{path: examples for path, (examples, _) in run.sets.items()}})
+  lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for _, records in scored
+                  for r in records)
   workdir.write_text(run.workdir.predictions, lines)
   workdir.write_json(run.workdir.results, result)
   for one in [result, *sets]:
     print(f'\n{report.results(one)}')
-  print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
-        f'{run.workdir.results}')
+  print(f'\nprotocol validation: checkpoint of step {found.step} ({config.eval.checkpoint})')
+  if 'paper' in result:
+    print(report.paper(result['paper']))
+  if 'contamination' in result:
+    print(report.contamination(result['contamination']))
+  print(f'written to {run.workdir.results}')
   return 0
+
+
+def _score_all(run: Run, found: Restored) -> list[tuple[dict, list[dict]]]:
+  """Result and records of the test split, then of each of `eval.sets`."""
+  answerer, rules = run.answerer(found.state.params), run.splits.report['rules']
+  scored = [_with_bar(answerer, run.test, run.config.data.name, 'test', rules['test'])]
+  for entry, (examples, loaded) in run.sets.items():
+    path = pathlib.Path(entry)
+    # A file test.json is told by its folder.
+    dataset, split = ((path.parent.name, path.stem) if path.stem in splits.STEMS and
+                      path.parent.name else (path.stem, 'test'))
+    scored.append(_with_bar(answerer, examples, dataset, split, loaded['rule']))
+  return scored
+
+
+def _paper(run: Run, step: int, scored: list[tuple[dict, list[dict]]]) -> dict[str, Any]:
+  """The paper's protocol over every checkpoint kept; that of `step` is scored already."""
+  steps, columns = [], []
+  for found in run.kept():
+    own = scored if found.step == step else _score_all(run, found)
+    steps.append(found.step)
+    columns.append([[bool(r['correct']) and r['correct'][-1] for r in records]
+                    for _, records in own])
+  test, *others = (np.array(column) for column in zip(*columns, strict=True))
+  return {'steps': steps, **protocol.paper(
+      test, run.config.seed, dict(zip(run.sets, others, strict=True)))}
 
 
 def evaluate_text(run: Run, found: Restored) -> int:
@@ -139,10 +173,10 @@ def count(run: Run) -> int:
 SAMPLE_PROMPT = '\n'
 
 
-def _with_bar(answerer: Answerer, examples, dataset: str, split: str):
+def _with_bar(answerer: Answerer, examples, dataset: str, split: str, rule: str):
   with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
                  disable=not sys.stderr.isatty()) as bar:
-    return score(answerer, examples, dataset, split,
+    return score(answerer, examples, dataset, split, rule,
                  lambda done, _: bar.update(done - bar.n))
 
 
@@ -232,8 +266,7 @@ def explain(run: Run, question: str | None) -> int:
     for number, text_ in enumerate(explainer.explain(question), 1):
       print(f'explicit {number}: {text_}')
     return 0
-  limit = config.eval.test_problems or len(run.splits.test)
-  test = [run.splits.test[i] for i in range(min(limit, len(run.splits.test)))]
+  test = run.test
   result = {
       'method': config.method, 'dataset': config.data.name, 'split': 'test',
       'source': e.source, 'joint': e.joint, 'seed': config.seed, 'step': found.step,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from latent_reasoning import (
   adapt,
+  answers,
   curriculum,
   data,
   layout,
@@ -18,6 +19,7 @@ from latent_reasoning import (
   optim,
   pipeline,
   pretrained,
+  protocol,
   sharding,
   text,
   tokenizers,
@@ -44,7 +46,7 @@ class Run:
   splits: data.Splits | text.Ids
   tokenizer: tokenizers.Tokenizer
   batches: pipeline.Batches | text.Batches
-  sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path
+  sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path or name
 
   @property
   def curriculum(self) -> curriculum.Curriculum:
@@ -61,6 +63,12 @@ class Run:
       e = self.config.explicit
       return objectives.with_told(self.decoder(), e.source, e.weight)
     return objectives.OBJECTIVES[self.batches.method.objective](self.config.rim.peers)
+
+  @property
+  def test(self) -> list[Example]:
+    """The test problems that are scored."""
+    count = self.config.eval.test_problems or len(self.splits.test)
+    return self.splits.test[:count]
 
   @property
   def trained(self) -> str:
@@ -152,7 +160,7 @@ class Run:
     examples = [self.splits.valid[i] for i in range(count)]
     greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
     accuracy = evaluate(self.answerer(params, greedy), examples, config.data.name,
-                        'valid')[0]['accuracy']
+                        'valid', self.splits.report['rules']['valid'])[0]['accuracy']
     return ({**accuracy, 'n': count}, accuracy['final'],
             f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
 
@@ -179,6 +187,14 @@ class Run:
     restored = checkpoints.restore(self.like, step)
     checkpoints.close()
     return restored
+
+
+  def kept(self) -> Iterator[Restored]:
+    """Every checkpoint there is, the oldest first."""
+    checkpoints = self.checkpoints()
+    for step in reversed(checkpoints.steps()):
+      yield checkpoints.restore(self.like, step)
+    checkpoints.close()
 
 
 _watched = jax.jit(memory.watched, static_argnums=0)
@@ -209,8 +225,15 @@ def build(config: Config, workdir: Workdir) -> Run:
                              curriculum.build(config.optim, len(train), parts),
                              (jax.process_index(), jax.process_count()),
                              told=bool(config.explicit.source) and config.explicit.joint)
-  return Run(config, workdir, splits, tokenizer, batches,
-             {path: data.load_set(path, config.data) for path in config.eval.sets})
+  run = Run(config, workdir, splits, tokenizer, batches,
+            {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
+  # What evaluation lacks shows here, not after the training.
+  for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
+                                                   run.sets.values())):
+    answers.library(rule)
+  if config.eval.protocol == 'paper':
+    protocol.check(len(run.test))
+  return run
 
 
 def _build_text(config: Config, workdir: Workdir) -> Run:

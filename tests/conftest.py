@@ -11,6 +11,7 @@ from latent_reasoning.config import (
   BucketConfig,
   Config,
   DataConfig,
+  GraphConfig,
 )
 from latent_reasoning.config_check import from_dict
 
@@ -26,6 +27,9 @@ def data_config() -> DataConfig:
       arithmetic=ArithmeticConfig(
           min_steps=1, max_steps=4, modulus=10, max_value=9, operations='+-*',
           templates=1, train_size=300, valid_size=100, test_size=100),
+      graphs=GraphConfig(
+          min_hops=3, max_hops=6, nodes=28, parents=1.5, concepts=38, train_size=300,
+          valid_size=100, test_size=100),
       buckets=BucketConfig(prefix=(64,), readout=(16,), count=(4,)))
 
 

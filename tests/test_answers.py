@@ -1,12 +1,14 @@
 """Answers: numbers read as people write them, and the exact match."""
 
 import decimal
+import sys
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latent_reasoning import answers
+from latent_reasoning.errors import InputError
 
 NUMBERS = [  # text, the number it holds
     ('72', '72'), ('1,234', '1234'), ('$1,234.50', '1234.5'), ('1,234,567', '1234567'),
@@ -148,3 +150,70 @@ def test_case_space_and_punctuation_of_text_do_not_count(parts):
   reference = ' '.join(parts)
   assert answers.same(', '.join(parts).upper() + ' .', reference)
   assert not answers.same(reference + ' x', reference)
+
+
+CHOICES = {
+    'B': 'B', '(b)': 'B', 'b.': 'B', '#### C': 'C', 'the answer is B': 'B', 'Answer: D': 'D',
+    'The correct option is A.': 'A', 'B) 12': 'B', 'B. 12': 'B', '(b) 12': 'B', '(A) x': 'A',
+    'not (C), I take (D)': 'D', 'A cat': None, 'none': None, '': None, 'E': None, '12': None,
+    '(A) or (B)? The answer is (C).': 'C'}
+
+
+@pytest.mark.parametrize('text, choice', CHOICES.items())
+def test_letter(text, choice):
+  """The option that a text chooses, however it says so; an article is none."""
+  assert answers.letter(text) == choice
+  for reference in 'ABCD':
+    assert answers.correct('letter', text, [reference]) is (reference == choice)
+
+
+def test_text_rule_reads_no_numbers():
+  """By `text`, 72 dollars are not 72; by `numeric` they are."""
+  assert answers.correct('numeric', '72', ['72 dollars'])
+  assert not answers.correct('text', '72', ['72 dollars'])
+  assert answers.correct('text', 'Tom is a lempus', ['Tom is a lempus.'])
+
+
+@pytest.mark.parametrize('rule', ['numeric', 'text', 'free_text', 'letter'])
+def test_any_right_answer_counts(rule):
+  """One of several references is enough."""
+  assert answers.correct(rule, 'B', ['A', 'B'])
+  assert not answers.correct(rule, 'C', ['A', 'B'])
+  assert not answers.correct(rule, '', ['A', 'B'])
+
+
+EQUAL = [('1/2', r'\frac{1}{2}'), ('0.5', r'\frac12'), ('(x+1)^2', 'x^2+2x+1'),
+         (r'(3, \pi/2)', r'\left( 3, \frac{\pi}{2} \right)'), (r'so \boxed{7}', '7'),
+         ('#### 7', '7'), (r'\text{Evelyn}', r'\text{Evelyn}'), ('90', r'90^\circ')]
+UNEQUAL = [('12', '13'), ('', '1'), ('$', '1'), (r'\frac{', '1'), ('x+1', 'x-1'),
+           ('9**9**9**9', '1')]
+
+
+@pytest.mark.parametrize('predicted, reference, equal', [
+    *((p, r, True) for p, r in EQUAL), *((p, r, False) for p, r in UNEQUAL)])
+def test_latex(predicted, reference, equal):
+  """Equal mathematics in any writing; no text raises."""
+  pytest.importorskip('math_verify')
+  assert answers.correct('latex', predicted, [reference]) is equal
+
+
+def test_overlap():
+  """Token F1 and ROUGE-L worked out by hand; the best of several references."""
+  pytest.importorskip('rouge_score')
+  # F1 without articles: cat sat | cat sat down. ROUGE-L: 2 of 3 and 2 of 4 in order.
+  assert answers.overlap('the cat sat', ['a cat sat down']) == {
+      'f1': pytest.approx(0.8), 'rouge_l': pytest.approx(4 / 7)}
+  assert answers.overlap('sat cat', ['cat sat'])['f1'] == 1
+  assert answers.overlap('sat cat', ['cat sat'])['rouge_l'] == 0.5
+  assert answers.overlap('x', ['y', 'x']) == {'f1': 1, 'rouge_l': 1}
+  assert answers.overlap('', ['x']) == {'f1': 0, 'rouge_l': 0}
+
+
+@pytest.mark.parametrize('rule, module', [('latex', 'math_verify'),
+                                          ('free_text', 'rouge_score')])
+def test_a_missing_library_names_the_extra(monkeypatch, rule, module):
+  """What a rule needs is told; the other rules need nothing."""
+  monkeypatch.setitem(sys.modules, module, None)  # makes `import` fail
+  with pytest.raises(InputError, match=r"pip install 'latent_reasoning\[eval\]'"):
+    answers.library(rule)
+  assert answers.library('numeric') is None

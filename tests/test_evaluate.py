@@ -38,7 +38,8 @@ def test_scores_by_hand(tiny_config):
           'd': ['x', '', '4']}
   told = []
   result, records = evaluate.evaluate(
-      Said(tiny_config(seed=5), said), examples, 'toy', 'test', lambda *a: told.append(a))
+      Said(tiny_config(seed=5), said), examples, 'toy', 'test', 'numeric',
+      lambda *a: told.append(a))
   assert result['accuracy'] == {'final': 0.5, 'any': 0.75, 'per_block': [0.5, 0.25, 0.5]}
   error = result['standard_error']
   assert error['final'] == pytest.approx(0.25)  # √(½ · ½ / 4)
@@ -63,7 +64,8 @@ def test_pass_at_k(tiny_config):
   greedy = {'a': ['7'], 'b': ['1'], 'c': ['1'], 'd': ['1']}
   samples = {'a': ['1', '2'], 'b': ['8', '8'], 'c': ['1', '9'], 'd': ['1', '2']}
   result, records = evaluate.evaluate(
-      Said(tiny_config(**{'eval.samples': 2}), greedy, samples), examples, 'toy', 'test')
+      Said(tiny_config(**{'eval.samples': 2}), greedy, samples), examples, 'toy', 'test',
+      'numeric')
   assert result['accuracy'] == {'final': 0.25, 'any': 0.25, 'pass@2': 0.5,
                                 'per_block': [0.25]}
   assert result['standard_error']['pass@2'] == 0.25
@@ -75,11 +77,37 @@ def test_too_long_counts_as_wrong(tiny_config):
   """A question the model has no positions for is wrong at every block, and counted."""
   examples = [problem('a', '7'), problem('long', '8'), problem('c', '9')]
   said = {'a': ['7', '7'], 'long': None, 'c': ['9', '9']}
-  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test')
+  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
+                                      'numeric')
   third = pytest.approx(2 / 3)
   assert result['accuracy'] == {'final': third, 'any': third, 'per_block': [third, third]}
   assert result['too_long'] == 1 and records[1]['too_long']
   assert records[1]['predictions'] == []
+
+
+def test_the_rule_decides_and_is_written(tiny_config):
+  """Letters are compared as letters; the best of several right answers counts."""
+  examples = [Example('a', (), 'B'), Example('b', (), 'C', ('D',))]
+  said = {'a': ['(b) 12'], 'b': ['the answer is D']}
+  for rule, share in (('letter', 1.0), ('text', 0.0)):
+    result, _ = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test', rule)
+    assert (result['rule'], result['accuracy']['final']) == (rule, share)
+
+
+def test_free_text_has_overlaps(tiny_config):
+  """Token F1 and ROUGE-L of the last readout, their mean and standard error."""
+  pytest.importorskip('rouge_score')
+  examples = [Example('a', (), 'one two'), Example('b', (), 'x', ('three four',)),
+              Example('long', (), 'y')]
+  said = {'a': ['x', 'one two'], 'b': ['x', 'three'], 'long': None}
+  result, records = evaluate.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
+                                      'free_text')
+  assert [r['overlap']['f1'] for r in records] == [1.0, pytest.approx(2 / 3), 0.0]
+  f1 = result['overlap']['f1']
+  assert f1['mean'] == pytest.approx(5 / 9)
+  assert f1['standard_error'] == pytest.approx(
+      math.sqrt(((4 / 9) ** 2 + (1 / 9) ** 2 + (5 / 9) ** 2) / 2 / 3))
+  assert result['accuracy']['per_block'] == [pytest.approx(1 / 3)] * 2
 
 
 @pytest.mark.parametrize('samples', [0, 2])
@@ -88,7 +116,7 @@ def test_all_too_long(tiny_config, samples):
   config = tiny_config(**{'eval.samples': samples})
   examples = [problem('a', '7'), problem('b', '8')]
   said = {'a': None, 'b': None}
-  result, _ = evaluate.evaluate(Said(config, said, said), examples, 'toy', 'test')
+  result, _ = evaluate.evaluate(Said(config, said, said), examples, 'toy', 'test', 'numeric')
   assert result['accuracy']['final'] == result['accuracy']['any'] == 0
   assert result['too_long'] == 2
 
@@ -96,7 +124,7 @@ def test_all_too_long(tiny_config, samples):
 def test_steps_are_sorted_as_numbers(tiny_config):
   """By steps: 2 before 10."""
   records = [{'correct': [True], 'steps': s, 'too_long': False} for s in (10, 2, 10)]
-  result = summarize(records, tiny_config(), 'toy', 'test')
+  result = summarize(records, tiny_config(), 'toy', 'test', 'numeric')
   assert list(result['by_steps']) == ['2', '10']
   assert result['by_steps']['10']['n'] == 2
 
@@ -219,7 +247,8 @@ def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
   for i in range(150):
     state, _ = stepper(state, batch, run.curriculum.learning_rate(i))
   examples = [run.splits.train[i] for i in range(8)]
-  result, records = evaluate.evaluate(run.answerer(state.params), examples, 'toy', 'train')
+  result, records = evaluate.evaluate(run.answerer(state.params), examples, 'toy', 'train',
+                                      'numeric')
   assert result['accuracy']['final'] == 1.0, [r['predictions'] for r in records]
   for record, example in zip(records, examples, strict=True):
     assert record['predictions'] == ['\n'.join([*example.steps, f'####{example.answer}'])]

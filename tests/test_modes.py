@@ -160,6 +160,84 @@ def test_flops_before_training(fresh, capsys):
   assert not fresh.workdir.metrics.exists()
 
 
+def test_evaluate_reports_contamination(trained, tmp_path, capsys):
+  """Test questions in the training data are counted; the key switches it off."""
+  more = tmp_path / 'seen.jsonl'
+  question = trained.splits.train[3].question
+  more.write_text(json.dumps({'question': question, 'steps': [], 'answer': '3'}))
+  def evaluated(**changes):
+    config = dataclasses.replace(trained.config, eval=dataclasses.replace(
+        trained.config.eval, sets=(str(more),), **changes))
+    assert modes.evaluate(run_lib.build(config, trained.workdir)) == 0
+    return json.loads(trained.workdir.results.read_text()), capsys.readouterr().out
+  result, out = evaluated()
+  found = result['contamination']
+  assert found['read'] == found['train'] == 40
+  assert found['sets']['test']['exact'] == 0 and found['sets']['test']['n'] == 6
+  assert found['sets'][str(more)]['exact'] == 1
+  assert 'test questions in the training data (all of 40 read): test: 0 of 6' in out
+  result, out = evaluated(contamination=False)
+  assert 'contamination' not in result and 'training data' not in out
+
+
+def test_evaluate_names_the_protocol(trained, monkeypatch, capsys):
+  """By default accuracy is labelled validation; rule and protocol are in the file."""
+  assert modes.evaluate(trained) == 0
+  result = json.loads(trained.workdir.results.read_text())
+  assert (result['protocol'], result['rule']) == ('validation', 'numeric')
+  assert 'paper' not in result
+  out = capsys.readouterr().out
+  assert 'protocol validation: checkpoint of step 2' in out and 'paper' not in out
+
+
+def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkeypatch, capsys):
+  """Every kept checkpoint is scored, that of the validation protocol once."""
+  from latent_reasoning import protocol
+  monkeypatch.setattr(protocol, 'SELECTION', 5)
+  more = tmp_path / 'hard.jsonl'
+  more.write_text('{"question": "1+2", "steps": [], "answer": "3"}\n' * 3)
+  config = tiny_config(**{
+      'model.layers': 1, 'optim.stage1.steps': 4, 'optim.stage2.steps': 0,
+      'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
+      'data.buckets.count': (3,), 'train.save_every': 2, 'train.eval_every': 0,
+      'eval.valid_problems': 4, 'eval.test_problems': 9, 'eval.protocol': 'paper',
+      'eval.sets': (str(more),)})
+  run = make_run(config, tmp_path / 'run')
+  loop.train(run)
+  scored, own = [], modes.score
+  def counted(answerer, examples, *args):
+    scored.append(len(examples))
+    return own(answerer, examples, *args)
+  monkeypatch.setattr(modes, 'score', counted)
+  assert modes.evaluate(run) == 0
+  result = json.loads(run.workdir.results.read_text())
+  paper = result['paper']
+  assert paper['steps'] == [2, 4] and sum(paper['chosen']) == 16
+  assert paper['scored_items'] == 4 and paper['sets'][str(more)]['n'] == 3
+  assert sorted(scored) == [3, 3, 9, 9]
+  assert (result['protocol'], paper['protocol']) == ('validation', 'paper')
+  out = capsys.readouterr().out
+  assert 'protocol paper: final' in out and 'steps (times) 2 (' in out
+
+
+def test_the_papers_protocol_needs_enough_test_problems(tiny_config, make_run, tmp_path):
+  """Told before anything is trained."""
+  with pytest.raises(InputError, match='found 12 test items, expected at least 265'):
+    make_run(tiny_config(**{'eval.protocol': 'paper'}), tmp_path)
+
+
+def test_a_file_named_after_a_split_is_told_by_its_folder(trained, tmp_path):
+  """prosqa/valid.json is prosqa, split valid."""
+  (tmp_path / 'prosqa').mkdir()
+  more = tmp_path / 'prosqa/valid.json'
+  more.write_text('[{"question": "1+2", "steps": ["A is b."], "answer": "A is b."}]')
+  config = dataclasses.replace(
+      trained.config, eval=dataclasses.replace(trained.config.eval, sets=(str(more),)))
+  assert modes.evaluate(run_lib.build(config, trained.workdir)) == 0
+  other, = json.loads(trained.workdir.results.read_text())['sets']
+  assert (other['dataset'], other['split'], other['rule']) == ('prosqa', 'valid', 'text')
+
+
 @pytest.mark.parametrize('ok', [True, False])
 def test_audit_status(trained, monkeypatch, capsys, ok):
   """One failed check makes the status 1; the file holds every check either way."""

@@ -34,6 +34,7 @@ def test_percent():
 
 RESULT = {
     'method': 'rim', 'dataset': 'arithmetic', 'split': 'test', 'n': 40, 'too_long': 0,
+    'rule': 'numeric',
     'accuracy': {'final': 0.725, 'any': 0.8, 'pass@4': 0.9, 'per_block': [0.125, 0.725]},
     'standard_error': {'final': 0.071, 'any': 0.063, 'pass@4': 0.047,
                        'per_block': [0.05, 0.071]},
@@ -44,7 +45,7 @@ RESULT = {
 def test_results_hold_the_numbers():
   """Accuracy at every block and over all, with errors, and by number of steps."""
   text = report.results(RESULT)
-  assert text.splitlines()[0] == 'rim on arithmetic/test, 40 problems, exact match'
+  assert text.splitlines()[0] == 'rim on arithmetic/test, 40 problems, compared by rule numeric'
   for number in ('12.5', '72.5', '72.5 ±7.1', '80.0 ±6.3', '90.0 ±4.7', '75.0', '65.0'):
     assert number in text, number
   for name in ('block 1', 'block 2', 'final', 'any', 'pass@4'):
@@ -54,6 +55,29 @@ def test_results_hold_the_numbers():
   assert problems.split() == ['problems', '30', '10']
   assert final.split() == ['final', '%', '75.0', '65.0']
   assert 'too long' not in text
+
+
+def test_results_of_free_text_have_overlaps():
+  """Mean and standard error of each overlap, in percent."""
+  text = report.results({**RESULT, 'overlap': {'f1': {'mean': 0.5, 'standard_error': 0.02}}})
+  assert text.splitlines()[-1] == 'f1 50.0 ±2.0 %'
+
+
+def test_paper_and_contamination_say_what_they_are():
+  """The protocol's name stands in each of its lines; a sample is called one."""
+  lines = report.paper({
+      'steps': [100, 200], 'chosen': [3, 13], 'accuracy': 0.5, 'standard_error': 0.01,
+      'cuts': 16, 'selection_items': 264, 'scored_items': 1055,
+      'sets': {'hard': {'n': 9, 'accuracy': 0.25, 'standard_error': 0.0}}}).splitlines()
+  assert all(line.startswith('protocol paper') for line in lines) and len(lines) == 2
+  assert '50.0 ±1.0 % of 1055' in lines[0] and '100 (3), 200 (13)' in lines[0]
+  assert 'hard: final 25.0 ±0.0 % of 9' in lines[1]
+  found = {'train': 5000, 'read': 200, 'sets': {'test': {
+      'n': 9, 'exact': 1, 'numbers_masked': 2, 'ngram_share': 0.125}}}
+  text = report.contamination(found)
+  assert 'a sample, 200 of 5,000 read' in text and '\n' not in text
+  assert 'test: 1 of 9 exact, 2 with numbers masked, 12.5 % of 8-grams' in text
+  assert 'all of 5,000 read' in report.contamination({**found, 'read': 5000})
 
 
 def test_results_of_one_readout():

@@ -6,16 +6,11 @@ operation; precedence plays no part, so that every step needs the one before.
 
 import hashlib
 import operator
-from collections.abc import Sequence
 
 from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data.example import Example
+from latent_reasoning.data.generated import Generated
 from latent_reasoning.errors import InputError
-
-# Shares of all possible problems, in parts of 256: about 80%, 10%, 10%.
-SHARES = {'train': range(0, 204), 'valid': range(204, 230), 'test': range(230, 256)}
-
-ATTEMPTS = 1000  # a split with a tenth of the problems misses with 0.9 ** 1000
 
 NAMES = ('Ada', 'Ben', 'Chloe', 'Dan', 'Emma', 'Finn', 'Grace', 'Hugo', 'Ines', 'Jack',
          'Kim', 'Leo', 'Mia', 'Noah', 'Olga', 'Paul')
@@ -58,28 +53,11 @@ RING = 'All counting is on a ring of {modulus}.'
 _APPLY = {'+': operator.add, '-': operator.sub, '*': operator.mul}
 
 
-def split_of(chain: str) -> str:
-  """Returns the one split that owns a chain such as '7+2-5*3'.
-
-  The hash sees numbers and operations only, so no wording, modulus or seed can
-  carry a problem from one split into another.
-  """
-  part = _part(chain)
-  return next(split for split, share in SHARES.items() if part in share)
-
-
-def _part(chain: str) -> int:
-  return hashlib.blake2b(chain.encode(), digest_size=1).digest()[0]
-
-
-class Arithmetic(Sequence[Example]):
-  """One split; item i is a function of (seed, split, i) alone.
-
-  Problems are drawn with replacement, so a small space repeats some.
-  """
+class Arithmetic(Generated):
+  """One split of the chains; the identity of a problem is its chain, as '7+2-5*3'."""
 
   def __init__(self, config: ArithmeticConfig, step_marks: bool, seed: int, split: str):
-    """Makes the sequence; nothing is generated but one problem, as a check.
+    """Makes the sequence.
 
     Args:
       config: the problem space and the sizes of the splits.
@@ -94,42 +72,28 @@ class Arithmetic(Sequence[Example]):
     if config.templates > len(STORIES) + 1:
       raise InputError(f'config.data.arithmetic.templates is {config.templates}; '
                        f'expected at most {len(STORIES) + 1}')
-    self._config, self._marks, self._seed = config, step_marks, seed
-    self._split, self._share = split, SHARES[split]
-    self._size = getattr(config, f'{split}_size')
+    self._config, self._marks = config, step_marks
     m, top = config.modulus, config.max_value
     self._values = (min(top, m - 1) if m else top) + 1
     # Bits of a chain, 64 for its length and wording, 64 that keep the bias < 2^-64.
     draw = self._values.bit_length() + len(config.operations).bit_length()
     self._bytes = ((config.max_steps + 1) * draw + 64 + 64) // 8 + 1
-    self[0]  # an empty split shows here, not in the middle of training
+    super().__init__(seed, split, getattr(config, f'{split}_size'))
 
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index):
-    if isinstance(index, slice):
-      return [self[i] for i in range(*index.indices(self._size))]
-    i = operator.index(index)
-    i += self._size if i < 0 else 0
-    if not 0 <= i < self._size:
-      raise IndexError(f'problem {index} of {self._size}')
-    for attempt in range(ATTEMPTS):
-      key = f'{self._seed}/{self._split}/{i}/{attempt}'.encode()
-      bits = int.from_bytes(hashlib.shake_128(key).digest(self._bytes))
-      values, symbols, bits = self._draw(bits)
-      chain = str(values[0]) + ''.join(
-          [f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True)])
-      if _part(chain) in self._share:
-        return self._example(chain, values, symbols, bits)
+  def _space(self) -> str:
     c = self._config
-    raise InputError(
-        f'no {self._split} problem among {ATTEMPTS} random chains of {c.min_steps} to '
-        f'{c.max_steps} operations {c.operations!r} on 0 … {self._values - 1}: the '
-        'problem space is too small; enlarge config.data.arithmetic.max_steps, '
-        'max_value, operations or modulus')
+    return (f'chains of {c.min_steps} to {c.max_steps} operations {c.operations!r} on '
+            f'0 … {self._values - 1}: the problem space is too small; enlarge '
+            'config.data.arithmetic.max_steps, max_value, operations or modulus')
 
-  def _draw(self, bits: int) -> tuple[list[int], list[str], int]:
+  def _draw(self, key: bytes):
+    bits = int.from_bytes(hashlib.shake_128(key).digest(self._bytes))
+    values, symbols, bits = self._cut(bits)
+    chain = str(values[0]) + ''.join(
+        [f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True)])
+    return chain, (chain, values, symbols, bits)
+
+  def _cut(self, bits: int) -> tuple[list[int], list[str], int]:
     """Cuts a random number into operands, operations and what is left of it."""
     c = self._config
     bits, extra = divmod(bits, c.max_steps - c.min_steps + 1)
@@ -143,8 +107,8 @@ class Arithmetic(Sequence[Example]):
     values.append(v)
     return values, symbols, bits
 
-  def _example(self, chain: str, values: list[int], symbols: list[str],
-               bits: int) -> Example:
+  def _example(self, drawn: tuple[str, list[int], list[str], int]) -> Example:
+    chain, values, symbols, bits = drawn
     steps, modulus, result = [], self._config.modulus, values[0]
     for symbol, v in zip(symbols, values[1:], strict=True):
       left, result = result, _APPLY[symbol](result, v)

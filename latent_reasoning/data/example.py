@@ -12,14 +12,19 @@ _NUMBER = re.compile(r'-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?')
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A question, its reasoning steps (possibly none) and its answer, as text."""
+  """A question, its reasoning steps (possibly none) and its answer, as text.
+
+  `others` are further answers that are as right; the model is trained on `answer`.
+  """
   question: str
   steps: tuple[str, ...]
   answer: str
+  others: tuple[str, ...] = ()
 
 
-def make(question: str, steps: Iterable[str], answer: str) -> Example:
-  """Returns an `Example` on single lines, without blank steps.
+def make(question: str, steps: Iterable[str], answer: str,
+         others: Iterable[str] = ()) -> Example:
+  """Returns an `Example` on single lines, without blank steps or other answers.
 
   Raises:
     InputError: an empty question or answer, or text that UTF-8 cannot hold.
@@ -30,17 +35,23 @@ def make(question: str, steps: Iterable[str], answer: str) -> Example:
   if not answer:
     raise InputError('found an empty answer; expected text or a number')
   steps = tuple(s for s in map(normalise, steps) if s)
+  others = tuple(number(a) for a in map(normalise, others) if a)
   try:
-    ''.join((question, *steps, answer)).encode()
+    ''.join((question, *steps, answer, *others)).encode()
   except UnicodeEncodeError as e:
     raise InputError(f'found the lone surrogate {e.object[e.start]!r}; expected text '
                      'that UTF-8 can hold') from e
-  return Example(question, steps, answer)
+  return Example(question, steps, answer, others)
 
 
 def normalise(text: str) -> str:
   """Returns `text` with every run of whitespace, newlines too, as one space."""
   return ' '.join(text.split())
+
+
+def is_number(text: str) -> bool:
+  """Whether a text is one number, as `number` writes it, and nothing else."""
+  return bool(_NUMBER.fullmatch(text))
 
 
 def number(value: str | int | float) -> str:
@@ -58,7 +69,7 @@ def number(value: str | int | float) -> str:
       raise InputError(f'found the number {value}; expected a finite one')
     value = f'{value:f}'
   text = str(value)
-  if not _NUMBER.fullmatch(text):
+  if not is_number(text):
     return text
   text = text.replace(',', '')
   if '.' in text:

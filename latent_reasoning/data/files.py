@@ -1,16 +1,26 @@
-"""Data files, recognised by what is in them.
+r"""Data files, recognised by what is in them.
 
-| form     | what a row is                                        | known from          |
-|----------|------------------------------------------------------|---------------------|
-| gsm8k    | JSON: question, answer (`<<3*4=12>>` …, `#### 12`)   | openai/gsm8k        |
-| icot     | text: `question||<<3*4=12>> <<12+1=13>> #### 13`     | GSM8K-Aug, iCoT     |
-| coconut  | an item, question, steps, answer, of one JSON list   | Coconut, ProsQA     |
-| steps    | JSON: question, steps, answer                        | own data            |
-| gsm_hard | JSON: input, target                                  | reasoning-machines  |
+| form       | what a row is                                        | rule      | known from   |
+|------------|------------------------------------------------------|-----------|--------------|
+| gsm8k      | question, answer (`<<3*4=12>>` …, `#### 12`)         | numeric   | openai/gsm8k |
+| icot       | text: `question||<<3*4=12>> <<12+1=13>> #### 13`     | numeric   | GSM8K-Aug    |
+| coconut    | an item, question, steps, answer, of one JSON list   | *         | ProsQA       |
+| steps      | question, steps, answer                              | *         | own data     |
+| gsm_hard   | input, target (a number)                             | numeric   | GSM-Hard     |
+| pairs      | input, target (text, or a list of right ones)        | free_text | text to text |
+| svamp      | Body, Question, Answer                               | numeric   | SVAMP        |
+| multiarith | question, final_ans                                  | numeric   | MultiArith   |
+| asdiv      | body, question, answer (`9 (apples)`)                | numeric   | ASDiv        |
+| math       | problem, solution (`\boxed{…}`), perhaps answer      | latex     | MATH         |
+| gpqa       | Question, Correct Answer, Incorrect Answer 1, 2, 3   | letter    | GPQA         |
 
-JSON rows but Coconut's stand one on a line. Other keys are ignored.
+The rule says how answers are compared (answers.RULES); *: numeric where some answer is a
+number, else text. A row is a JSON object, one on a line or an item of one list, but for
+iCoT's. Other keys are ignored.
 """
 
+import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -18,12 +28,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from latent_reasoning.config import DataConfig
-from latent_reasoning.data.example import Example, make, normalise, number
+from latent_reasoning.data.example import Example, is_number, make, normalise, number
 from latent_reasoning.errors import InputError
 
-KNOWN = ("JSON lines with question and answer (GSM8K), with question, steps and answer, "
-         'or with input and target (GSM-Hard); a JSON list of question, steps and answer '
-         "(Coconut, ProsQA); or lines 'question||<<3+4=7>> #### 7' (iCoT, GSM8K-Aug)")
+KNOWN = ('JSON lines, or a JSON list, with question and answer (GSM8K), question, steps and '
+         'answer (ProsQA), input and target (GSM-Hard, text), Body, Question and Answer '
+         '(SVAMP), question and final_ans (MultiArith), body, question and answer (ASDiv), '
+         'problem and solution (MATH) or Question and Correct Answer (GPQA); or lines '
+         "'question||<<3+4=7>> #### 7' (iCoT, GSM8K-Aug)")
+
+# The form of a JSON row is the first whose keys it has.
+KEYS = (('steps', {'question', 'steps'}), ('svamp', {'Body', 'Question'}),
+        ('gpqa', {'Question', 'Correct Answer'}), ('multiarith', {'question', 'final_ans'}),
+        ('asdiv', {'body', 'question'}), ('math', {'problem', 'solution'}),
+        ('gsm8k', {'question'}), ('gsm_hard', {'input'}))
+LETTERS = 'ABCD'
 
 _ANNOTATION = re.compile(r'<<((?:(?!<<|>>).)*)>>', re.DOTALL)
 _EQUATION = re.compile(r'(?=.*\d)[-+*/^%().,$\d\s]+=[-+*/^%().,$\d\s]+')
@@ -75,13 +94,97 @@ def from_steps(row: Any, config: DataConfig) -> Example:
 
 
 def from_target(row: Any, config: DataConfig) -> Example:
-  """Converts input and target, which have no steps."""
+  """Converts input and target, a number or text, which have no steps."""
   del config
   return make(_text(row, 'input'), (), _value(row, 'target'))
 
 
-CONVERTERS = {'gsm8k': from_gsm8k, 'icot': from_icot, 'coconut': from_steps,
-              'steps': from_steps, 'gsm_hard': from_target}
+def from_columns(row: Any, config: DataConfig) -> Example:
+  """Converts a hub's row by its columns: steps or cot, else OpenAI's two."""
+  trace = row.get('steps', row.get('cot'))
+  if trace is None:
+    return from_gsm8k(row, config)
+  if isinstance(trace, str):  # a line holds equations, or one sentence
+    trace = trace.split('\n')
+  return from_steps({**row, 'steps': trace}, config)
+
+
+def from_pair(row: Any, config: DataConfig) -> Example:
+  """Converts input and target, where target may be a list of right answers."""
+  del config
+  targets = _field(row, 'target')
+  targets = targets if isinstance(targets, list) else [targets]
+  if not targets:
+    raise InputError("found no 'target' in the list; expected at least one")
+  first, *others = [_value({'target': t}, 'target') for t in targets]
+  return make(_text(row, 'input'), (), first, others)
+
+
+def from_svamp(row: Any, config: DataConfig) -> Example:
+  """Converts Body, Question and Answer; SVAMP's bodies may lack their full stop."""
+  del config
+  body = _text(row, 'Body').strip()
+  body += '' if body.endswith(('.', '?', '!', ',')) else '.'
+  return make(f"{body} {_text(row, 'Question')}", (), _value(row, 'Answer'))
+
+
+def from_multiarith(row: Any, config: DataConfig) -> Example:
+  """Converts question and final_ans."""
+  del config
+  return make(_text(row, 'question'), (), _value(row, 'final_ans'))
+
+
+def from_asdiv(row: Any, config: DataConfig) -> Example:
+  """Converts body, question and answer, a number and its unit in brackets."""
+  del config
+  answer = re.sub(r'\s*\([^()]*\)$', '', _value(row, 'answer'))
+  return make(f"{_text(row, 'body')} {_text(row, 'question')}", (), answer)
+
+
+def from_math(row: Any, config: DataConfig) -> Example:
+  """Converts problem and solution; the answer is a field or the last \\boxed{…}."""
+  solution = _text(row, 'solution')
+  steps = solution.split('\n') if config.steps == 'sentences' else ()
+  answer = _value(row, 'answer') if row.get('answer') is not None else _boxed(solution)
+  return make(_text(row, 'problem'), steps, answer)
+
+
+def _boxed(text: str) -> str:
+  """What stands in the last \\boxed{…}, braces inside included."""
+  _, found, rest = text.rpartition('\\boxed{')
+  depth = 1
+  for i, character in enumerate(rest):
+    depth += (character == '{') - (character == '}')
+    if not depth:
+      return rest[:i]
+  what = 'an unclosed' if found else 'no'
+  raise InputError(f"found {what} '\\boxed{{' in {_short(text)}; expected the answer in it, "
+                   "or a field 'answer'")
+
+
+def from_gpqa(row: Any, config: DataConfig) -> Example:
+  """Converts a question with one right and three wrong options to four lettered ones.
+
+  Their order is that of a hash of the question, so it is the same in every file and run.
+  """
+  del config
+  question = _text(row, 'Question')
+  options = [_value(row, key) for key in (
+      'Correct Answer', *(f'Incorrect Answer {i}' for i in (1, 2, 3)))]
+  order = sorted(range(4), key=lambda i: hashlib.blake2b(
+      f'{i}/{normalise(question)}'.encode(errors='replace'), digest_size=8).digest())
+  lettered = [f'({letter}) {options[i]}' for letter, i in zip(LETTERS, order, strict=True)]
+  return make(' '.join([question, *lettered]), (), LETTERS[order.index(0)])
+
+
+# Form: (converter, rule of its answers; '': by content).
+FORMS = {
+    'gsm8k': (from_gsm8k, 'numeric'), 'icot': (from_icot, 'numeric'),
+    'coconut': (from_steps, ''), 'steps': (from_steps, ''),
+    'gsm_hard': (from_target, 'numeric'), 'pairs': (from_pair, 'free_text'),
+    'svamp': (from_svamp, 'numeric'), 'multiarith': (from_multiarith, 'numeric'),
+    'asdiv': (from_asdiv, 'numeric'), 'math': (from_math, 'latex'),
+    'gpqa': (from_gpqa, 'letter'), 'hub': (from_columns, 'numeric')}
 
 
 def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], dict]:
@@ -92,8 +195,9 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
     config: `steps`, `step_marks` and `on_error` are used.
 
   Returns:
-    The examples in the file's order, and a report: path, form, read (examples),
-    skipped (malformed rows) and first_error (the message of the first of those).
+    The examples in the file's order, and a report: path, form, rule (how answers are
+    compared), read (examples), skipped (malformed rows) and first_error (the message of
+    the first of those).
 
   Raises:
     InputError: no such file, an unknown form, no usable row, or, unless
@@ -114,22 +218,26 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
   if not content.strip():
     raise InputError(f'{path}: found an empty file; expected {KNOWN}')
   if content.lstrip().startswith(b'['):
-    return collect(_items(path, content), from_steps, config, str(path), 'coconut')
+    items = _items(path, content)
+    first = list(itertools.islice(items, 1))
+    form = next((form_of(row) for _, row in first), '')
+    return collect(itertools.chain(first, items), config, str(path),
+                   form if form not in ('', 'steps', 'gsm8k') else 'coconut')
   lines = [(f'{path}:{n}', line.strip())
            for n, line in enumerate(content.split(b'\n'), 1) if line.strip()]
   form = _recognise(path, lines)
   parse = _decode if form == 'icot' else lambda line: _json(_decode(line))
-  return collect(lines, lambda line, c: CONVERTERS[form](parse(line), c), config,
-                 str(path), form)
+  return collect(lines, config, str(path), form, parse=parse)
 
 
-def collect(rows: Iterable[tuple[str, Any]], convert: Callable[[Any, DataConfig], Example],
-            config: DataConfig, path: str, form: str) -> tuple[list[Example], dict]:
-  """Converts rows, each with its place, under config.on_error; see `read`."""
+def collect(rows: Iterable[tuple[str, Any]], config: DataConfig, path: str, form: str,
+            parse: Callable[[Any], Any] = lambda row: row) -> tuple[list[Example], dict]:
+  """Parses and converts rows, each with its place, under config.on_error; see `read`."""
+  convert, rule = FORMS[form]
   examples, skipped, first = [], 0, ''
   for place, row in rows:
     try:
-      examples.append(convert(row, config))
+      examples.append(convert(parse(row), config))
     except InputError as e:
       if config.on_error != 'skip':
         raise InputError(f"{place}: {e}; correct it, or set config.data.on_error='skip'"
@@ -138,8 +246,21 @@ def collect(rows: Iterable[tuple[str, Any]], convert: Callable[[Any, DataConfig]
   if not examples:
     raise InputError(f'{path}: found no usable row, {skipped} malformed, the first '
                      f'{first or "absent"}; expected at least one; correct the file')
-  return examples, {'path': path, 'form': form, 'read': len(examples),
+  rule = rule or ('numeric' if any(is_number(e.answer) for e in examples) else 'text')
+  return examples, {'path': path, 'form': form, 'rule': rule, 'read': len(examples),
                     'skipped': skipped, 'first_error': first}
+
+
+def form_of(row: Any) -> str:
+  """The form of a JSON row by its keys; '' for none."""
+  if not isinstance(row, dict):
+    return ''
+  form = next((form for form, keys in KEYS if keys <= row.keys()), '')
+  target = row.get('target')
+  if form == 'gsm_hard' and 'code' not in row and (
+      isinstance(target, list) or isinstance(target, str) and not is_number(target.strip())):
+    return 'pairs'
+  return form
 
 
 def _recognise(path: pathlib.Path, lines: list[tuple[str, bytes]]) -> str:
@@ -155,13 +276,9 @@ def _recognise(path: pathlib.Path, lines: list[tuple[str, bytes]]) -> str:
     except InputError as e:
       error = error or f'{place}: {e}; correct it'
       continue
-    if not isinstance(row, dict):
-      continue
-    keys = keys or sorted(row)
-    for form, known in (('steps', {'question', 'steps'}), ('gsm8k', {'question'}),
-                        ('gsm_hard', {'input'})):
-      if known <= row.keys():
-        return form
+    if form := form_of(row):
+      return form
+    keys = keys or (sorted(row) if isinstance(row, dict) else None)
   if keys is None and error:
     raise InputError(error)
   raise InputError(f'{path}: found an unrecognised form, JSON with the keys {keys}; '

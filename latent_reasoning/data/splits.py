@@ -10,7 +10,8 @@ from latent_reasoning.config import DataConfig
 from latent_reasoning.data import files, hub
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
-from latent_reasoning.errors import InputError
+from latent_reasoning.data.graphs import Graphs
+from latent_reasoning.errors import InputError, nearest
 
 # Stems of files by split; also, after '_', endings of stems.
 STEMS = {'train': ('train',), 'valid': ('valid', 'validation', 'val', 'dev'),
@@ -25,10 +26,10 @@ _PUNCTUATION = re.compile(r'[^\w\s+\-*/=<>%^().]|_|\.(?!\d)')
 class Splits:
   """Training, validation and test problems, and how they came about.
 
-  `report` is made for JSON: name; counts by split; sources, the report of
-  `files.read` by split; carved, {split: problems taken from train}; and
-  duplicates, {'train_valid' | 'train_test' | 'valid_test': problems dropped from
-  the first of the two because the second asks the same}.
+  `report` is made for JSON: name; counts by split; rules, how answers are compared
+  (answers.RULES), by split; sources, the report of `files.read` by split; carved, {split:
+  problems taken from train}; and duplicates, {'train_valid' | 'train_test' | 'valid_test':
+  problems dropped from the first of the two because the second asks the same}.
   """
   train: Sequence[Example]
   valid: Sequence[Example]
@@ -46,8 +47,8 @@ def load(config: DataConfig, seed: int) -> Splits:
   Raises:
     InputError: files missing, ambiguous, malformed, or too small to carve from.
   """
-  if config.name == 'arithmetic':
-    return _arithmetic(config, seed)
+  if config.name in ('arithmetic', 'graphs'):
+    return _generated(config, seed)
   local = any((config.dir, config.train, config.valid, config.test))
   if config.name == 'files' and not local:
     raise InputError("config.data.name is 'files' but config.data.dir and train are "
@@ -69,23 +70,39 @@ def load(config: DataConfig, seed: int) -> Splits:
     sets = {split: examples[:config.limit] for split, examples in sets.items()}
   return Splits(**sets, report={
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
+      'rules': {s: found.get(s, found['train'])[1]['rule'] for s in STEMS},
       'sources': {split: report for split, (_, report) in found.items()},
       'carved': carved, 'duplicates': duplicates})
 
 
-def load_set(path: str, config: DataConfig) -> tuple[list[Example], dict]:
-  """Returns one more evaluation set, and the report of `files.read`."""
-  return files.read(path, config)
+def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
+  """Returns one more evaluation set, and the report of `files.read`.
+
+  Args:
+    entry: a name of `hub.SETS`, or the path of a file.
+    config: as for `files.read` and `hub.read`.
+
+  Raises:
+    InputError: as those, or neither such a name nor such a file.
+  """
+  if entry in hub.SETS:
+    return hub.read_set(entry, config)
+  if not pathlib.Path(entry).expanduser().exists() and not re.search(r'[./\\]', entry):
+    raise InputError(f'config.eval.sets has {entry!r}; expected the path of a file or the '
+                     f'name of a set; {nearest(entry, hub.SETS)}')
+  return files.read(entry, config)
 
 
-def _arithmetic(config: DataConfig, seed: int) -> Splits:
-  c = config.arithmetic
+def _generated(config: DataConfig, seed: int) -> Splits:
+  c = getattr(config, config.name)
   if config.limit:
     c = dataclasses.replace(c, **{
         f'{s}_size': min(getattr(c, f'{s}_size'), config.limit) for s in STEMS})
-  sets = {s: Arithmetic(c, config.step_marks, seed, s) for s in STEMS}
+  sets = {s: Graphs(c, seed, s) if config.name == 'graphs' else
+          Arithmetic(c, config.step_marks, seed, s) for s in STEMS}
   return Splits(**sets, report={
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
+      'rules': dict.fromkeys(STEMS, 'text' if config.name == 'graphs' else 'numeric'),
       'sources': {}, 'carved': {}, 'duplicates': {}})
 
 
@@ -145,15 +162,16 @@ def _carve(train: list[Example], split: str, size: int,
   return [train[i] for i in order[:size]], [train[i] for i in sorted(order[size:])]
 
 
-def _key(example: Example) -> str:
-  return ' '.join(_PUNCTUATION.sub('', example.question.lower()).split())
+def normal(question: str) -> str:
+  """A question without what two spellings of it may differ in: case, spaces, punctuation."""
+  return ' '.join(_PUNCTUATION.sub('', question.lower()).split())
 
 
 def _drop_duplicates(sets: dict[str, list[Example]]) -> dict[str, int]:
   """Makes the splits disjoint in place; returns how many of each pair met."""
-  dropped, seen = {}, {'test': {_key(e) for e in sets['test']}}
+  dropped, seen = {}, {'test': {normal(e.question) for e in sets['test']}}
   for split in ('valid', 'train'):
-    keys = [_key(e) for e in sets[split]]
+    keys = [normal(e.question) for e in sets[split]]
     for other, questions in seen.items():
       dropped[f'{split}_{other}'] = sum(k in questions for k in keys)
     kept = [i for i, k in enumerate(keys) if not any(k in q for q in seen.values())]

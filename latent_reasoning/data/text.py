@@ -40,7 +40,8 @@ def load(config: DataConfig) -> Text:
   else:
     repository, name, most = REPOSITORIES[config.name]
     splits = {k: _join(rows, most) for k, rows in hub.rows(
-        repository, name, config, '--config.data.path=FILE', streaming=bool(most)).items()}
+        repository, name, config, '--config.data.path=FILE',
+        **({'streaming': True} if most else {})).items()}
     if 'train' not in splits:
       raise InputError(f'{repository} has the splits {sorted(splits)}; expected train')
     train, valid = ((splits['train'], splits['valid']) if splits.get('valid')

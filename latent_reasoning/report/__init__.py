@@ -7,17 +7,19 @@ from latent_reasoning.report.runs import find
 from latent_reasoning.report.tables import (
   audit,
   compare,
+  contamination,
   data,
   explicit,
   latency,
   losses,
   markdown,
+  paper,
   percent,
   results,
   table,
   text,
 )
 
-__all__ = ['audit', 'compare', 'comparison_figures', 'data', 'document', 'explicit', 'figure',
-           'find', 'latency', 'losses', 'markdown', 'mcnemar', 'percent', 'results', 'slots',
-           'summarize', 'table', 'text', 'write']
+__all__ = ['audit', 'compare', 'comparison_figures', 'contamination', 'data', 'document',
+           'explicit', 'figure', 'find', 'latency', 'losses', 'markdown', 'mcnemar', 'paper',
+           'percent', 'results', 'slots', 'summarize', 'table', 'text', 'write']

@@ -39,8 +39,34 @@ def results(found: dict[str, Any]) -> str:
            ['problems', *(g['n'] for g in found['by_steps'].values())],
            ['final %', *(percent(g['final']) for g in found['by_steps'].values())]]
   note = f", {found['too_long']} too long for the model" if found['too_long'] else ''
+  overlap = ''.join(f"\n{name} {percent(one['mean'], one['standard_error'])} %"
+                    for name, one in found.get('overlap', {}).items())
   return (f"{found['method']} on {found['dataset']}/{found['split']}, {found['n']} problems"
-          f'{note}, exact match\n\n{table([header, row])}\n\n{table(steps)}')
+          f"{note}, compared by rule {found['rule']}\n\n{table([header, row])}\n\n"
+          f'{table(steps)}{overlap}')
+
+
+def paper(found: dict[str, Any]) -> str:
+  """The result of `protocol.paper` in a line, and one for each other set."""
+  chosen = ', '.join(f'{step} ({n})' for step, n in zip(
+      found['steps'], found['chosen'], strict=True))
+  lines = [f"protocol paper: final {percent(found['accuracy'], found['standard_error'])} % of "
+           f"{found['scored_items']} test items, mean and standard error over {found['cuts']} "
+           f"cuts; {found['selection_items']} items chose among the checkpoints of steps "
+           f'(times) {chosen}']
+  lines += [f"protocol paper, {name}: final {percent(one['accuracy'], one['standard_error'])} "
+            f"% of {one['n']}" for name, one in found['sets'].items()]
+  return '\n'.join(lines)
+
+
+def contamination(found: dict[str, Any]) -> str:
+  """The result of `contamination.measure` in one line."""
+  said = '; '.join(
+      f"{name}: {one['exact']} of {one['n']} exact, {one['numbers_masked']} with numbers "
+      f"masked, {percent(one['ngram_share'])} % of 8-grams"
+      for name, one in found['sets'].items())
+  part = 'all' if found['read'] == found['train'] else f"a sample, {found['read']:,}"
+  return f"test questions in the training data ({part} of {found['train']:,} read): {said}"
 
 
 def text(found: dict[str, Any]) -> str:

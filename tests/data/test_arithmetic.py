@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data import arithmetic
-from latent_reasoning.data.arithmetic import Arithmetic, split_of
+from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
+from latent_reasoning.data.generated import SHARES, split_of
 from latent_reasoning.errors import InputError
 
 CONFIG = ArithmeticConfig(
@@ -108,14 +109,14 @@ def test_splits_are_disjoint_across_seeds_and_templates(seed):
 
 
 def test_every_problem_has_one_split_in_the_shares_of_80_10_10():
-  counts = dict.fromkeys(arithmetic.SHARES, 0)
+  counts = dict.fromkeys(SHARES, 0)
   for a in range(100):
     for b in range(100):
       counts[split_of(f'{a}+{b}')] += 1
   assert abs(counts['train'] / 10_000 - 0.8) < 0.02
   assert abs(counts['valid'] / 10_000 - 0.1) < 0.02
   assert abs(counts['test'] / 10_000 - 0.1) < 0.02
-  assert sorted(i for share in arithmetic.SHARES.values() for i in share) == [*range(256)]
+  assert sorted(i for share in SHARES.values() for i in share) == [*range(256)]
 
 
 def test_lengths_operands_and_operations_are_uniform():

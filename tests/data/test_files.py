@@ -46,12 +46,45 @@ def write(tmp_path):
     (lines({'input': 'q', 'code': 'x', 'target': -9867630.0}), 'gsm_hard',
      Example('q', (), '-9867630')),
     (lines({'input': 'q', 'target': '16.50'}), 'gsm_hard', Example('q', (), '16.5')),
+    (lines({'input': 'q', 'target': 'a  word'}), 'pairs', Example('q', (), 'a word')),
+    (lines({'input': 'q', 'target': ['a', 'b', 3]}), 'pairs',
+     Example('q', (), 'a', ('b', '3'))),
+    (lines({'ID': 'c', 'Body': 'Two and three', 'Question': 'How many?', 'Answer': 5.0,
+            'Equation': '( 2.0 + 3.0 )', 'Type': 'Addition'}), 'svamp',
+     Example('Two and three. How many?', (), '5')),
+    (lines({'question': ' Two and three?', 'final_ans': '5'}), 'multiarith',
+     Example('Two and three?', (), '5')),
+    (json.dumps([{'question': 'Two and three?', 'final_ans': '5'}]), 'multiarith',
+     Example('Two and three?', (), '5')),
+    (lines({'body': 'Nine.', 'question': 'How many?', 'answer': '9 (apples)',
+            'formula': '7+2=9'}), 'asdiv', Example('Nine. How many?', (), '9')),
+    (lines({'problem': 'p', 'solution': r'So $\boxed{1}$, no, $\boxed{\frac{1}{2}}$.'}),
+     'math', Example('p', (), r'\frac{1}{2}')),
+    (lines({'problem': 'p', 'solution': r'$\boxed{1}$', 'answer': '2', 'level': 5}), 'math',
+     Example('p', (), '2')),
+    (lines({'Question': 'q', 'Correct Answer': 'w', 'Incorrect Answer 1': 'x',
+            'Incorrect Answer 2': 'y', 'Incorrect Answer 3': 'z'}), 'gpqa',
+     Example('q (A) y (B) z (C) x (D) w', (), 'D')),
 ])
 def test_a_form_is_recognised_by_content(write, data_config, content, form, expected):
   path = write(content)
+  rule = {'pairs': 'free_text', 'math': 'latex', 'gpqa': 'letter'}.get(form, 'numeric')
+  rule = 'text' if expected.answer.startswith('A is') else rule
   assert files.read(path, data_config) == (
-      [expected], {'path': str(path), 'form': form, 'read': 1, 'skipped': 0,
+      [expected], {'path': str(path), 'form': form, 'rule': rule, 'read': 1, 'skipped': 0,
                    'first_error': ''})
+
+
+def test_options_are_lettered_by_the_question_alone(write, data_config):
+  rows = [{'Question': f'q{i}', 'Correct Answer': f'right {i}',
+           **{f'Incorrect Answer {k}': f'wrong {k}' for k in (1, 2, 3)}} for i in range(400)]
+  one, _ = files.read(write(lines(*rows)), data_config)
+  two, _ = files.read(write(lines(*rows[::-1])), data_config)
+  assert one == two[::-1]
+  for i, example in enumerate(one):
+    assert f'({example.answer}) right {i}' in example.question
+  letters = [e.answer for e in one]
+  assert all(70 < letters.count(letter) < 130 for letter in 'ABCD')
 
 
 def test_sentences_are_lines_without_annotations(write, data_config):
@@ -137,6 +170,13 @@ MALFORMED = {
     'empty annotation': (f'{ICOT}\n\nq||<< >> #### 2', 'empty <<>>'),
     'surrogate': (GOOD + '\n\n{"question": "\\ud800", "answer": "#### 1"}',
                   'lone surrogate'),
+    'no box': (lines({'problem': 'p', 'solution': r'\boxed{1}'}, '',
+                     {'problem': 'p', 'solution': 'It is 7.'}), "no '\\boxed{'"),
+    'open box': (lines({'problem': 'p', 'solution': r'\boxed{1}'}, '',
+                       {'problem': 'p', 'solution': r'\boxed{\frac{1}{2'}),
+                 "unclosed '\\boxed{'"),
+    'no targets': (lines({'input': 'q', 'target': 'a'}, '', {'input': 'q', 'target': []}),
+                   "no 'target' in the list"),
     'item of a list': ('[\n{"question": "q", "steps": [], "answer": "1"},\n3]',
                        'expected a JSON object'),
 }
@@ -241,6 +281,7 @@ def test_an_example_has_no_blank_edges_or_new_lines(question, steps, answer):
 def test_published_files(shared_data, data_config, name, form, count, steps, answer):
   examples, report = files.read(shared_data / name, data_config)
   assert (report['form'], report['read'], report['skipped']) == (form, count, 0)
+  assert report['rule'] == ('text' if name.startswith('prosqa') else 'numeric')
   assert len(examples) == count
   assert (examples[0].steps, examples[0].answer) == (steps, answer)
   if name.startswith('gsm'):

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from latent_reasoning import data
-from latent_reasoning.data import hub
+from latent_reasoning.data import files, hub
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 
@@ -39,8 +39,8 @@ def test_gsm8k_rows_go_through_the_conversion_of_files(stand_in, data_config):
   assert CALLS == [(('openai/gsm8k', 'main'), {'cache_dir': '/cache'})]
   assert found['train'][0][1] == Example('q1', ('1+1=2',), '2')
   assert found['test'] == ([Example('t', (), '1000')], {
-      'path': 'openai/gsm8k test', 'form': 'hub', 'read': 1, 'skipped': 0,
-      'first_error': ''})
+      'path': 'openai/gsm8k test', 'form': 'hub', 'rule': 'numeric', 'read': 1,
+      'skipped': 0, 'first_error': ''})
   splits = data.load(config, 0)
   assert splits.report['carved'] == {'valid': 2}
   assert splits.report['counts'] == {'train': 3, 'valid': 2, 'test': 1}
@@ -94,3 +94,37 @@ def test_a_data_set_without_a_known_train_split_is_refused(stand_in, data_config
   stand_in({'test': [{'question': 'q', 'answer': '#### 1'}]})
   with pytest.raises(InputError, match=r"found the splits \['test'\]; expected a train"):
     data.load(dataclasses.replace(data_config, name='gsm8k'), 0)
+
+
+def test_a_set_by_name_is_one_split_in_its_form(stand_in, data_config):
+  stand_in({'test': [{'Body': 'A has 2', 'Question': 'And 3 more?', 'Answer': '5.0'}],
+            'train': [{'Body': 'x', 'Question': 'y', 'Answer': '1'}]})
+  examples, report = data.load_set('svamp', data_config)
+  assert CALLS == [(('ChilleD/SVAMP', None), {'cache_dir': None})]
+  assert examples == [Example('A has 2. And 3 more?', (), '5')]
+  assert (report['form'], report['rule'], report['path']) == (
+      'svamp', 'numeric', 'ChilleD/SVAMP test')
+
+
+def test_prosqa_is_read_from_its_repository(stand_in, data_config):
+  row = {'question': 'q', 'steps': ['A is b.'], 'answer': 'A is b.'}
+  stand_in({'test': [row]})
+  examples, report = data.load_set('prosqa', data_config)
+  (reader, _), options = CALLS[0]
+  assert reader == 'json' and options['data_files']['test'].endswith('/prosqa_test.json')
+  assert examples[0].answer == 'A is b.' and report['rule'] == 'text'
+
+
+@pytest.mark.parametrize('name', hub.SETS)
+def test_sets_have_a_form_and_a_known_split(name):
+  found = hub.SETS[name]
+  assert found.form in files.FORMS and found.split in hub.SPLITS
+
+
+def test_a_set_without_the_library_or_with_other_splits(stand_in, monkeypatch, data_config):
+  stand_in({'other': []})
+  with pytest.raises(InputError, match="MATH-500 has the splits .*expected 'test'"):
+    data.load_set('math500', data_config)
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  with pytest.raises(InputError, match=r"latent_reasoning\[hf\].*config.eval.sets"):
+    data.load_set('gpqa', data_config)

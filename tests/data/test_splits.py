@@ -6,7 +6,7 @@ import json
 import pytest
 
 from latent_reasoning import data
-from latent_reasoning.data.arithmetic import split_of
+from latent_reasoning.data.generated import split_of
 from latent_reasoning.errors import InputError
 
 
@@ -184,10 +184,36 @@ def test_arithmetic(data_config):
   assert marked.train[0].steps[0] == f'<<{splits.train[0].steps[0]}>>'
 
 
+def test_graphs(data_config):
+  config = dataclasses.replace(data_config, name='graphs', limit=7)
+  splits = data.load(config, 5)
+  assert splits.report['counts'] == {'train': 7, 'valid': 7, 'test': 7}
+  assert splits.train[0].question.split()[-6] == 'Is'
+  assert splits.report['rules']['test'] == 'text'
+  assert len({splits.train[0], splits.valid[0], splits.test[0]}) == 3
+
+
 def test_load_set_is_one_file_as_it_is(folder, tmp_path):
   config = folder(files={'more.txt': 'q||#### 1\nq||#### 1'}, limit=1)
   examples, report = data.load_set(str(tmp_path / 'more.txt'), config)
   assert len(examples) == 2 == report['read']
+
+
+def test_a_set_that_is_neither_file_nor_name(data_config):
+  with pytest.raises(InputError, match="has 'gsm8'; expected the path.*did you mean 'gsm8k'"):
+    data.load_set('gsm8', data_config)
+  with pytest.raises(InputError, match='gsm8.jsonl: found no such file'):
+    data.load_set('gsm8.jsonl', data_config)
+
+
+def test_rules_are_told_by_split(folder):
+  config = folder(files={
+      'train.json': '[{"question": "q", "steps": [], "answer": "yes"},'
+                    ' {"question": "r", "steps": [], "answer": "no"},'
+                    ' {"question": "s", "steps": [], "answer": "no"}]',
+      'test.txt': rows('a', 2)}, valid_size=1)
+  assert data.load(config, 0).report['rules'] == {
+      'train': 'text', 'valid': 'text', 'test': 'numeric'}
 
 
 def test_published_gsm8k_takes_its_own_test_and_carves_valid(shared_data, data_config):
