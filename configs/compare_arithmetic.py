@@ -81,7 +81,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
   """All that a chain of another length changes, as overrides."""
   new, old = (config.to_dict() for config in (base(str(steps)), c))
-  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('eval',)]
+  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('rim', 'peers'), ('eval',)]
   kept = ('test_size',)  # as in this config
   found = []
   for path in keys:
@@ -89,7 +89,7 @@ def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
     for name in path:
       one, other = one[name], other[name]
     found += [f"{'.'.join(path)}.{k}={str(v).replace(' ', '')}" for k, v in one.items()
-              if v != other[k] and k not in kept]
+              if v != other[k] and k not in kept and not isinstance(v, dict)]
   return ' '.join(found)
 
 

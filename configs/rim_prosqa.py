@@ -18,7 +18,9 @@ import ml_collections
 base = runpy.run_path(str(pathlib.Path(__file__).with_name('rim_arithmetic.py')))['get_config']
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  if variant:
+    raise ValueError(f"rim_prosqa has no variant '{variant}'; it has none at all")
   c = base()
   c.data.name = 'graphs'
   c.data.buckets.update(prefix=(352, 576), readout=(8, 64), count=(1, 4, 6))
