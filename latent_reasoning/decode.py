@@ -38,7 +38,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   mask = batch.mask.part(0, p).replace(count=0)
-  hidden, (k, v, banks) = model.apply({'params': params}, batch.tokens[:, :p],
+  hidden, (k, v, banks, _) = model.apply({'params': params}, batch.tokens[:, :p],
                                       batch.positions[:, :p], mask, embeddings=embeddings)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
 
@@ -54,7 +54,7 @@ def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
                 tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
   """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
   p = batch.prefix
-  hidden, (own_k, own_v, banks) = model.apply(
+  hidden, (own_k, own_v, banks, _) = model.apply(
       {'params': params}, tokens, batch.positions[:, p:] + step,
       batch.mask.part(p, batch.tokens.shape[1]), cache, step)
   return (_logits(model, params, hidden, head_DV),

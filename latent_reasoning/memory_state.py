@@ -107,7 +107,7 @@ def read(model, params, tokens: chex.Array,
     raise InputError("the model has no memory; expected config.imm.write, such as 'gated'")
   batch = text.rows(jnp.pad(tokens, ((0, 0), (0, 1))))
   until = jnp.full((tokens.shape[0], 1), tokens.shape[1], jnp.int32)
-  hidden, (_, _, banks) = model.apply(
+  hidden, (_, _, banks, _) = model.apply(
       {'params': params}, batch.tokens, batch.positions, batch.mask.replace(until=until),
       banks=state.banks if state else None)
   after = jax.tree.map(lambda a: a[:, 0], banks)

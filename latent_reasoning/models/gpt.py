@@ -28,8 +28,8 @@ EMBEDDING_STD = 0.02
 class Block(nn.Module):
   """One layer.
 
-  Returns x; its (k, v, banks), or with a cache (own_k, own_v, banks); and what later
-  layers need of a shared memory. `imm` is None in a layer without memory.
+  Returns x; its (k, v, banks, x), or with a cache (own_k, own_v, banks, x); and what
+  later layers need of a shared memory. `imm` is None in a layer without memory.
   """
   config: ModelConfig
   imm: ImmConfig | None
@@ -52,6 +52,7 @@ class Block(nn.Module):
     q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
     if c.positions == 'rotary':
       q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
+    self.sow('intermediates', 'q', q)  # for attention.weights
     if cache is None:
       y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
     else:
@@ -70,7 +71,7 @@ class Block(nn.Module):
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
-    return x_BTD, (*kept, banks if imm else None), shared
+    return x_BTD, (*kept, banks if imm else None, x_BTD), shared
 
   def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
     return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
@@ -160,10 +161,11 @@ class GPT(nn.Module):
       deterministic: no dropout.
 
     Returns:
-      hidden states [B, T, D], normed, and (k, v, banks) of all layers: k and v
-      [B, T, N, H] a layer (dropped by jit where unused), and the memory's banks at
-      each readout's anchor, or at the row's end where there is no readout. With a
-      cache, its own_k, own_v and banks with this token in them.
+      hidden states [B, T, D], normed, and (k, v, banks, layers) of all layers: k and v
+      [B, T, N, H] a layer, the memory's banks at each readout's anchor, or at the row's
+      end where there is no readout, and the residual stream [B, T, D] after each layer
+      (all dropped by jit where unused). With a cache, its own_k, own_v and banks with
+      this token in them.
     """
     c = self.config
     chex.assert_equal_shape([tokens, positions, mask.segment])

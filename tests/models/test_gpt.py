@@ -150,7 +150,7 @@ def test_bfloat16(make, random_params):
   params = random_params(model, BATCH)
   loss, grads = jax.eval_shape(loss_and_gradient, model, params, BATCH)
   assert {a.dtype for a in jax.tree.leaves((params, loss, grads))} == {jnp.dtype('float32')}
-  hidden, (k, v, _) = jax.eval_shape(lambda: model.apply(
+  hidden, (k, v, *_) = jax.eval_shape(lambda: model.apply(
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask))
   assert hidden.dtype == k.dtype == v.dtype == jnp.bfloat16
   found = logits(model, params, BATCH)
@@ -245,9 +245,11 @@ def test_keys_and_values_of_all_layers(make):
                             BATCH.mask)
     return jax.eval_shape(lambda p: model.apply(
         p, BATCH.tokens, BATCH.positions, BATCH.mask)[1], params)
-  k, v, _ = kept(make())
+  k, v, _, layers = kept(make())
   assert [a.shape for a in (*k, *v)] == [(2, LENGTH, 2, 8)] * 4
-  k, v, _ = kept(make(scan=True))
+  assert [a.shape for a in layers] == [(2, LENGTH, 16)] * 2
+  k, v, _, layers = kept(make(scan=True))
+  assert layers.shape == (2, 2, LENGTH, 16)
   assert k.shape == v.shape == (2, 2, LENGTH, 2, 8)
 
 

@@ -124,7 +124,7 @@ def test_banks_between_segments(tiny_config, random_params):
   @jax.jit
   def apply(mask, banks=None):
     return model.apply({'params': params}, row.tokens, row.positions, mask, banks=banks)
-  without, (_, _, banks) = apply(mask)
+  without, (_, _, banks, _) = apply(mask)
   with_memory, _ = apply(mask, jax.tree.map(lambda a: a[:, 0], banks))
   assert np.abs(with_memory - without).max() > 1e-3
 
