@@ -52,6 +52,12 @@ def same(predicted: str, reference: str) -> bool:
   return _plain(extract(predicted)) == _plain(extract(reference))
 
 
+def canonical(text: str) -> str:
+  """One spelling for answers that mean the same, to count votes by."""
+  found = number(extract(text)) if is_numeric(text) else None
+  return _plain(extract(text)) if found is None else f'{found.normalize():f}'
+
+
 def is_numeric(reference: str) -> bool:
   """Whether an answer is one number with at most a unit of one word around it."""
   text = extract(reference)

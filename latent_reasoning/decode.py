@@ -6,6 +6,7 @@ are K readouts of one prefill. Direct and chain of thought have one.
 """
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -50,6 +51,23 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
   return _logits(model, params, anchors, head_DV), cache
 
 
+def begin(model, params, head_DV: chex.Array, batch: Batch, room: int, started: bool = False,
+          edit: Callable[[Cache], Cache] | None = None,
+          embeddings: chex.Array | None = None) -> tuple[chex.Array, Cache]:
+  """Reads the prefixes, and what each readout begins with. As `prefill`.
+
+  Args:
+    started: each readout begins with a token of its own (layout.Readout.start).
+    edit: changes the cache of the prefixes before a readout reads anything.
+  """
+  logits, cache = prefill(model, params, head_DV, batch, room + started, embeddings)
+  cache = edit(cache) if edit else cache
+  if started:
+    logits, cache = decode_step(model, params, head_DV, batch, cache,
+                                batch.tokens[:, batch.prefix:], 0)
+  return logits, cache
+
+
 def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
                 tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
   """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
@@ -66,11 +84,12 @@ def _logits(model, params, hidden, head_DV):
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'end', 'pad', 'max_tokens', 'sample',
-                                             'top_k'))
+                                             'top_k', 'started'))
 def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey,
              temperature: float, *, end: int, pad: int, max_tokens: int,
              sample: bool = False, top_k: int = 0,
-             embeddings: chex.Array | None = None) -> chex.Array:
+             embeddings: chex.Array | None = None, started: bool = False,
+             edit: Callable[[Cache], Cache] | None = None) -> chex.Array:
   """Decodes every readout of every prompt until its end token, greedily or sampled.
 
   Args:
@@ -83,6 +102,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     sample: draw from the distribution instead of taking its mode.
     top_k: of this many likeliest tokens; 0: of all.
     embeddings: [B, P, D] in place of the prefixes' tokens.
+    started, edit: as `begin`; `edit` is a pytree.
 
   Returns:
     int32 [B, K, max_tokens].
@@ -98,7 +118,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
 
   def body(carry):
     step, token, done, out, cache = carry
-    logits, cache = decode_step(model, params, head_DV, batch, cache, token, step)
+    logits, cache = decode_step(model, params, head_DV, batch, cache, token, step + started)
     token = jnp.where(done, pad, pick(logits, step + 1))
     out = jax.lax.dynamic_update_slice_in_dim(out, token[..., None], step + 1, axis=2)
     return step + 1, token, done | (token == end), out, cache
@@ -107,7 +127,8 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     step, _, done, _, _ = carry
     return (step + 1 < max_tokens) & ~done.all()
 
-  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1, embeddings)
+  logits, cache = begin(model, params, head_DV, batch, max_tokens - 1, started, edit,
+                        embeddings)
   token = pick(logits, 0)
   out = jnp.full((*token.shape, max_tokens), pad, jnp.int32).at[..., 0].set(token)
   start = (jnp.zeros((), jnp.int32), token, token == end, out, cache)

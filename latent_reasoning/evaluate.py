@@ -61,22 +61,31 @@ class Answerer:
     # A short batch is filled up, so that one shape serves all.
     filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
     rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
-    tokens = self.generate(filled, rng if samples else None)
+    return self.read(self.generate(filled, rng if samples else None)[:len(rows)])
+
+  def read(self, tokens: chex.Array) -> list[list[str]]:
+    """The texts of generated tokens [B, K, max_tokens]."""
     return [[self.tokenizer.decode(self._until_end(out)) for out in row]
-            for row in tokens[:len(rows)].tolist()]
+            for row in tokens.tolist()]
 
   def _until_end(self, tokens: list[int]) -> list[int]:
     end = self.symbols.end
     return tokens[:tokens.index(end)] if end in tokens else tokens
 
-  def generate(self, rows: Sequence[layout.Row], rng: chex.PRNGKey | None = None):
-    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given."""
+  def generate(self, rows: Sequence[layout.Row], rng: chex.PRNGKey | None = None,
+               edit: Callable | None = None):
+    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given.
+
+    The readouts either all begin with a token of their own or none does; `edit` as in
+    `decode.begin`.
+    """
     e = self.config.eval
     return decode.generate(
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
         end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
-        sample=rng is not None, top_k=e.top_k)
+        sample=rng is not None, top_k=e.top_k, edit=edit,
+        started=rows[0].readouts[0].start is not None)
 
 
 def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:

@@ -108,7 +108,7 @@ def collate(rows: Sequence[layout.Row], prefix: int, count: int, readout: int,
           targets[b, out.until - 1] = out.out[0]
           weights[b, out.until - 1] = out.weight
           targets[b, start:stop] = out.out[1:]
-      else:
+      elif out.out:
         targets[b, start:stop] = out.out
       weights[b, start:stop] = out.weight
   return Batch(tokens, positions, targets, weights, segment, visible_from,
