@@ -88,16 +88,20 @@ class Answerer:
         started=rows[0].readouts[0].start is not None)
 
 
-def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
-  """Collates prompts: one slot a readout, the prefix in the smallest bucket.
+def prefix_width(rows: Sequence[layout.Row], config: Config) -> int:
+  """The static size of the prefix of these prompts.
 
   A prompt longer than the largest bucket takes the next power of two: nothing
   is left out of an evaluation for its length.
   """
-  prefix, count, _ = pipeline.sizes(rows)
-  fitting = [b for b in config.data.buckets.prefix if b >= prefix]
-  length = fitting[0] if fitting else 1 << (prefix - 1).bit_length()
-  return pipeline.collate(rows, length, count, 1, pad)
+  prefix = pipeline.sizes(rows)[0]
+  return next((b for b in config.data.buckets.prefix if b >= prefix),
+              1 << (prefix - 1).bit_length())
+
+
+def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
+  """Collates prompts: one slot a readout, the prefix in the smallest bucket."""
+  return pipeline.collate(rows, prefix_width(rows, config), pipeline.sizes(rows)[1], 1, pad)
 
 
 def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,
