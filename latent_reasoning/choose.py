@@ -12,7 +12,7 @@ import numpy as np
 from latent_reasoning.blocks import Seen
 
 L2 = 1.0  # of a probe's weights on standardised inputs; its intercept is free
-ITERATIONS = 150
+ITERATIONS = 60
 BOOTSTRAPS = 1000
 
 
@@ -49,7 +49,7 @@ def fit(x: np.ndarray, y: np.ndarray, l2: float = L2) -> Probe:
   """
   classes, label = np.unique(y, return_inverse=True)
   mean, scale = x.mean(0), x.std(0) + 1e-6
-  inputs = np.append((x - mean) / scale, np.ones((len(x), 1)), axis=1)
+  inputs = np.append((x - mean) / scale, np.ones((len(x), 1)), axis=1).astype(np.float32)
   penalty = np.append(np.full(x.shape[1], l2), 1e-6)[:, None]
   bound = np.linalg.inv(0.5 * inputs.T @ inputs + np.diag(penalty[:, 0]))
   target = np.eye(len(classes))[label]

@@ -12,6 +12,8 @@ Modes:
             with its accuracy and cost; trains a small decoder for it (config.explicit)
   export    write the model as a directory that transformers loads (--format=hf)
   attention draw which slots of the memory each token of --question="..." reads
+  controls  change what RiM's blocks hold, and see what becomes of the answers
+  inside    which block answers, what the blocks hold and where they look: tables, figures
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
 
@@ -135,6 +137,16 @@ def attention(run, args) -> int:
   return modes.attention(run, args.question)
 
 
+def controls(run, args) -> int:
+  from latent_reasoning import modes_blocks
+  return modes_blocks.controls(run)
+
+
+def look_inside(run, args) -> int:
+  from latent_reasoning import modes_blocks
+  return modes_blocks.look_inside(run)
+
+
 def audit(run, args) -> int:
   from latent_reasoning import modes
   return modes.audit(run)
@@ -147,7 +159,8 @@ def latency(run, args) -> int:
 
 MODES: dict[str, Callable] = {
     'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
-    'export': export, 'audit': audit, 'attention': attention, 'latency': latency}
+    'export': export, 'audit': audit, 'attention': attention, 'controls': controls,
+    'inside': look_inside, 'latency': latency}
 
 
 def main(argv: Sequence[str]) -> int:
