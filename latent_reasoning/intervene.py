@@ -19,6 +19,7 @@ import numpy as np
 
 from latent_reasoning import answers, blocks, layout
 from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, prefix_width
 from latent_reasoning.models.attention import Cache
 
@@ -104,6 +105,9 @@ def controls(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
     what the donor says; 'chance', the share that is what another's donor says.
   """
   blocks.require(answerer)
+  if not answerer.config.rim.readout_sees_question:
+    raise InputError('config.rim.readout_sees_question is False: only the `</b>` that a readout '
+                     'hangs off sees the question, and it cannot be read again; expected True')
   ids, size = answerer.symbols, answerer.config.eval.batch_size
   wide, count = answerer.config.rim.block_tokens + 2, answerer.blocks
   found: dict[str, list] = {}

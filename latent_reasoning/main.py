@@ -7,7 +7,8 @@ Modes:
   train     train (or resume), then evaluate on the test split; the default. A config
             with sweep.runs trains them all and ends in a table and a figure
   eval      evaluate the workdir's checkpoint on the test split and eval.sets
-  generate  answer --question="...", or questions typed at a prompt
+  generate  answer --question="...", or questions typed at a prompt; with --externalize
+            (of a model trained with config.rim.externalize) also say each block's step
   explain   say as text what the memory holds, of --question="...", or of the test split
             with its accuracy and cost; trains a small decoder for it (config.explicit)
   export    write the model as a directory that transformers loads (--format=hf)
@@ -56,6 +57,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
+  flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
+                       flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
@@ -118,8 +121,8 @@ def evaluate(run, args) -> int:
 
 
 def generate(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.generate(run, args.question)
+  from latent_reasoning import modes, modes_blocks
+  return modes.generate(run, args.question, modes_blocks.aloud if args.externalize else None)
 
 
 def explain(run, args) -> int:

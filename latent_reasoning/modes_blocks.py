@@ -1,6 +1,9 @@
 """--mode=inside and --mode=controls: what RiM's blocks hold, and whether it matters."""
 
+import itertools
+import statistics
 import sys
+import time
 from typing import Any
 
 import jax
@@ -13,12 +16,45 @@ from latent_reasoning import (
   figures_blocks,
   inside,
   intervene,
+  layout,
+  modes,
   report,
   workdir,
 )
 from latent_reasoning.errors import InputError
+from latent_reasoning.evaluate import Answerer
 from latent_reasoning.modes import environment, restored
 from latent_reasoning.run import Run
+
+
+def aloud(answerer: Answerer, question: str) -> str:
+  """Block by block the step that the model would say there, its answer there and how
+  confident it is of each; and what saying the steps costs. As `modes.reply`."""
+  if not answerer.config.rim.externalize:
+    raise InputError('--externalize needs a model that was trained to say its steps; train '
+                     'with --config.rim.externalize')
+  final = modes.reply(answerer, question).splitlines()[-1]
+  row = answerer.row(question)
+  columns = []
+  for prompt in (layout.steps_prompt(row, answerer.symbols), row):
+    said = np.asarray(answerer.generate([prompt]))
+    confidence = np.exp(blocks.observe(answerer, [prompt], said)[1][0])
+    columns.append([(text, report.percent(share)) for text, share in zip(
+        answerer.read(said)[0], confidence, strict=True)])
+  table = [['', 'step', 'confidence %', 'answer', 'confidence %'], *(
+      [f'block {k}', *step, *answer] for k, (step, answer) in enumerate(
+          itertools.zip_longest(*columns, fillvalue=('', '')), 1))]
+  times = [], []
+  for _ in range(answerer.config.eval.latency_repeats):
+    for taken, prompt in zip(times, (row, layout.steps_prompt(row, answerer.symbols)),
+                             strict=True):
+      began = time.perf_counter()
+      jax.block_until_ready(answerer.generate([prompt]))
+      taken.append(1e3 * (time.perf_counter() - began))
+  answers, steps = map(statistics.median, times)
+  return (f'{report.table(table)}\n{final}\n{answers:.1f} ms for the answers, and '
+          f'{steps:.1f} more for the steps')
+
 
 TRAJECTORY = 300  # problems that older checkpoints are collected on
 
