@@ -209,7 +209,7 @@ def _check_rim(config: Config) -> None:
     if not aux.temperature:
       raise InputError('config.aux.temperature is 0; expected a number above 0')
   if config.rim.externalize and config.method != 'rim':
-    raise InputError(f'config.rim.externalize says what blocks hold, but method {config.method} '
+    raise InputError(f'config.rim.externalize says what blocks hold; method {config.method} '
                      'has none; expected method rim')
 
 

@@ -106,7 +106,7 @@ def controls(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
   """
   blocks.require(answerer)
   if not answerer.config.rim.readout_sees_question:
-    raise InputError('config.rim.readout_sees_question is False: only the `</b>` that a readout '
+    raise InputError('config.rim.readout_sees_question is False: only the `</b>` a readout '
                      'hangs off sees the question, and it cannot be read again; expected True')
   ids, size = answerer.symbols, answerer.config.eval.batch_size
   wide, count = answerer.config.rim.block_tokens + 2, answerer.blocks
