@@ -208,3 +208,12 @@ def test_a_special_token_that_can_be_typed(make, tokenizer):
   assert audit.typing_specials(subject)[0]
   ok, found = audit.typing_specials(dataclasses.replace(subject, tokenizer=Typed()))
   assert not ok and found.startswith('2 special')
+
+
+def test_sound_externalized(make):
+  """Two readouts a block in stage 2; decoding of steps is checked too."""
+  subject = make(**{'model.layers': 2, 'rim.externalize': True})
+  assert [len(row.readouts) for row in subject.rows(2)] == [3, 4]
+  checks = audit.run(subject)
+  assert len(checks) == 15
+  assert [c for c in checks if not c['ok']] == []
