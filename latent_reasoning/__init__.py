@@ -11,8 +11,9 @@ imports only from its left:
 
   errors, config | tokenizers, data | curriculum | layout | masks | pipeline | models |
   pretrained | objectives | adapt, optim | step | checkpoint, metrics, workdir | decode |
-  answers, evaluate | text | memory_state | run, loop | explicit, export |
-  audit, latency, benchmark | report, sweep | modes | main
+  answers, evaluate | blocks, choose | inside, intervene | text | memory_state | run, loop |
+  explicit, export | audit, latency, benchmark | report, figures_blocks, sweep | modes |
+  modes_blocks | main
 """
 
 __version__ = '0.1.0'

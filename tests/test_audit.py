@@ -211,9 +211,11 @@ def test_a_special_token_that_can_be_typed(make, tokenizer):
 
 
 def test_sound_externalized(make):
-  """Two readouts a block in stage 2; decoding of steps is checked too."""
+  """Two readouts a block in stage 2, and its decoding of steps."""
   subject = make(**{'model.layers': 2, 'rim.externalize': True})
-  assert [len(row.readouts) for row in subject.rows(2)] == [3, 4]
-  checks = audit.run(subject)
-  assert len(checks) == 15
-  assert [c for c in checks if not c['ok']] == []
+  rows = subject.rows(2)
+  assert [len(row.readouts) for row in rows] == [3, 4]
+  for check in (audit.direct_sight, audit.separate, audit.implementations):
+    assert check(subject, rows)[0], check
+  steps = [layout.steps_prompt(row, subject.symbols) for row in subject.prompts()]
+  assert audit.caching(subject, steps)[0]
