@@ -94,7 +94,7 @@ def collect(answerer: Answerer, examples: Sequence[Example]) -> Seen:
   own = [examples[i] for i in index]
   encoded = layout.encode(own, answerer.tokenizer)
   blocks = answerer.blocks
-  steps = max(1, *(len(e.steps) for e in own)) if len(own) > 1 else max(1, len(own[0].steps))
+  steps = max(1, *(len(e.steps) for e in own))
   return Seen(
       np.array(index), np.array([len(e.question) for e in encoded]),
       np.stack(states), np.array(texts),

@@ -148,3 +148,11 @@ def test_case_space_and_punctuation_of_text_do_not_count(parts):
   reference = ' '.join(parts)
   assert answers.same(', '.join(parts).upper() + ' .', reference)
   assert not answers.same(reference + ' x', reference)
+
+
+@pytest.mark.parametrize('one,other,equal', [
+    ('$1,234.50', '1234.5 dollars', True), ('####7', '7.0', True), ('7', '8', False),
+    ('Paris.', 'paris', True), ('', ' ', True), ('100', '1e2', True)])
+def test_canonical(one, other, equal):
+  """Votes count for what means the same."""
+  assert (answers.canonical(one) == answers.canonical(other)) is equal
