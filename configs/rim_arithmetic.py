@@ -64,7 +64,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   data.buckets = buckets = ml_collections.ConfigDict()
   buckets.prefix = (question, question + 4 * steps)  # static sizes of question and blocks
   buckets.readout = (1, 5, 6, 6 * steps + 6)  # of one readout: answer, step, chain of thought
-  buckets.count = tuple(range(1, steps + 1))  # readouts in a row
+  buckets.count = (*range(1, steps + 1), 2 * steps)  # readouts in a row; twice: externalize
 
   c.tokenizer = tokenizer = ml_collections.ConfigDict()
   tokenizer.kind = 'char'  # char | bpe | file
@@ -118,6 +118,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   rim.schedule = 'uniform'  # uniform | linear | relative annealing of steps
   rim.block_attention = 'causal'  # causal | bidirectional inside a block
   rim.readout_sees_question = True
+  rim.externalize = False  # step readouts in stage 2 too, for --externalize
+  rim.externalize_weight = 1.0  # of a row's step readouts together; its answers have 1
   rim.pause_tokens = 4 * steps  # of method pause: as many as RiM's block tokens
 
   rim.peers = peers = ml_collections.ConfigDict()  # of icot, coconut and codi
@@ -150,6 +152,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   explicit.weight = 0.3  # in the loss, where joint
   explicit.steps = 1000  # of its own training, where not joint
   explicit.learning_rate = 1e-3
+
+  c.aux = aux = ml_collections.ConfigDict()  # auxiliary losses on RiM's blocks
+  aux.align = 0.0  # weight: the last block's state finds the answer among the batch's
+  aux.temperature = 0.1  # of that contrast
+  aux.smooth = 0.0  # weight: changes from block to block should not turn
 
   c.optim = optim = ml_collections.ConfigDict()
   optim.trained = 'all'  # all | new: LoRA, rows of new tokens and memory; the rest frozen

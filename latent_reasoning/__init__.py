@@ -9,10 +9,12 @@ Dimensions, the same letters in every einsum and array name:
 An ambiguous array wears its shape, as in `x_BTD`. The modules, each of which
 imports only from its left:
 
-  errors, config | tokenizers, data | curriculum | layout | masks | pipeline | models |
-  pretrained | objectives | adapt, optim | step | checkpoint, metrics, workdir | decode |
-  answers, evaluate | text | memory_state | run, loop | explicit, export |
-  flops, audit, latency, benchmark | report (needs config alone), sweep | modes | main
+  errors, config, config_check | tokenizers, data | curriculum | layout | masks | pipeline |
+  models | thoughts | hf_format, pretrained | objectives | adapt, optim, sharding | step |
+  checkpoint, metrics, workdir | decode | answers, protocol, evaluate | blocks, choose,
+  inside, intervene | text | memory_state | run, loop | explicit, export | flops, plan |
+  audit, latency, benchmark | report (needs config alone), figures_blocks, sweep |
+  contamination | modes, modes_blocks | main
 """
 
 __version__ = '0.1.0'

@@ -142,6 +142,12 @@ def _f1(predicted: str, reference: str) -> float:
   return 2 * common / (said.total() + right.total()) if common else float(said == right)
 
 
+def canonical(text: str) -> str:
+  """One spelling for answers that mean the same, to count votes by."""
+  found = number(extract(text)) if is_numeric(text) else None
+  return _plain(extract(text)) if found is None else f'{found.normalize():f}'
+
+
 def is_numeric(reference: str) -> bool:
   """Whether an answer is one number with at most a unit of one word around it."""
   text = extract(reference)

@@ -73,7 +73,10 @@ def run(subject: Subject) -> list[dict[str, Any]]:
         _check(f'stage {stage}: padded = unpadded', padding, subject, rows),
         _check(f'stage {stage}: batch of 1 = batch of {len(rows)}', batching, subject, rows)]
   checks += [
-      _check('cached decoding = uncached', caching, subject),
+      _check('cached decoding = uncached', caching, subject, subject.prompts()),
+      *([_check('cached decoding of steps = uncached', caching, subject, [
+          layout.steps_prompt(row, subject.symbols) for row in subject.prompts()])]
+        if subject.config.method == 'rim' and subject.config.rim.externalize else []),
       _check('special tokens cannot be typed', typing_specials, subject)]
   return checks
 
@@ -86,14 +89,16 @@ def _check(name: str, check, *args) -> dict[str, Any]:
 def legal(config: Config, row: layout.Row, question: int, batch: Batch) -> np.ndarray:
   """Returns bool [L, L]: which keys a query may attend to, from lengths alone.
 
-  Readout k of a fresh RiM row hangs off block k; the readouts of every other
-  method hang off the end of the prefix. What stands at a thought is seen by none.
+  Readout k of a fresh RiM row hangs off block k, and so does its second one, which
+  comes after all the first; the readouts of every other method hang off the end of
+  the prefix. What stands at a thought is seen by none.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   length = batch.tokens.shape[1]
   size = config.rim.block_tokens + 2
   n = len(row.prefix)
   rim = config.method == 'rim'
+  blocks = max(1, (n - question) // size)
 
   def block(j):  # 0 for the question, and for pause tokens
     return 1 + (j - question) // size if rim and j >= question else 0
@@ -108,7 +113,7 @@ def legal(config: Config, row: layout.Row, question: int, batch: Batch) -> np.nd
     for i in range(len(row.readouts[k].inputs)):
       for j in range(n):
         blind = rim and not config.rim.readout_sees_question and block(j) == 0
-        may[start + i, j] = not blind and (block(j) <= k + 1 if rim else True)
+        may[start + i, j] = not blind and (block(j) <= k % blocks + 1 if rim else True)
       may[start + i, start + row.readouts[k].thoughts:start + i + 1] = True
   return may
 
@@ -326,9 +331,9 @@ def _decode_step(model, params, head, batch, cache, tokens, step):
   return decode.decode_step(model, params, head, batch, cache, tokens, step)
 
 
-def caching(subject: Subject):
+def caching(subject: Subject, rows):
   """Greedy decoding of the prompts, against a full forward pass over what it said."""
-  rows, tokens = subject.prompts(), min(8, subject.config.eval.max_tokens)
+  tokens = min(8, subject.config.eval.max_tokens)
   batch = prompt_batch(rows, subject.config, subject.symbols.pad)
   head = decode.head_kernel(subject.model, subject.params)
   logits, cache = _prefill(subject.model, subject.params, head, batch, tokens)

@@ -142,6 +142,8 @@ class RimConfig:
   schedule: str  # 'uniform' | 'linear' | 'relative': how step weights anneal
   block_attention: str  # 'causal' | 'bidirectional' inside a block
   readout_sees_question: bool  # False forces everything through the blocks
+  externalize: bool  # stage 2 keeps step readouts alive, to be asked for (--externalize)
+  externalize_weight: float  # of a row's step readouts together; its answers have 1
   pause_tokens: int  # method 'pause': how many follow the question
   peers: PeersConfig
 
@@ -173,6 +175,14 @@ class ExplicitConfig:
   weight: float  # of its tokens in the loss beside the model's own, where joint
   steps: int  # of its own training, where not joint
   learning_rate: float  # of that
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxConfig:
+  """Auxiliary losses on RiM's blocks (objectives.with_aux); all 0: none."""
+  align: float  # weight: the last block's state finds the answer among the batch's
+  temperature: float  # of that contrast
+  smooth: float  # weight: changes from block to block should not turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +269,7 @@ class Config:
   rim: RimConfig
   imm: ImmConfig
   explicit: ExplicitConfig
+  aux: AuxConfig
   optim: OptimConfig
   mesh: MeshConfig
   train: TrainConfig

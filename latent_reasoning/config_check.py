@@ -144,6 +144,7 @@ def _check(config: Config) -> None:
                      'least 1, and at most one -1')
   _check_imm(config)
   _check_explicit(config)
+  _check_rim(config)
   if (config.method == 'lm') != (data.name in TEXTS):
     raise InputError(f"config.method is '{config.method}' with config.data.name "
                      f"'{data.name}'; expected method lm with one of {TEXTS}, and any "
@@ -214,6 +215,19 @@ def _check_explicit(config: Config) -> None:
   if explicit.source == 'memory' and not config.imm.write:
     raise InputError("config.explicit.source is 'memory', but config.imm.write is ''; "
                      "expected a policy such as 'gated'")
+
+
+def _check_rim(config: Config) -> None:
+  aux = config.aux
+  if aux.align or aux.smooth:
+    if config.method != 'rim' or config.explicit.joint:
+      raise InputError('config.aux.align and smooth are losses on RiM\'s blocks; expected '
+                       'config.method=rim without config.explicit.joint')
+    if not aux.temperature:
+      raise InputError('config.aux.temperature is 0; expected a number above 0')
+  if config.rim.externalize and config.method != 'rim':
+    raise InputError(f'config.rim.externalize says what blocks hold; method {config.method} '
+                     'has none; expected method rim')
 
 
 def _group(cls: type, values: Any, path: str) -> Any:

@@ -6,6 +6,7 @@ are K readouts of one prefill. Direct and chain of thought have one.
 """
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -26,28 +27,31 @@ def head_kernel(model, params) -> chex.Array:
 
 
 def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
-            embeddings: chex.Array | None = None) -> tuple[chex.Array, Cache]:
+            embeddings: chex.Array | None = None,
+            edit: Callable[[Cache], Cache] | None = None) -> tuple[chex.Array, Cache]:
   """Reads the prefixes, thoughts, and first tokens that are given.
 
   Args:
     batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K, or with
       what is given of it.
     room: tokens that each readout will add to the cache.
-    embeddings: [B, P, D] in place of the prefixes' tokens.
+    embeddings: [B, P, D] in place of the prefixes' tokens, where nothing is given.
+    edit: changes the cache of the prefixes before a readout reads anything.
 
   Returns:
     float32 logits of each readout's first token [B, K, V], and the cache.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   if batch.started:
-    hidden, _, cache = thoughts.think(model, params, batch, room=room)
+    hidden, _, cache = thoughts.think(model, params, batch, room=room, edit=edit)
     last = hidden[:, p:].reshape(hidden.shape[0], count, -1, hidden.shape[-1])[:, :, -1]
     return _logits(model, params, last, head_DV), cache
   mask = batch.mask.part(0, p).replace(count=0)
   hidden, kept = model.apply({'params': params}, batch.tokens[:, :p], batch.positions[:, :p],
                              mask, embeddings=embeddings)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
-  return _logits(model, params, anchors, head_DV), thoughts.empty_cache(kept, count, room)
+  cache = thoughts.empty_cache(kept, count, room)
+  return _logits(model, params, anchors, head_DV), edit(cache) if edit else cache
 
 
 def given(batch: Batch) -> int:
@@ -77,7 +81,8 @@ def _logits(model, params, hidden, head_DV):
 def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey,
              temperature: float, *, end: int, pad: int, max_tokens: int,
              sample: bool = False, top_k: int = 0,
-             embeddings: chex.Array | None = None) -> chex.Array:
+             embeddings: chex.Array | None = None,
+             edit: Callable[[Cache], Cache] | None = None) -> chex.Array:
   """Decodes every readout of every prompt until its end token, greedily or sampled.
 
   Args:
@@ -90,6 +95,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     sample: draw from the distribution instead of taking its mode.
     top_k: of this many likeliest tokens; 0: of all.
     embeddings: [B, P, D] in place of the prefixes' tokens.
+    edit: as `prefill`; a pytree.
 
   Returns:
     int32 [B, K, max_tokens].
@@ -114,7 +120,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     step, _, done, _, _ = carry
     return (step + 1 < max_tokens) & ~done.all()
 
-  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1, embeddings)
+  logits, cache = prefill(model, params, head_DV, batch, max_tokens - 1, embeddings, edit)
   token = pick(logits, 0)
   out = jnp.full((*token.shape, max_tokens), pad, jnp.int32).at[..., 0].set(token)
   start = (jnp.zeros((), jnp.int32), token, token == end, out, cache)

@@ -62,34 +62,47 @@ class Answerer:
     # A short batch is filled up, so that one shape serves all.
     filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
     rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
-    tokens = self.generate(filled, rng if samples else None)
+    return self.read(self.generate(filled, rng if samples else None)[:len(rows)])
+
+  def read(self, tokens: chex.Array) -> list[list[str]]:
+    """The texts of generated tokens [B, K, max_tokens]."""
     return [[self.tokenizer.decode(self._until_end(out)) for out in row]
-            for row in tokens[:len(rows)].tolist()]
+            for row in tokens.tolist()]
 
   def _until_end(self, tokens: list[int]) -> list[int]:
     end = self.symbols.end
     return tokens[:tokens.index(end)] if end in tokens else tokens
 
-  def generate(self, rows: Sequence[layout.Row], rng: chex.PRNGKey | None = None):
-    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given."""
+  def generate(self, rows: Sequence[layout.Row], rng: chex.PRNGKey | None = None,
+               edit: Callable | None = None):
+    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given.
+
+    The readouts either all begin with a token of their own or none does; `edit` as in
+    `decode.prefill`.
+    """
     e = self.config.eval
     return decode.generate(
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
         end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
-        sample=rng is not None, top_k=e.top_k)
+        sample=rng is not None, top_k=e.top_k, edit=edit)
 
 
-def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
-  """Collates prompts: one slot a readout or what is given of it, the prefix in a bucket.
+def prefix_width(rows: Sequence[layout.Row], config: Config) -> int:
+  """The static size of the prefix of these prompts.
 
   A prompt longer than the largest bucket takes the next power of two: nothing
   is left out of an evaluation for its length.
   """
-  prefix, count, given = pipeline.sizes(rows)
-  fitting = [b for b in config.data.buckets.prefix if b >= prefix]
-  length = fitting[0] if fitting else 1 << (prefix - 1).bit_length()
-  return pipeline.collate(rows, length, count, given, pad)
+  prefix = pipeline.sizes(rows)[0]
+  return next((b for b in config.data.buckets.prefix if b >= prefix),
+              1 << (prefix - 1).bit_length())
+
+
+def prompt_batch(rows: Sequence[layout.Row], config: Config, pad: int = 0) -> pipeline.Batch:
+  """Collates prompts, the prefix in the smallest bucket; a readout has one slot, or as
+  many as are given of it."""
+  return pipeline.collate(rows, prefix_width(rows, config), *pipeline.sizes(rows)[1:], pad)
 
 
 def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,

@@ -179,6 +179,10 @@ def rim(example: Encoded, stage: int, progress: float, rim: RimConfig,
     L1 = -Σ_t λ_t(s) log p(r_t | x, m_1 … m_t)                    (offset 0)
   Stage 2, K blocks:
     L2 = -Σ_k α_k log p(y | x, m_1 … m_k),  α_k = 2k / (K (K + 1))
+
+  With rim.externalize, stage 2 has a second readout after block t while there are steps:
+  it begins with the index token of t and says what stage 1 reads there, with the weight
+  rim.externalize_weight over their number.
   """
   if stage == 1:
     texts = _steps_after(example, rim)
@@ -194,6 +198,11 @@ def rim(example: Encoded, stage: int, progress: float, rim: RimConfig,
   since = _since(example.question, rim)
   readouts = [Readout(end, [*text, ids.end], weight, since)
               for end, text, weight in zip(ends, texts, weights, strict=True) if weight]
+  if stage == 2 and rim.externalize:
+    said = _steps_after(example, rim)[:last]
+    weight = rim.externalize_weight / len(said)
+    readouts += [Readout(end, [*text, ids.end], weight, since, start)
+                 for end, text, start in zip(ends, said, ids.steps, strict=False)]
   return Row(tokens, visible, readouts)
 
 
@@ -202,6 +211,13 @@ def rim_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbol
   tokens, visible, ends = with_blocks(question, blocks, rim, ids)
   since = _since(question, rim)
   return Row(tokens, visible, [Readout(end, since=since) for end in ends])
+
+
+def steps_prompt(row: Row, ids: Symbols) -> Row:
+  """A prompt of RiM for the steps that rim.externalize trains, in place of answers."""
+  return dataclasses.replace(row, readouts=[
+      dataclasses.replace(out, start=start)
+      for out, start in zip(row.readouts, ids.steps, strict=False)])
 
 
 def direct(example: Encoded, stage: int, progress: float, rim: RimConfig,

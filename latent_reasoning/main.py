@@ -7,11 +7,14 @@ Modes:
   train     train (or resume), then evaluate on the test split; the default. A config
             with sweep.runs trains them all and ends in a comparison
   eval      evaluate the workdir's checkpoint on the test split and eval.sets
-  generate  answer --question="...", or questions typed at a prompt
+  generate  answer --question="...", or questions typed at a prompt; with --externalize
+            (of a model trained with config.rim.externalize) also say each block's step
   explain   say as text what the memory holds, of --question="...", or of the test split
             with its accuracy and cost; trains a small decoder for it (config.explicit)
   export    write the model as a directory that transformers loads (--format=hf)
   attention draw which slots of the memory each token of --question="..." reads
+  controls  change what RiM's blocks hold, and see what becomes of the answers
+  inside    which block answers, what the blocks hold and where they look: tables, figures
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
   plan      bytes per device of a training step on --devices=1,4,64 devices that are not
@@ -62,6 +65,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', [*MODES, *WITHOUT_RUN], 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
+  flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
+                       flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_float('memory_gb', 95.0, 'of a device, for --mode=plan', flag_values=values)
@@ -130,8 +135,8 @@ def evaluate(run, args) -> int:
 
 
 def generate(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.generate(run, args.question)
+  from latent_reasoning import modes, modes_blocks
+  return modes.generate(run, args.question, modes_blocks.aloud if args.externalize else None)
 
 
 def explain(run, args) -> int:
@@ -147,6 +152,16 @@ def export(run, args) -> int:
 def attention(run, args) -> int:
   from latent_reasoning import modes
   return modes.attention(run, args.question)
+
+
+def controls(run, args) -> int:
+  from latent_reasoning import modes_blocks
+  return modes_blocks.controls(run)
+
+
+def look_inside(run, args) -> int:
+  from latent_reasoning import modes_blocks
+  return modes_blocks.look_inside(run)
 
 
 def audit(run, args) -> int:
@@ -177,8 +192,8 @@ def flops(run, args) -> int:
 
 MODES: dict[str, Callable] = {
     'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
-    'export': export, 'audit': audit, 'attention': attention, 'latency': latency,
-    'flops': flops}
+    'export': export, 'audit': audit, 'attention': attention, 'controls': controls,
+    'inside': look_inside, 'latency': latency, 'flops': flops}
 WITHOUT_RUN = ('compare', 'report', 'plan')  # modes of many runs, or of none
 
 

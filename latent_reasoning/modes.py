@@ -8,6 +8,7 @@ import pathlib
 import platform
 import statistics
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -180,8 +181,9 @@ def _with_bar(answerer: Answerer, examples, dataset: str, split: str, rule: str)
                  lambda done, _: bar.update(done - bar.n))
 
 
-def generate(run: Run, question: str | None) -> int:
-  """Answers one question, or those typed until the end of input."""
+def generate(run: Run, question: str | None, say: Callable | None = None) -> int:
+  """Answers one question, or those typed until the end of input, as `say` does it: None is
+  `reply`."""
   if not run.config.causal:
     raise InputError(f"config.imm.write '{run.config.imm.write}' reads the future, which "
                      'does not exist while generating; expected a causal policy')
@@ -191,7 +193,7 @@ def generate(run: Run, question: str | None) -> int:
       return text.generate(run.config, run.model(), params, run.tokenizer, prompt,
                            run.config.eval.max_tokens)
   else:
-    answer = functools.partial(reply, run.answerer(params))
+    answer = functools.partial(say or reply, run.answerer(params))
   if question is not None:
     print(answer(question))
     return 0

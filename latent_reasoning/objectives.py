@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from latent_reasoning import masks, thoughts
-from latent_reasoning.config import PeersConfig
+from latent_reasoning.config import AuxConfig, PeersConfig
 from latent_reasoning.models.explicit_decoder import ExplicitDecoder, hidden_and_source
 from latent_reasoning.pipeline import Batch, Told
 
@@ -129,6 +129,76 @@ def with_told(decoder: ExplicitDecoder, kind: str, weight: float):
     return loss + weight * more, {
         **sums, **{f'explicit_{name}': value for name, value in own.items()}}
   return objective
+
+
+def with_aux(aux: AuxConfig):
+  """`next_token` with auxiliary losses on RiM's blocks, read at the anchors of a row, the
+  `</b>` of the blocks that have a readout. For a batch of B rows:
+
+    align:  mean_b of -log softmax_c(cos(z_b, e_c) / temperature) at c = b, where z is the
+            final state of the last block, e the mean embedding of the answer's tokens
+            (which has no gradient), and rows with b's own answer are no negatives.
+    smooth: mean over rows and inner blocks k of 1 - cos(z_k - z_{k-1}, z_{k+1} - z_k),
+            0 where the states of the blocks lie on a line, 2 where they go back.
+
+  Returns:
+    (model, params, batch, rng) -> sums. Each mean counts with its weight times the total
+    weight, by which the sum is divided; the sums hold it as 'aux_align' and 'aux_smooth'.
+  """
+  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+    rngs = None if rng is None else {'dropout': rng}
+    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                            deterministic=rng is None, rngs=rngs)
+    loss, sums = _of_hidden(model, params, batch, hidden)
+    z = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1).astype(jnp.float32)
+    for name, weight, value in (
+        ('align', aux.align, lambda: _align(model, params, batch, z, aux.temperature)),
+        ('smooth', aux.smooth, lambda: turning(z, batch.anchors))):
+      if weight:
+        sums[f'aux_{name}'] = value() * sums['weight']
+        loss += weight * sums[f'aux_{name}']
+    return loss, sums
+  return objective
+
+
+def _align(model, params, batch: Batch, z: chex.Array, temperature: float):
+  last = batch.anchors.argmax(1)[:, None]  # the readout of the last block
+  size, count = batch.anchors.shape
+  def of_last(a):  # what its anchor predicts, and its own tokens: [B, 1 + R]
+    own = a[:, batch.prefix:].reshape(size, count, -1)
+    at = jnp.take_along_axis(batch.anchors, last, axis=1)
+    return jnp.concatenate([jnp.take_along_axis(a, at, axis=1), jnp.take_along_axis(
+        own, last[..., None], axis=1)[:, 0]], axis=1)
+  targets, spoken = of_last(batch.targets), of_last(batch.weights) > 0
+  spoken &= jnp.cumsum(spoken, axis=1) < spoken.sum(1, keepdims=True)  # but the end token
+  texts = jnp.where(spoken, targets, -1)
+  embedded = model.apply({'params': params}, targets, method='embed').astype(jnp.float32)
+  means = jnp.sum(embedded * spoken[..., None], 1) / jnp.maximum(spoken.sum(1), 1)[:, None]
+  states = jnp.take_along_axis(z, last[..., None], axis=1)[:, 0]
+  return contrast(states, jax.lax.stop_gradient(means), texts, temperature)
+
+
+def contrast(states: chex.Array, means: chex.Array, texts: chex.Array,
+             temperature: float) -> chex.Array:
+  """InfoNCE (van den Oord et al. 2018) of states [B, D] against means [B, D]; rows whose
+  texts [B, R] are the same are no negatives of each other."""
+  logits = _unit(states) @ _unit(means).T / temperature
+  same = (texts[:, None] == texts[None]).all(-1) & ~jnp.eye(len(texts), dtype=bool)
+  logits = jnp.where(same, -1e30, logits)
+  return -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1)).mean()
+
+
+def turning(z: chex.Array, anchors: chex.Array) -> chex.Array:
+  """Mean of 1 - cos between successive changes of states [B, K, D], over those of three
+  blocks in a row; an anchor of 0 is no block. 0 where no row has three."""
+  d = _unit(jnp.diff(z, axis=1))
+  turn = 1 - jnp.sum(d[:, 1:] * d[:, :-1], axis=-1)
+  real = anchors[:, 2:] > 0  # blocks come in order, what is no block after them
+  return jnp.sum(turn * real) / jnp.maximum(real.sum(), 1)
+
+
+def _unit(a: chex.Array) -> chex.Array:
+  return a * jax.lax.rsqrt(jnp.sum(a * a, axis=-1, keepdims=True) + 1e-12)
 
 
 def language_model(model, params, batch: Batch, rng: chex.PRNGKey | None = None):

@@ -62,6 +62,8 @@ class Run:
     if self.joint:
       e = self.config.explicit
       return objectives.with_told(self.decoder(), e.source, e.weight)
+    if self.config.aux.align or self.config.aux.smooth:
+      return objectives.with_aux(self.config.aux)
     return objectives.OBJECTIVES[self.batches.method.objective](self.config.rim.peers)
 
   @property

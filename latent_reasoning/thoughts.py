@@ -9,6 +9,8 @@ Training and decoding share this path: the prefix is read once, thoughts follow 
 another from its cache, and the tokens behind them go in one piece.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -54,10 +56,12 @@ def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
 
 
 def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
-          embeddings: chex.Array | None = None, room: int = 0):
+          embeddings: chex.Array | None = None, room: int = 0,
+          edit: Callable[[Cache], Cache] | None = None):
   """As `forward`, and the cache behind it, with room for more tokens of each readout.
 
   A batch without thoughts is read the same way; its readouts' tokens all go at once.
+  `edit` changes the cache of the prefix before a readout reads anything.
   """
   p, count, n = batch.prefix, batch.anchors.shape[1], batch.thoughts
   size, length = batch.tokens.shape
@@ -75,6 +79,7 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
   hidden, kept = apply(0, batch.positions[:, :p], mask.part(0, p).replace(count=0), None, None,
                        embeddings[:, :p])
   cache = empty_cache(kept, count, r + room)
+  cache = edit(cache) if edit else cache
   h = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
   prefix, layers = hidden, [kept[3]]
 

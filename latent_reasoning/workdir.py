@@ -35,6 +35,8 @@ class Workdir:
   explicit = property(lambda self: Workdir(self.path / 'explicit'))  # a run of its own
   base = property(lambda self: self.path / 'base.json')  # what that one reads
   explained = property(lambda self: self.path / 'explicit.json')
+  controls = property(lambda self: self.path / 'controls.json')
+  inside = property(lambda self: self.path / 'inside.json')
 
 
 def open_workdir(path: str | pathlib.Path, config: Config, training: bool,

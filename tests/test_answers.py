@@ -217,3 +217,11 @@ def test_a_missing_library_names_the_extra(monkeypatch, rule, module):
   with pytest.raises(InputError, match=r"pip install 'latent_reasoning\[eval\]'"):
     answers.library(rule)
   assert answers.library('numeric') is None
+
+
+@pytest.mark.parametrize('one,other,equal', [
+    ('$1,234.50', '1234.5 dollars', True), ('####7', '7.0', True), ('7', '8', False),
+    ('Paris.', 'paris', True), ('', ' ', True), ('100', '1e2', True)])
+def test_canonical(one, other, equal):
+  """Votes count for what means the same."""
+  assert (answers.canonical(one) == answers.canonical(other)) is equal

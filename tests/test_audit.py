@@ -230,3 +230,14 @@ def test_a_special_token_that_can_be_typed(make, tokenizer):
   assert audit.typing_specials(subject)[0]
   ok, found = audit.typing_specials(dataclasses.replace(subject, tokenizer=Typed()))
   assert not ok and found.startswith('2 special')
+
+
+def test_sound_externalized(make):
+  """Two readouts a block in stage 2, and its decoding of steps."""
+  subject = make(**{'model.layers': 2, 'rim.externalize': True})
+  rows = subject.rows(2)
+  assert [len(row.readouts) for row in rows] == [3, 4]
+  for check in (audit.direct_sight, audit.separate, audit.implementations):
+    assert check(subject, rows)[0], check
+  steps = [layout.steps_prompt(row, subject.symbols) for row in subject.prompts()]
+  assert audit.caching(subject, steps)[0]

@@ -291,3 +291,33 @@ def test_codi(rim):
   check(layout.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
         [Readout(2, TRACES[0])])
   assert Readout(3, [8, 9, 91], start=94, thoughts=2).inputs == [94, 94, 94, 8, 9]
+
+
+def test_rim_externalized(rim):
+  """Stage 2 keeps the step readouts, behind the answers; off and in stage 1, nothing."""
+  on = dataclasses.replace(rim, externalize=True, externalize_weight=0.6)
+  row, plain = train('rim', on, stage=2), train('rim', rim, stage=2)
+  check(row, list(plain.prefix), [
+      *(dataclasses.replace(r, out=list(r.out)) for r in plain.readouts),
+      Readout(5, [5, 6, 91], pytest.approx(0.2), start=96),
+      Readout(8, [7, 91], pytest.approx(0.2), start=97),
+      Readout(11, [8, 9, 91], pytest.approx(0.2), start=98)])
+  assert row.readouts[3].inputs == [96, 5, 6]
+  assert train('rim', on) == train('rim', rim)
+
+
+def test_externalized_with_fewer_steps_than_blocks(rim):
+  """There is one step readout a step, and one for a problem without steps."""
+  on = dataclasses.replace(rim, externalize=True)
+  assert [r.start for r in train('rim', on, 2, stage=2).readouts[3:]] == [96, 97]
+  assert [r.start for r in train('rim', on, 0, stage=2).readouts[3:]] == [96]
+  few = dataclasses.replace(on, blocks=1)
+  assert [r.start for r in train('rim', few, 3, stage=2).readouts[1:]] == [96]
+
+
+def test_steps_prompt(rim):
+  """The prompt that asks for steps: the same blocks, an index token each."""
+  row = layout.rim_prompt(QUESTION, 2, rim, IDS)
+  asked = layout.steps_prompt(row, IDS)
+  assert asked.prefix == row.prefix
+  assert asked.readouts == [Readout(5, start=96), Readout(8, start=97)]

@@ -1,8 +1,10 @@
 """The loss beside its definition in NumPy."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -134,3 +136,67 @@ def test_dropout_needs_a_key():
 def test_every_method_names_an_objective():
   """The table of methods and the table of losses fit together."""
   assert {m.objective for m in layout.METHODS.values()} <= set(objectives.OBJECTIVES)
+
+
+def rim_rows(tiny_config):
+  """Three problems after three blocks; the first two have the same answer."""
+  ids = layout.Symbols(11, 10, 7, 8, 9, 6, (), (), ())
+  return [layout.rim(layout.Encoded(q, [[1], [2]], a), 2, 0.0, tiny_config().rim, ids)
+          for q, a in (([1, 2, 3], [4, 5]), ([2, 2], [4, 5]), ([3, 1, 1], [1]))]
+
+
+@pytest.fixture(scope='module')
+def aux_of(model, params, tiny_config):
+  """(changes of config.aux) -> (loss, sums), on the rows of RiM; none: the plain loss."""
+  batch = pipeline.collate(rim_rows(tiny_config), 14, 4, 3)
+  def found(**changes):
+    aux = dataclasses.replace(tiny_config().aux, **changes)
+    objective = objectives.with_aux(aux) if changes else objectives.next_token
+    return jax.jit(lambda p: objective(model, p, batch))(params)
+  return batch, found
+
+
+def test_alignment_by_hand(model, params, aux_of):
+  """InfoNCE of the last block's state and its answer's mean embedding, in NumPy."""
+  batch, found = aux_of
+  loss, sums = found(align=0.5, temperature=0.2)
+  plain, _ = found()
+  hidden = np.asarray(jax.jit(lambda p: model.apply(
+      {'params': p}, batch.tokens, batch.positions, batch.mask)[0])(params), np.float64)
+  table = np.asarray(params['embedding'], np.float64)
+  states = np.stack([hidden[b, batch.anchors[b, 2]] for b in range(3)])
+  means = np.stack([table[a].mean(0) for a in ([4, 5], [4, 5], [1])])
+  states, means = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (states, means))
+  logits = states @ means.T / 0.2
+  logits[0, 1] = logits[1, 0] = -np.inf  # the same answer is no negative
+  expected = -np.diagonal(log_softmax(logits)).mean()
+  np.testing.assert_allclose(sums['aux_align'] / sums['weight'], expected, rtol=1e-4)
+  np.testing.assert_allclose(loss, plain + 0.5 * sums['aux_align'], rtol=1e-5)
+
+
+def test_turning_by_hand():
+  """0 on a line, 1 at a right angle, 2 on the way back; what is no block is left out."""
+  def turning(states, anchors):
+    return float(objectives.turning(np.array(states, np.float32), np.array(anchors)))
+  line, corner, back = ([[0., 0], [1, 0], [3, 0]], [[0., 0], [1, 0], [1, 5]],
+                        [[0., 0], [1, 0], [0, 0]])
+  for states, expected in ((line, 0), (corner, 1), (back, 2)):
+    assert turning([states], [[1, 2, 3]]) == pytest.approx(expected, abs=1e-5)
+  assert turning([line, corner], [[1, 2, 3]] * 2) == pytest.approx(0.5, abs=1e-5)
+  assert turning([line, back], [[1, 2, 3], [1, 2, 0]]) == pytest.approx(0, abs=1e-5)
+  assert turning([line], [[1, 2, 0]]) == 0
+
+
+def test_gradients_of_auxiliary_losses():
+  """Gradients by the states are those of finite differences."""
+  rng = np.random.default_rng(0)
+  z, means = rng.normal(size=(4, 5, 6)), rng.normal(size=(4, 6))
+  texts, anchors = np.array([[1, 2], [1, 2], [3, -1], [4, 5]]), np.array([[1, 2, 3, 4, 0]] * 4)
+  for loss in (lambda z: objectives.contrast(z[:, 0], means, texts, 0.5),
+               lambda z: objectives.turning(z, anchors)):
+    jax.test_util.check_grads(loss, (z,), order=1, modes=['rev'], rtol=0.02)
+
+
+def test_off_is_the_plain_loss(tiny_config, make_run, tmp_path):
+  """Without weights, the objective is the very function that it was."""
+  assert make_run(tiny_config(), tmp_path).objective is objectives.next_token

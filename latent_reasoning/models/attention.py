@@ -56,10 +56,12 @@ def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
 
 def packed(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
   """One dense mask over the whole row: the oracle of `split`."""
-  k, v = _serve(k, q), _serve(v, q)
-  logits = _logits('BTNH,BSNH->BNTS', q, k)
-  weights = _softmax(logits, masks.allowed(mask)[:, None]).astype(v.dtype)
-  return jnp.einsum('BNTS,BSNH->BTNH', weights, v)
+  return jnp.einsum('BNTS,BSNH->BTNH', weights(q, k, mask).astype(v.dtype), _serve(v, q))
+
+
+def weights(q: chex.Array, k: chex.Array, mask: Mask) -> chex.Array:
+  """The shares with which queries attend to keys: float32 [B, N, T, S], rows add to 1."""
+  return _softmax(_logits('BTNH,BSNH->BNTS', q, _serve(k, q)), masks.allowed(mask)[:, None])
 
 
 def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:

@@ -52,6 +52,7 @@ class Block(nn.Module):
     q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
     if c.positions == 'rotary':
       q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
+    self.sow('intermediates', 'q', q)  # for attention.weights
     if cache is None:
       y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
     else:
