@@ -13,7 +13,6 @@ import tqdm
 from latent_reasoning import (
   blocks,
   choose,
-  figures_blocks,
   inside,
   intervene,
   layout,
@@ -24,6 +23,7 @@ from latent_reasoning import (
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
 from latent_reasoning.modes import environment, restored
+from latent_reasoning.report import blocks as figures
 from latent_reasoning.run import Run
 
 
@@ -97,11 +97,11 @@ def look_inside(run: Run) -> int:
   say(_states(path_of, values, lens, attention))
   truth = np.array([examples[i].answer for i in test.index])
   figures = [
-      figures_blocks.block_choice(path, chosen),
-      figures_blocks.adaptive(path, chosen['adaptive'], budget),
-      figures_blocks.trajectories(path, path_of, [*steps, found.step], truth),
-      figures_blocks.probes(path, values), figures_blocks.lens(path, lens),
-      figures_blocks.attention(path, attention)]
+      figures.block_choice(path, chosen),
+      figures.adaptive(path, chosen['adaptive'], budget),
+      figures.trajectories(path, path_of, [*steps, found.step], truth),
+      figures.probes(path, values), figures_blocks.lens(path, lens),
+      figures.attention(path, attention)]
   del path_of['points']
   workdir.write_json(run.workdir.inside, _plain({
       **_of(run, found.step), 'n': len(test.index), 'blocks': answerer.blocks,

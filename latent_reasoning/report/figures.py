@@ -15,7 +15,7 @@ def figure(path: pathlib.Path, groups: dict[str, Sequence[Folder]]) -> list[path
   What reads the future is dashed, grey and says so.
   """
   try:
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
   except InputError:
     return []
   drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, sharex=True)
@@ -44,7 +44,7 @@ def comparison_figures(path: pathlib.Path, summary: dict[str, Any]) -> list[path
     summary: of `comparison.summarize`.
   """
   try:
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
   except InputError:
     return []
   runs = {mark(name, run): run for name, run in summary['runs'].items()}
@@ -111,7 +111,7 @@ def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
     maps: [layers, T, N] shares.
     causal: whether the reads are of the past alone.
   """
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   width = min(24, max(6, 0.16 * len(tokens) + 1.5))
   drawing, axes = pyplot.subplots(len(maps), 1, figsize=(width, 1.3 + 1.6 * len(maps)),
                                   squeeze=False, sharex=True)
@@ -134,7 +134,7 @@ def _save(pyplot, drawing, file: pathlib.Path) -> pathlib.Path:
   return file
 
 
-def _pyplot():
+def load_pyplot():
   try:
     import matplotlib
   except ImportError:

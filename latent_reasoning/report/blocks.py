@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report import _pyplot
+from latent_reasoning.report.figures import load_pyplot
 
 NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
          'probe': 'the probe trusts the answer'}
@@ -21,7 +21,7 @@ def _save(pyplot, drawing, file: pathlib.Path) -> pathlib.Path:
 
 def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   """Accuracy of each rule with standard errors, beside 'any' (of choose.compare)."""
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   rules = found['rules']
   drawing, axis = pyplot.subplots(figsize=(7, 0.5 * len(rules) + 1.6))
   share = [100 * r['accuracy'] for r in rules.values()]
@@ -41,7 +41,7 @@ def adaptive(path: pathlib.Path, found: dict[str, Any],
              by_budget: Sequence[float]) -> pathlib.Path:
   """Accuracy against mean blocks read, one curve a score, and against a fixed number of
   blocks, to beyond the trained one (choose.adaptive, blocks.by_budget)."""
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   trained = max(p['blocks'] for p in found['fixed number']['curve'])
   drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
   for i, (name, one) in enumerate(found.items()):
@@ -74,7 +74,7 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
     steps: of its checkpoints.
     answers: true answer of each problem, as text: the colour of the last block.
   """
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   last, (first, second) = found['points'], found['explained']
   count = last.shape[1]
   drawing, axes = pyplot.subplots(1, 3, figsize=(15, 4.6))
@@ -126,7 +126,7 @@ def _grid(axis, values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
 
 def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   """Where a linear probe finds each step's result (inside.value_probes)."""
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   accuracy, commonest = found['accuracy'], found['commonest']
   steps, count, depth = accuracy.shape
   drawing, axes = pyplot.subplots(1, steps, figsize=(max(7, 3.1 * steps), 0.45 * count + 1.9),
@@ -140,7 +140,7 @@ def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
 
 def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
   """What the head would say at each layer (inside.lens)."""
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   count, depth = found['answer'].shape
   drawing, axes = pyplot.subplots(1, 2, figsize=(9, 0.45 * count + 1.9), sharey=True)
   titles = {'next step': 'first token of the true next step', 'answer': 'first of the answer'}
@@ -153,7 +153,7 @@ def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
 
 def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   """Shares of attention, layer by layer (inside.attention)."""
-  pyplot = _pyplot()
+  pyplot = load_pyplot()
   question, between, readouts = (found[n] for n in ('question', 'blocks', 'readouts'))
   layers, count, length = question.shape
   names = [f'block {k + 1}' for k in range(count)]
