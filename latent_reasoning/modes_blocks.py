@@ -96,11 +96,11 @@ def look_inside(run: Run) -> int:
   attention = inside.attention(answerer, examples)
   say(_states(path_of, values, lens, attention))
   truth = np.array([examples[i].answer for i in test.index])
-  figures = [
+  drawn = [
       figures.block_choice(path, chosen),
       figures.adaptive(path, chosen['adaptive'], budget),
       figures.trajectories(path, path_of, [*steps, found.step], truth),
-      figures.probes(path, values), figures_blocks.lens(path, lens),
+      figures.probes(path, values), figures.lens(path, lens),
       figures.attention(path, attention)]
   del path_of['points']
   workdir.write_json(run.workdir.inside, _plain({
@@ -108,7 +108,7 @@ def look_inside(run: Run) -> int:
       'per_block': test.correct.mean(0), 'confidence': test.confidence.mean(0),
       'choice': chosen, 'by_budget': budget, 'trajectories': path_of, 'values': values,
       'lens': lens, 'attention': attention, 'dataset': config.data.name}))
-  print(f"\nstates in {path}/blocks_*.npz, figures {', '.join(f.name for f in figures)}; "
+  print(f"\nstates in {path}/blocks_*.npz, figures {', '.join(f.name for f in drawn)}; "
         f'written to {run.workdir.inside}')
   return 0
 
