@@ -10,7 +10,9 @@ Modes:
   generate  answer --question="...", or questions typed at a prompt
   explain   say as text what the memory holds, of --question="...", or of the test split
             with its accuracy and cost; trains a small decoder for it (config.explicit)
-  export    write the model as a directory that transformers loads (--format=hf)
+  export    write the model as a directory that transformers loads (--format=hf), or LoRA
+            and new tokens as an adapter that PEFT puts on the pretrained weights
+            (--format=peft)
   attention draw which slots of the memory each token of --question="..." reads
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
@@ -54,7 +56,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
                       flag_values=values)
-  flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
+  flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
