@@ -80,7 +80,7 @@ def decode_table(args, base: ModelConfig) -> str:
         ids = np.random.default_rng(0).integers(VOCABULARY, size=(size, PROMPT))
         own = ours(path, base, ids)
         calls = {(name, new): call for new in (1, NEW) for name, call in (
-            ('hf', lambda new=new, ids=ids: hf(ids, new)),
+            ('hf', lambda new=new, ids=ids, hf=hf: hf(ids, new)),
             ('own', lambda new=new, own=own: own(new)))}
         times = {key: [] for key in calls}
         for repeat in range(-1, args.repeats):  # in turn: slow moments fall on both

@@ -27,23 +27,7 @@ START = {
     'llama': {**SIZES, 'num_key_value_heads': 2},
     'qwen3': {**SIZES, 'num_key_value_heads': 1, 'head_dim': 6, 'tie_word_embeddings': True}}
 PROBLEMS = 200
-
-
-def pretrained_folder(folder, kind):
-  """A tiny random checkpoint with a tokenizer, as a hub would hold it."""
-  base = tokenizers.Tokenizer(tokenizers.models.BPE())
-  base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  base.decoder = tokenizers.decoders.ByteLevel()
-  base.train_from_iterator(['1+2'], tokenizers.trainers.BpeTrainer(
-      vocab_size=256, show_progress=False,
-      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  base.add_special_tokens(['<|endoftext|>'])
-  torch.manual_seed(0)
-  config = transformers.AutoConfig.for_model(
-      kind, vocab_size=260, initializer_range=0.3, **START[kind])  # no two tokens alike
-  transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-  base.save(str(folder / 'tokenizer.json'))
-  return folder
+DISTINCT = 0.3  # standard deviation of weights: no two tokens alike
 
 
 ADAPTED = {'model.lora.rank': 3, 'model.lora.alpha': 7.0, 'model.lora.dropout': 0.1,
@@ -54,10 +38,10 @@ SOME = {'model.lora.targets': ('qkv$', 'block_1/(out|down)')}
 
 @pytest.fixture(scope='module', params=[
     'gpt2', 'gpt2, LoRA', 'llama, LoRA', 'qwen3, LoRA'])
-def trained(request, tiny_config, tmp_path_factory):
+def trained(request, tiny_config, make_checkpoint, tmp_path_factory):
   """A RiM that began with pretrained weights, trained through both stages."""
   kind, _, adapted = request.param.partition(', ')
-  folder = pretrained_folder(tmp_path_factory.mktemp('hub'), kind)
+  folder = make_checkpoint(tmp_path_factory.mktemp('hub'), kind, START[kind], std=DISTINCT)
   own = {**ADAPTED, **(SOME if kind == 'gpt2' else SCAN)} if adapted else {}
   config = pretrained.resolve(tiny_config(**own, **{
       'model.init_from': str(folder), 'tokenizer.pad_to': 8, 'data.arithmetic.train_size': 200,
@@ -180,9 +164,9 @@ def test_what_others_have_no_code_for(tiny_config, changes, message):
     export.check(tiny_config(**changes))
 
 
-def test_a_tokenizer_with_our_tokens(tiny_config, make_run, tmp_path):
+def test_a_tokenizer_with_our_tokens(tiny_config, make_run, make_checkpoint, tmp_path):
   """A tokenizer that already has <m> is refused."""
-  folder = pretrained_folder(tmp_path, 'gpt2')
+  folder = make_checkpoint(tmp_path, 'gpt2', START['gpt2'])
   base = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   base.add_tokens(['<m>'])
   base.save(str(folder / 'tokenizer.json'))
