@@ -42,10 +42,11 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
                                       batch.positions[:, :p], mask, embeddings=embeddings)
   anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
 
-  def own(a):  # [..., B, P, N, H] -> [..., B, K, room, N, H]
-    *layers, size, _, heads, width = a.shape
-    return jnp.zeros((*layers, size, count, max(1, room), heads, width), a.dtype)
+  def own(a):  # [..., B, M, P, H] -> [..., B, K, M, room, H]
+    *layers, size, heads, _, width = a.shape
+    return jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype)
 
+  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (k, v))
   cache = Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
   return _logits(model, params, anchors, head_DV), cache
 

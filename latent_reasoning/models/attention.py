@@ -22,8 +22,9 @@ class Cache:
   """Keys and values while K readouts decode from one prefix.
 
   Attributes:
-    prefix_k, prefix_v: [B, P, N, H], shared by the K readouts.
-    own_k, own_v: [B, K, S, N, H], what each readout has decoded so far.
+    prefix_k, prefix_v: [B, M, P, H], shared by the K readouts. Heads before places:
+      what a token reads of a head lies together, and is never copied to be so.
+    own_k, own_v: [B, K, M, S, H], what each readout has decoded so far.
     banks: what each readout remembers (models.memory); None without memory.
 
   Those are of one layer; of a whole model, each is a tuple over layers, or an
@@ -100,15 +101,22 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   Returns:
     [B, K, N, H], and own_k, own_v with this token in them.
   """
-  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k[:, :, None], step, axis=2)
-  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v[:, :, None], step, axis=2)
-  batch, count = q.shape[:2]
-  sees = masks.sees_prefix(mask, cache.prefix_k.shape[1])[:, :, None]
-  so_far = jnp.arange(own_k.shape[2]) <= step
-  keys = (_serve(a, q) for a in (cache.prefix_k, cache.prefix_v, own_k, own_v))
-  out = _readouts(q[:, :, None], *keys, sees,
-                  jnp.broadcast_to(so_far, (batch, count, 1, so_far.size)))
-  return out[:, :, 0], (own_k, own_v)
+  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k[:, :, :, None], step, axis=3)
+  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v[:, :, :, None], step, axis=3)
+  batch, count, heads, size = q.shape
+  p, served = cache.prefix_k.shape[2], k.shape[2]
+  shared = q.reshape(batch, count, served, heads // served, size)  # G queries of a key
+  so_far = jnp.arange(own_k.shape[3]) <= step
+  sees = jnp.concatenate([
+      masks.sees_prefix(mask, p),
+      jnp.broadcast_to(so_far, (batch, count, so_far.size))], axis=-1)
+  logits = jnp.concatenate([
+      _logits('BKMGH,BMPH->BKMGP', shared, cache.prefix_k),
+      _logits('BKMGH,BKMSH->BKMGS', shared, own_k)], axis=-1)
+  weights = _softmax(logits, sees[:, :, None, None]).astype(v.dtype)
+  out = (jnp.einsum('BKMGP,BMPH->BKMGH', weights[..., :p], cache.prefix_v)
+         + jnp.einsum('BKMGS,BKMSH->BKMGH', weights[..., p:], own_v))
+  return out.reshape(q.shape), (own_k, own_v)
 
 
 def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
