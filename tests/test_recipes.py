@@ -102,7 +102,8 @@ def test_gsm8k(shared_data, make_checkpoint, tmp_path, variant):
   weights = make_checkpoint(tmp_path / 'hub', *CHECKPOINTS[variant], texts, 512, 520)
   recipe = 'rim_gsm8k.py' + (f':{variant}' if variant else '')
   keys = {**short(20), 'config.data.name': 'gsm8k', 'config.data.dir': data,
-          'config.model.init_from': weights}
+          'config.model.init_from': weights, 'config.data.buckets.prefix': (192,),
+          'config.data.buckets.readout': (48,), 'config.data.buckets.count': (8,)}
   assert 'rim on gsm8k/test, 8 problems' in command(recipe, run, **keys)
   assert json.loads((run / 'results.json').read_text())['step'] == 40
   lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
