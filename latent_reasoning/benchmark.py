@@ -1,6 +1,6 @@
 """Speed, by hand: medians and ratios.
 
-  python -m latent_reasoning.benchmark [rows | memory | layer | torch]
+  python -m latent_reasoning.benchmark [rows | memory | layer | torch | decode]
 
 rows: forward and backward of the training objective over a stage-2 RiM row (K
 readouts of one question), three ways: K sequences one after another, one row with
@@ -10,6 +10,8 @@ temporary memory.
 layer: a GPT layer with and without the whole gated memory of rank width / 8.
 torch: a training step of the GPT beside nanoGPT's architecture in PyTorch (needs
 torch), one process each, on the same shapes and threads.
+decode: greedy decoding with a cache beside `transformers.generate` (needs transformers),
+on the same GPT-2 weights, prompts and threads.
 """
 
 import argparse
@@ -27,7 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from latent_reasoning import allocator, layout, objectives, pipeline, text
+from latent_reasoning import (
+  allocator,
+  benchmark_decode,
+  layout,
+  objectives,
+  pipeline,
+  text,
+)
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import ImmConfig, LoraConfig, ModelConfig, RimConfig, RopeConfig
 from latent_reasoning.errors import InputError
@@ -264,7 +273,8 @@ def one(args) -> str:
 
 
 TABLES = {'rows': rows_table, 'memory': memory_table, 'layer': layer_table,
-          'torch': torch_table, 'one': one}
+          'torch': torch_table, 'one': one,
+          'decode': functools.partial(benchmark_decode.decode_table, base=MODEL)}
 
 
 def main(argv=None) -> int:

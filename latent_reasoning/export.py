@@ -1,5 +1,6 @@
 """A trained model as a directory that `transformers` and other engines load as it is.
 
+Whole weights ('hf'), or an adapter for the weights that training began with ('peft').
 What is written is plain causal attention: a question, K blocks, greedy decoding until
 the end token. What needs code of its own (a memory inside the layers, attention inside
 a block in both directions) is refused.
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import adapt, hf_format, layout
+from latent_reasoning import adapt, hf_format, layout, model_card
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.tokenizers import Tokenizer
@@ -44,20 +45,76 @@ def check(config: Config) -> None:
 
 
 def tensors(config: Config, params: dict) -> dict[str, np.ndarray]:
-  """All weights by the names of files, contiguous: safetensors writes other arrays wrongly."""
+  """All weights by the names of files."""
   model = config.model
   found = {}
   for theirs, (name, layer) in hf_format.names(model).items():
-    path = [part.format(layer) for part in name.ours]
-    if model.scan and layer is not None:
-      path[0] = 'blocks'
-    value = params
-    for part in path:
-      value = value[part]
-    value = np.asarray(value[layer] if model.scan and layer is not None else value)
-    full = theirs if theirs.startswith('lm_head') else hf_format.PREFIX[model.family] + theirs
-    found[full] = np.ascontiguousarray(value.T if name.transposed else value)
+    value = _at(config, params, name.ours, layer)
+    found[_full(config, theirs)] = value.T if name.transposed else value
   return found
+
+
+def _at(config: Config, params: dict, ours: tuple[str, ...], layer: int | None):
+  """One parameter, of one layer; None: there is none."""
+  path = [part.format(layer) for part in ours]
+  stacked = config.model.scan and layer is not None
+  if stacked:
+    path[0] = 'blocks'
+  for part in path:
+    if part not in params:
+      return None
+    params = params[part]
+  return np.asarray(params[layer] if stacked else params)
+
+
+def _full(config: Config, theirs: str) -> str:
+  """A name with the prefix that it has in files."""
+  return theirs if theirs.startswith('lm_head') else (
+      hf_format.PREFIX[config.model.family] + theirs)
+
+
+def adapter(config: Config, params: dict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """What was trained beside the frozen weights, as PEFT names it, and its configuration.
+
+  Rows of new tokens are PEFT's "trainable tokens": they replace rows of the resized
+  tables, which are not stored. A tied head follows its table there.
+
+  Raises:
+    InputError: there is no LoRA, or more than it was trained.
+  """
+  model, lora = config.model, config.model.lora
+  if not (model.init_from and lora.rank and config.optim.trained == 'new'):
+    raise InputError(
+        f"an adapter is LoRA on pretrained weights; found config.model.init_from "
+        f"{model.init_from!r}, config.model.lora.rank {lora.rank} and config.optim.trained "
+        f"'{config.optim.trained}'. Expected weights to start from, a rank above 0 and 'new'; "
+        'or export whole weights with --format=hf')
+  found, modules, rows = {}, {}, {}
+  for theirs, (name, layer) in hf_format.names(model).items():
+    if name.ours[-1] in ('embedding', 'head'):
+      new = _at(config, params, (f'new_{name.ours[-1]}',), None)
+      known = _at(config, params, name.ours, None)
+      if new is not None:
+        axis = name.ours[-1] == 'head'
+        module = _full(config, theirs).removesuffix('.weight')
+        first = known.shape[axis]
+        rows[module.rpartition('.')[2]] = list(range(first, first + new.shape[axis]))
+        found[f'{module}.token_adapter.trainable_tokens_delta'] = new.T if axis else new
+    elif name.ours[-1] == 'kernel':
+      a, b = (_at(config, params, (*name.ours[:-1], f'lora_{x}'), layer) for x in 'ab')
+      if a is not None:
+        module = _full(config, theirs).removesuffix('.weight')
+        modules.setdefault(name.theirs.partition('{}.')[2].removesuffix('.weight'), []).append(
+            module)
+        found[f'{module}.lora_A.weight'], found[f'{module}.lora_B.weight'] = a.T, b.T
+  targets = []  # by kind where all layers have it
+  for kind, own in modules.items():
+    targets += [kind] if len(own) == model.layers else own
+  return {f'base_model.model.{name}': a for name, a in found.items()}, {
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'inference_mode': True,
+      'base_model_name_or_path': model.init_from, 'r': lora.rank, 'lora_alpha': lora.alpha,
+      'lora_dropout': lora.dropout, 'bias': 'none', 'fan_in_fan_out': model.family == 'gpt',
+      'target_modules': targets, 'trainable_token_indices': rows or None}
 
 
 def tokenizer_files(tokenizer: Tokenizer, positions: int) -> dict[str, Any]:
@@ -82,7 +139,7 @@ def tokenizer_files(tokenizer: Tokenizer, positions: int) -> dict[str, Any]:
 
 
 def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pathlib.Path,
-          results: dict[str, Any] | None) -> None:
+          results: dict[str, Any] | None, kind: str = 'hf') -> None:
   """Writes the directory, whole or not at all, and reads its weights back.
 
   Args:
@@ -91,78 +148,42 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     tokenizer: its tokenizer.
     path: of the new directory; one that is there is replaced.
     results: results.json, for the model card; None: not measured.
+    kind: 'hf', whole weights; 'peft', an adapter.
 
   Raises:
-    InputError: the model is none that others have code for.
+    InputError: the model is none that others have code for, or no adapter.
   """
   check(config)
+  ids = {'bos_token_id': None, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
+  if kind == 'peft':
+    file = 'adapter_model.safetensors'
+    weights, values = adapter(config, jax.device_get(params))
+    files = {'adapter_config.json': values}
+  else:
+    file = 'model.safetensors'
+    weights = tensors(config, jax.device_get(adapt.merge(params, config.model.lora)))
+    files = {
+        'config.json': hf_format.hf_config(config.model, tokenizer.vocab_size, **ids),
+        'generation_config.json': {
+            'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids}}
+  files.update(tokenizer_files(tokenizer, config.model.max_positions))
   making = path.with_name(f'.{path.name}.tmp')
   shutil.rmtree(making, ignore_errors=True)
   making.mkdir(parents=True)
-  weights = tensors(config, jax.device_get(adapt.merge(params, config.model.lora)))
-  save_file(weights, making / 'model.safetensors', metadata={'format': 'pt'})
-  back = load_file(making / 'model.safetensors')
-  wrong = [name for name, value in weights.items() if not np.array_equal(back[name], value)]
-  if wrong or back.keys() != weights.keys():
-    raise RuntimeError(f'{making}: read back, {wrong} differ from what was written')
-  ids = {'bos_token_id': None, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
-  write_json(making / 'config.json', hf_format.hf_config(
-      config.model, tokenizer.vocab_size, **ids))
-  write_json(making / 'generation_config.json', {
-      'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids})
-  for name, value in tokenizer_files(tokenizer, config.model.max_positions).items():
+  _save(weights, making / file)
+  for name, value in files.items():
     write_json(making / name, value)
-  write_text(making / 'README.md', card(config, results))
+  write_text(making / 'README.md', model_card.card(config, tokenizer, kind, results))
   shutil.rmtree(path, ignore_errors=True)
   making.rename(path)
 
 
-def prompt(config: Config) -> str:
-  """What stands behind a question, as text."""
-  blocks = config.eval.blocks or config.rim.blocks
-  tail = {'rim': f"<b>{'<m>' * config.rim.block_tokens}</b>" * blocks,
-          **dict.fromkeys(('pause', 'pause_steps'), '<pause>' * config.rim.pause_tokens)}
-  return '\n' + tail.get(config.method, '')
-
-
-def card(config: Config, results: dict[str, Any] | None) -> str:
-  """The model card: data, method, what was measured, how to ask."""
-  if results:
-    accuracy, n = results['accuracy']['final'], results['n']
-    measured = (f"Exact match on {n:,} problems of `{results['dataset']}` "
-                f"({results['split']}): {accuracy:.1%} ± "
-                f"{results['standard_error']['final']:.1%}, seed {results['seed']}, "
-                f"checkpoint of step {results['step']}.")
-  else:
-    measured = 'Not measured.'
-  start = f' It started from `{config.model.init_from}`.' if config.model.init_from else ''
-  return f'''---
-tags: [latent-reasoning, {config.method}]
----
-# {config.method} on {config.data.name}
-
-Trained by `latent_reasoning` with the method `{config.method}` on the data
-`{config.data.name}`, seed {config.seed}.{start}
-
-## Measured
-
-{measured}
-
-## How to ask
-
-The question, what stands in for the reasoning, then greedy decoding until `<end>`. Plain
-causal attention: no code of its own.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained('.')
-model = AutoModelForCausalLM.from_pretrained('.')
-prompt = question + {prompt(config)!r}
-ids = tokenizer(prompt, return_tensors='pt')
-out = model.generate(**ids, max_new_tokens={config.eval.max_tokens})
-print(tokenizer.decode(out[0, ids['input_ids'].shape[1]:], skip_special_tokens=True))
-```
-
-A question must not hold the text of a special token such as `<m>`: here, as everywhere in
-`transformers`, it would become one.
-'''
+def _save(weights: dict[str, np.ndarray], file: pathlib.Path) -> None:
+  """Writes tensors and reads them back."""
+  # Contiguous: safetensors writes the memory of other arrays, in the wrong order.
+  weights = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+  save_file(weights, file, metadata={'format': 'pt'})
+  back = load_file(file)
+  wrong = [name for name, value in weights.items() if not np.array_equal(back[name], value)]
+  if wrong or back.keys() != weights.keys():
+    raise RuntimeError(f'{file}: read back, {wrong} differ from what was written')

@@ -40,9 +40,11 @@ class Edit:
   scale: chex.Array
 
   def __call__(self, cache: Cache) -> Cache:
-    def change(a):  # [..., B, P, N, H]
-      other = a[..., self.row[:, None], self.position, :, :] * self.scale.astype(a.dtype)
-      return jnp.where(self.at[..., None, None], other, a)
+    def change(a):  # [..., B, M, P, H]
+      other = jnp.take(a, self.row, axis=-4)
+      other = jnp.take_along_axis(other, jnp.broadcast_to(
+          self.position[:, None, :, None], other.shape), axis=-2)
+      return jnp.where(self.at[:, None, :, None], other * self.scale.astype(a.dtype), a)
     return cache.replace(prefix_k=jax.tree.map(change, cache.prefix_k),
                          prefix_v=jax.tree.map(change, cache.prefix_v))
 

@@ -11,7 +11,9 @@ Modes:
             (of a model trained with config.rim.externalize) also say each block's step
   explain   say as text what the memory holds, of --question="...", or of the test split
             with its accuracy and cost; trains a small decoder for it (config.explicit)
-  export    write the model as a directory that transformers loads (--format=hf)
+  export    write the model as a directory that transformers loads (--format=hf), or LoRA
+            and new tokens as an adapter that PEFT puts on the pretrained weights
+            (--format=peft)
   attention draw which slots of the memory each token of --question="..." reads
   controls  change what RiM's blocks hold, and see what becomes of the answers
   inside    which block answers, what the blocks hold and where they look: tables, figures
@@ -67,12 +69,12 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
-  flags.DEFINE_enum('format', 'hf', ['hf'], 'of --mode=export', flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_float('memory_gb', 95.0, 'of a device, for --mode=plan', flag_values=values)
   flags.DEFINE_list('folders', [], 'of --mode=report; plain arguments are too',
                     flag_values=values)
   flags.DEFINE_boolean('markdown', False, 'of --mode=report: as Markdown', flag_values=values)
+  flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():

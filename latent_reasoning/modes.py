@@ -238,7 +238,7 @@ def export(run: Run, kind: str) -> int:
   results = run.workdir.results
   path = run.workdir.path / 'export' / kind
   export_lib.write(run.config, found.state.params, run.tokenizer, path,
-                   json.loads(results.read_text()) if results.exists() else None)
+                   json.loads(results.read_text()) if results.exists() else None, kind)
   print(f'checkpoint of step {found.step} written to {path}, read back and equal')
   return 0
 

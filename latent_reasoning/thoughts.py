@@ -27,9 +27,10 @@ def empty_cache(kept: tuple, count: int, room: int) -> Cache:
   """
   k, v, banks, *_ = kept
 
-  def own(a):  # [..., B, P, N, H] -> [..., B, K, room, N, H]
-    *layers, size, _, heads, width = a.shape
-    return jnp.zeros((*layers, size, count, max(1, room), heads, width), a.dtype)
+  def own(a):  # [..., B, M, P, H] -> [..., B, K, M, room, H]
+    *layers, size, heads, _, width = a.shape
+    return jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype)
+  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (k, v))
   return Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
 
 

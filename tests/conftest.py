@@ -114,6 +114,34 @@ def random_params():
   return make
 
 
+@pytest.fixture(scope='session')
+def make_checkpoint():
+  """A random checkpoint as a hub would hold it: make_checkpoint(folder, kind, sizes).
+
+  Its byte-level BPE is trained on `texts` and has `tokens` entries, its table has `rows`.
+  """
+  torch = pytest.importorskip('torch', reason="pip install 'latent_reasoning[test-hf]'")
+  transformers = pytest.importorskip('transformers',
+                                     reason="pip install 'latent_reasoning[test-hf]'")
+
+  def make(folder, kind, sizes, texts=('1+2',), tokens=256, rows=260, std=0.02):
+    import tokenizers
+    base = tokenizers.Tokenizer(tokenizers.models.BPE())
+    base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = tokenizers.decoders.ByteLevel()
+    base.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+        vocab_size=tokens, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    base.add_special_tokens(['<|endoftext|>'])
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=rows, initializer_range=std,
+                                               **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    base.save(str(folder / 'tokenizer.json'))
+    return folder
+  return make
+
+
 @pytest.fixture(scope='module')
 def quick_compilation():
   """Compiles without most optimizations: of tiny models, compiling takes all the time."""

@@ -189,3 +189,10 @@ def test_head_kernel(make):
     expected = (case.params['embedding'].T if case.config.model.tied
                 else case.params['head'])
     np.testing.assert_array_equal(case.head, expected)
+
+
+def test_likeliest():
+  """argmax, the first of equals, also where all are equal."""
+  logits = np.random.default_rng(0).integers(5, size=(3, 40, 17)).astype(np.float32)
+  logits[0, 0] = -np.inf
+  np.testing.assert_array_equal(decode.likeliest(jnp.asarray(logits)), logits.argmax(-1))

@@ -6,9 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
-from latent_reasoning import adapt, export, hf_format, loop, modes, pretrained
+from latent_reasoning import adapt, export, hf_format, loop, model_card, modes, pretrained
 from latent_reasoning import run as run_lib
 from latent_reasoning.errors import InputError
 from latent_reasoning.workdir import open_workdir
@@ -16,6 +17,7 @@ from latent_reasoning.workdir import open_workdir
 torch = pytest.importorskip('torch', reason='parity with PyTorch: pip install torch==2.13.0')
 transformers = pytest.importorskip('transformers', reason="pip install 'transformers'")
 
+torch.set_num_threads(1)  # tiny models: more threads only wait for each other
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 SIZES = {'hidden_size': 16, 'intermediate_size': 24, 'num_hidden_layers': 2,
@@ -25,35 +27,23 @@ START = {
     'llama': {**SIZES, 'num_key_value_heads': 2},
     'qwen3': {**SIZES, 'num_key_value_heads': 1, 'head_dim': 6, 'tie_word_embeddings': True}}
 PROBLEMS = 200
+DISTINCT = 0.3  # standard deviation of weights: no two tokens alike
 
 
-def pretrained_folder(folder, kind):
-  """A tiny random checkpoint with a tokenizer, as a hub would hold it."""
-  base = tokenizers.Tokenizer(tokenizers.models.BPE())
-  base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  base.decoder = tokenizers.decoders.ByteLevel()
-  base.train_from_iterator(['1+2'], tokenizers.trainers.BpeTrainer(
-      vocab_size=256, show_progress=False,
-      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  base.add_special_tokens(['<|endoftext|>'])
-  torch.manual_seed(0)
-  config = transformers.AutoConfig.for_model(
-      kind, vocab_size=260, initializer_range=0.3, **START[kind])  # no two tokens alike
-  transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-  base.save(str(folder / 'tokenizer.json'))
-  return folder
+ADAPTED = {'model.lora.rank': 3, 'model.lora.alpha': 7.0, 'model.lora.dropout': 0.1,
+           'optim.trained': 'new', 'optim.stage1.learning_rate': 3e-2}
+SCAN = {'model.scan': True}
+SOME = {'model.lora.targets': ('qkv$', 'block_1/(out|down)')}
 
 
-ADAPTED = {'model.lora.rank': 3, 'model.lora.dropout': 0.1, 'optim.trained': 'new',
-           'model.scan': True, 'optim.stage1.learning_rate': 1e-3}
-
-
-@pytest.fixture(scope='module', params=[*START, 'qwen3, LoRA'])
-def trained(request, tiny_config, tmp_path_factory):
+@pytest.fixture(scope='module', params=[
+    'gpt2', 'gpt2, LoRA', 'llama, LoRA', 'qwen3, LoRA'])
+def trained(request, tiny_config, make_checkpoint, tmp_path_factory):
   """A RiM that began with pretrained weights, trained through both stages."""
   kind, _, adapted = request.param.partition(', ')
-  folder = pretrained_folder(tmp_path_factory.mktemp('hub'), kind)
-  config = pretrained.resolve(tiny_config(**(ADAPTED if adapted else {}), **{
+  folder = make_checkpoint(tmp_path_factory.mktemp('hub'), kind, START[kind], std=DISTINCT)
+  own = {**ADAPTED, **(SOME if kind == 'gpt2' else SCAN)} if adapted else {}
+  config = pretrained.resolve(tiny_config(**own, **{
       'model.init_from': str(folder), 'tokenizer.pad_to': 8, 'data.arithmetic.train_size': 200,
       'data.arithmetic.test_size': PROBLEMS, 'eval.test_problems': 0, 'eval.batch_size': 50,
       'eval.valid_problems': 4, 'train.eval_every': 0, 'train.save_every': 0,
@@ -64,29 +54,68 @@ def trained(request, tiny_config, tmp_path_factory):
   return run
 
 
-def test_same_answers(trained, capsys):
-  """200 problems: transformers, prompted with the text of the card, answers as we do."""
-  path = trained.workdir.path / 'export' / 'hf'
-  tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-  model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-  problems = [trained.splits.test[i] for i in range(PROBLEMS)]
-  params = trained.restore().state.params
-  own = [texts[-1] for texts in trained.answerer(params).texts([p.question for p in problems])]
-  tail, same, said = export.prompt(trained.config), 0, set()
+def answers(run, kind):
+  """What transformers says to 200 problems, prompted with the text of the card."""
+  path, said = run.workdir.path / 'export' / kind, []
+  lines = model_card.load(run.config, run.tokenizer, kind).replace("'.'", 'path')
+  assert model_card.load(run.config, run.tokenizer, kind) in (path / 'README.md').read_text()
+  names = {'path': path}
+  exec(lines, names)
+  model, tokenizer = names['model'].eval(), names['tokenizer']
+  tail, answerer = model_card.prompt(run.config), run.answerer(run.restore().state.params)
+  questions = [run.splits.test[i].question for i in range(PROBLEMS)]
   tokenizer.padding_side = 'left'
   for start in range(0, PROBLEMS, 50):
-    part = problems[start:start + 50]
-    ids = tokenizer([p.question + tail for p in part], return_tensors='pt', padding=True)
-    for problem, row, seen in zip(part, ids['input_ids'], ids['attention_mask'], strict=True):
-      prompt = trained.answerer(params).row(problem.question).prefix
+    part = questions[start:start + 50]
+    ids = tokenizer([q + tail for q in part], return_tensors='pt', padding=True)
+    for question, row, seen in zip(part, ids['input_ids'], ids['attention_mask'], strict=True):
+      prompt = answerer.row(question).prefix
       assert row[seen > 0].tolist() == list(prompt)
     with torch.no_grad():
-      out = model.generate(**ids, max_new_tokens=trained.config.eval.max_tokens)
-    texts = tokenizer.batch_decode(out[:, ids['input_ids'].shape[1]:],
-                                   skip_special_tokens=True)
-    said |= set(texts)
-    same += sum(a == b for a, b in zip(texts, own[start:start + 50], strict=True))
-  assert same == PROBLEMS and len(said) > 1
+      out = model.generate(**ids, max_new_tokens=run.config.eval.max_tokens, do_sample=False,
+                           eos_token_id=run.tokenizer.end, pad_token_id=run.tokenizer.pad)
+    said += tokenizer.batch_decode(out[:, ids['input_ids'].shape[1]:], skip_special_tokens=True)
+  return said, model
+
+
+@pytest.fixture(scope='module')
+def own(trained):
+  """What we say to them."""
+  params = trained.restore().state.params
+  questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
+  said = [texts[-1] for texts in trained.answerer(params).texts(questions)]
+  assert len(set(said)) > 1
+  return said
+
+
+def test_same_answers(trained, own):
+  assert answers(trained, 'hf')[0] == own
+
+
+def test_same_answers_of_an_adapter(trained, own):
+  """PEFT puts LoRA and the new rows on the pretrained model; nothing else is stored."""
+  peft = pytest.importorskip('peft', reason="pip install 'latent_reasoning[test-hf]'")
+  config, path = trained.config, trained.workdir.path / 'export/peft'
+  if not config.model.lora.rank:
+    with pytest.raises(InputError, match='--format=hf'):
+      modes.export(trained, 'peft')
+    assert not path.exists()
+    return
+  assert modes.export(trained, 'peft') == 0
+  said, model = answers(trained, 'peft')
+  assert said == own and isinstance(model, peft.PeftModel)
+  values = pretrained.read_json(path / 'adapter_config.json')
+  flat = jax.tree_util.tree_leaves_with_path(trained.restore().state.params)
+  new = sum(a.size for p, a in flat if adapt.is_new(tuple(part.key for part in p)))
+  held = safetensors.numpy.load_file(path / 'adapter_model.safetensors')
+  assert sum(a.size for a in held.values()) == new
+  if config.model.family == 'gpt':
+    assert values['target_modules'] == ['attn.c_attn', 'transformer.h.1.attn.c_proj',
+                                        'transformer.h.1.mlp.c_proj']
+  loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+  assert loaded.keys() == held.keys()
+  for name, value in held.items():
+    np.testing.assert_array_equal(loaded[name].numpy(), value)
 
 
 def test_round_trip(trained):
@@ -135,9 +164,9 @@ def test_what_others_have_no_code_for(tiny_config, changes, message):
     export.check(tiny_config(**changes))
 
 
-def test_a_tokenizer_with_our_tokens(tiny_config, make_run, tmp_path):
+def test_a_tokenizer_with_our_tokens(tiny_config, make_run, make_checkpoint, tmp_path):
   """A tokenizer that already has <m> is refused."""
-  folder = pretrained_folder(tmp_path, 'gpt2')
+  folder = make_checkpoint(tmp_path, 'gpt2', START['gpt2'])
   base = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   base.add_tokens(['<m>'])
   base.save(str(folder / 'tokenizer.json'))

@@ -77,13 +77,13 @@ def test_edit_of_a_cache():
   """Positions of blocks alone, moved where the questions differ in length."""
   rows = [layout.plain(range(5), [layout.Readout(4)]), layout.plain(range(7), [
       layout.Readout(6)])]  # questions of 1 and 3, two blocks of 2, P = 8
-  k = jnp.arange(2 * 8).reshape(1, 2, 8, 1, 1).astype(float)
+  k = jnp.arange(2 * 8).reshape(1, 2, 1, 8, 1).astype(float)
   change = intervene.edit(rows, [1, 3], 8, np.array([1, 0]), 1, None, 2)
   found = change(Cache(k, -k, None, None))
-  assert found.prefix_k[0, 0, :, 0, 0].tolist() == [0, 11, 12, 13, 14, 5, 6, 7]
-  assert found.prefix_v[0, 1, :, 0, 0].tolist() == [-8, -9, -10, -1, -2, -3, -4, -15]
+  assert found.prefix_k[0, 0, 0, :, 0].tolist() == [0, 11, 12, 13, 14, 5, 6, 7]
+  assert found.prefix_v[0, 1, 0, :, 0].tolist() == [-8, -9, -10, -1, -2, -3, -4, -15]
   one = intervene.edit(rows, [1, 3], 8, np.array([1, 0]), 0, 1, 2)(Cache(k, k, None, None))
-  assert one.prefix_k[0, 0, :, 0, 0].tolist() == [0, 1, 2, 0, 0, 5, 6, 7]
+  assert one.prefix_k[0, 0, 0, :, 0].tolist() == [0, 1, 2, 0, 0, 5, 6, 7]
 
 
 def test_donors():

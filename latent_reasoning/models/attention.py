@@ -22,8 +22,9 @@ class Cache:
   """Keys and values while K readouts decode from one prefix.
 
   Attributes:
-    prefix_k, prefix_v: [B, P, N, H], shared by the K readouts.
-    own_k, own_v: [B, K, S, N, H], what each readout has decoded so far.
+    prefix_k, prefix_v: [B, M, P, H], shared by the K readouts. Heads before places:
+      what a token reads of a head lies together, and is never copied to be so.
+    own_k, own_v: [B, K, M, S, H], what each readout has decoded so far.
     banks: what each readout remembers (models.memory); None without memory.
 
   Those are of one layer; of a whole model, each is a tuple over layers, or an
@@ -104,14 +105,21 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   """
   batch, count = cache.own_k.shape[:2]
   q, k, v = (a.reshape(batch, count, -1, *a.shape[2:]) for a in (q, k, v))
-  own_k = jax.lax.dynamic_update_slice_in_dim(cache.own_k, k, step, axis=2)
-  own_v = jax.lax.dynamic_update_slice_in_dim(cache.own_v, v, step, axis=2)
-  p, r = cache.prefix_k.shape[1], q.shape[2]
-  sees = masks.sees_prefix(mask, p).reshape(batch, count, r, p)
-  causal = jnp.arange(own_k.shape[2]) <= step + jnp.arange(r)[:, None]
-  keys = (_serve(a, q) for a in (cache.prefix_k, cache.prefix_v, own_k, own_v))
-  out = _readouts(q, *keys, sees, jnp.broadcast_to(causal, (batch, count, *causal.shape)))
-  return out.reshape(batch, count * r, *out.shape[3:]), (own_k, own_v)
+  (own_k, own_v) = (jax.lax.dynamic_update_slice_in_dim(own, a.swapaxes(2, 3), step, axis=3)
+                    for own, a in ((cache.own_k, k), (cache.own_v, v)))
+  p, r, served = cache.prefix_k.shape[2], q.shape[2], k.shape[3]
+  shared = q.reshape(batch, count, r, served, -1, q.shape[-1])  # G queries of a key
+  causal = jnp.arange(own_k.shape[3]) <= step + jnp.arange(r)[:, None]
+  sees = jnp.concatenate([
+      masks.sees_prefix(mask, p).reshape(batch, count, r, p),
+      jnp.broadcast_to(causal, (batch, count, *causal.shape))], axis=-1)
+  logits = jnp.concatenate([
+      _logits('BKRMGH,BMPH->BKMGRP', shared, cache.prefix_k),
+      _logits('BKRMGH,BKMSH->BKMGRS', shared, own_k)], axis=-1)
+  weights = _softmax(logits, sees[:, :, None, None]).astype(v.dtype)
+  out = (jnp.einsum('BKMGRP,BMPH->BKRMGH', weights[..., :p], cache.prefix_v)
+         + jnp.einsum('BKMGRS,BKMSH->BKRMGH', weights[..., p:], own_v))
+  return out.reshape(batch, count * r, -1, q.shape[-1]), (own_k, own_v)
 
 
 def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,

@@ -103,24 +103,26 @@ def test_prefix_alone(make):
                              forward['packed'](q, k, v, mask), atol=1e-5)
 
 
+@pytest.mark.parametrize('served', [N, 1])
 @pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps'])
-def test_cached_is_split(make, variant):
+def test_cached_is_split(make, variant, served):
   """Readouts fed token by token to a cache attend as they do in a row."""
   p, count, r = SHAPE
   batch = make(variant, 3)
   q, k, v = qkv(1, batch.tokens.shape[1])
+  k, v = k[:, :, :served], v[:, :, :served]
   expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
-  own = [a[:, p:].reshape(2, count, r, N, H) for a in (q, k, v)]
-  empty = np.zeros((2, count, r, N, H), np.float32)
-  cache = attention.Cache(k[:, :p], v[:, :p], empty, empty)
+  own = [a[:, p:].reshape(2, count, r, -1, H) for a in (q, k, v)]
+  empty = np.zeros((2, count, served, r, H), np.float32)
+  cache = attention.Cache(*(a[:, :p].swapaxes(1, 2) for a in (k, v)), empty, empty)
   # The mask of a readout's first query is the mask of all of its queries.
   mask = jax.tree.map(lambda a: a[:, p::r], batch.mask)
   for step in range(r):
     out, (own_k, own_v) = cached(*(a[:, :, step] for a in own), mask, cache, step)
     cache = cache.replace(own_k=own_k, own_v=own_v)
     np.testing.assert_allclose(out, expected[:, :, step], atol=1e-5)
-  np.testing.assert_array_equal(cache.own_k, own[1])
-  np.testing.assert_array_equal(cache.own_v, own[2])
+  np.testing.assert_array_equal(cache.own_k.swapaxes(2, 3), own[1])
+  np.testing.assert_array_equal(cache.own_v.swapaxes(2, 3), own[2])
 
 
 def test_several_tokens_at_once(make):
@@ -129,8 +131,8 @@ def test_several_tokens_at_once(make):
   batch = make('rim', 3)
   q, k, v = qkv(1, batch.tokens.shape[1])
   expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
-  empty = np.zeros((2, count, r, N, H), np.float32)
-  cache = attention.Cache(k[:, :p], v[:, :p], empty, empty)
+  empty = np.zeros((2, count, N, r, H), np.float32)
+  cache = attention.Cache(*(a[:, :p].swapaxes(1, 2) for a in (k, v)), empty, empty)
   parts = jax.tree.map(lambda a: a[:, p:].reshape(2, count, r, *a.shape[2:]),
                        (q, k, v, batch.mask.replace(until=batch.segment)))
   for start, stop in ((0, 2), (2, r)):
