@@ -203,7 +203,8 @@ def test_a_decoder_at_a_wrong_position(make, monkeypatch):
   def decode_step(model, params, head, batch, *args):
     return sound(model, params, head, batch.replace(positions=batch.positions + 1), *args)
   monkeypatch.setattr(decode, 'decode_step', decode_step)
-  ok, found = audit.caching(make(own=True))
+  subject = make(own=True)
+  ok, found = audit.caching(subject, subject.prompts())
   assert not ok, found
 
 
@@ -212,7 +213,8 @@ def test_a_cache_that_forgets(make, monkeypatch):
   sound = decode.decode_step
   monkeypatch.setattr(decode, 'decode_step', lambda *args: sound(
       *args[:-1], 0)[:1] + (args[4],))
-  ok, found = audit.caching(make(own=True))
+  subject = make(own=True)
+  ok, found = audit.caching(subject, subject.prompts())
   assert not ok, found
 
 

@@ -53,7 +53,7 @@ def traced_once(cache):
   """
   make, made = step_lib.make_train_step, {}
 
-  def shared(model, objective, tx, seed, accumulate, trained, placed):
+  def shared(model, objective, tx, seed, accumulate, trained, placed=None):
     kind = str(jax.tree.structure(tx.init({'kernel': jax.numpy.zeros((2, 2))})))
     key = (model, objective, seed, accumulate, trained, kind)
     if key not in made:
@@ -124,7 +124,8 @@ def test_broken_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeyp
   assert [r['step'] for r in lines(run)] == list(range(1, TOTAL + 1))
 
 
-PEERS = {**SMALL, 'rim.peers.parts': 3, 'rim.peers.thoughts': 1}
+PEERS = {**SMALL, 'rim.peers.parts': 3, 'rim.peers.thoughts': 1,
+         'data.buckets.prefix': (20,), 'data.buckets.readout': (24,)}
 
 
 @pytest.mark.parametrize('changes', [

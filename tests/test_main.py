@@ -204,7 +204,7 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   """
   if not whole:
     monkeypatch.setattr(audit, 'run', lambda subject: [
-        audit._check('cached', audit.caching, subject),
+        audit._check('cached', audit.caching, subject, subject.prompts()),
         audit._check('specials', audit.typing_specials, subject)])
     monkeypatch.setattr(latency, 'BATCHES', (1,))
   monkeypatch.chdir(tmp_path)
