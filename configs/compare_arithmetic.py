@@ -25,6 +25,7 @@ METHODS = (*(f'{name} method={name}' for name in (
     'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut')),
            'codi method=codi rim.peers.thoughts=4 rim.peers.projection=True',
            'rim method=rim')
+PARTS = ('icot', 'coconut')  # whose stage 1 is a curriculum of its own
 
 CONTROLS = (
     'direct method=direct', 'direct_steps method=direct_steps',
@@ -55,9 +56,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.optim.stage1.steps, c.optim.stage2.steps = 1000, 600
     c.train.eval_every = c.train.save_every = 300
     c.data.arithmetic.test_size = 1_000
-  if variant == 'smoke':
+  elif variant == 'smoke':
     _smoke(c)
-  elif variant == 'controls':
+  c.sweep.runs = _longer_parts(c)
+  if variant == 'controls':
     c.sweep.runs = CONTROLS
   elif variant == 'map':
     c.sweep.seeds = (0,)
@@ -76,6 +78,15 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         for size, (layers, width, heads) in SIZES.items()
         for method in ('direct', 'rim', 'cot'))
   return c
+
+
+def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The methods, where those with parts have nine tenths of the same steps for them, at a
+  constant rate: each part begins anew, and the first, chain of thought, must be learned."""
+  total = c.optim.stage1.steps + c.optim.stage2.steps
+  own = (f' optim.stage1.steps={total * 9 // 10} optim.stage2.steps={total - total * 9 // 10} '
+         'optim.stage1.schedule=constant')
+  return tuple(run + own * (run.split()[0] in PARTS) for run in c.sweep.runs)
 
 
 def _chain(steps: int, c: ml_collections.ConfigDict) -> str:

@@ -207,9 +207,10 @@ _log_probabilities = jax.jit(_log_probabilities, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _all_log_probabilities(model, params, batch: Batch):
+def _all_log_probabilities(model, params, batch: Batch, embeddings=None):
   """Log-probabilities at every position, [B, L, V]."""
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          embeddings=embeddings)
   return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
 
 
@@ -285,9 +286,7 @@ def one_by_one(subject: Subject, row: layout.Row) -> np.ndarray:
   embeddings = model.apply({'params': params}, batch.tokens, method='embed')
   for place in range(len(row.prefix) - 1, len(row.prefix) - 1 + out.thoughts):
     embeddings = _next_thought(model, params, batch, embeddings, place)
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          embeddings=embeddings)
-  logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))[0]
+  logits = _all_log_probabilities(model, params, batch, embeddings)[0]
   at = np.arange(len(tokens) - len(out.out), len(tokens))
   return np.asarray(logits)[at, np.array(out.out)]
 

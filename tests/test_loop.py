@@ -124,13 +124,14 @@ def test_broken_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeyp
   assert [r['step'] for r in lines(run)] == list(range(1, TOTAL + 1))
 
 
-PEERS = {**SMALL, 'rim.peers.parts': 3, 'rim.peers.thoughts': 1,
+PEERS = {**SMALL, 'rim.peers.parts': 2, 'rim.peers.thoughts': 1, 'train.eval_every': 0,
          'data.buckets.prefix': (20,), 'data.buckets.readout': (24,)}
 
 
 @pytest.mark.parametrize('changes', [
-    {'method': 'icot'}, {'method': 'coconut'},
-    {'method': 'codi', 'rim.peers.projection': True}], ids=lambda c: c['method'])
+    {'method': 'coconut'}, pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
+    pytest.param({'method': 'codi', 'rim.peers.projection': True}, marks=pytest.mark.slow)],
+    ids=lambda c: c['method'])
 def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, monkeypatch,
                                               changes):
   """Methods whose stage 1 has parts, or that think: a broken run ends in the same bits."""

@@ -134,10 +134,10 @@ def agree(found, meshes):
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 
-@pytest.mark.parametrize('name', RUNS)
-def test_no_loss_depends_on_the_mesh(name):
+def test_no_loss_depends_on_the_mesh():
+  """The short form, of one model; all of them below."""
   meshes = [MESHES[0], MESHES[2]]
-  agree(on_meshes([name], meshes, 2), meshes)
+  agree(on_meshes(['rim'], meshes, 2), meshes)
 
 
 @pytest.mark.slow

@@ -20,9 +20,17 @@ VOCABULARY = 32
 
 
 @pytest.fixture(params=[False, True], ids=['layers', 'scanned, projected'])
-def subject(request, tiny_config, random_params):
+def subject(request, make):
+  return make(request.param)
+
+
+@pytest.fixture
+def make(tiny_config, random_params):
+  return lambda scanned: build(scanned, tiny_config, random_params)
+
+
+def build(scanned, tiny_config, random_params):
   """A model that thinks, with rows of its last part of stage 1."""
-  scanned = request.param
   config = tiny_config(**{'method': 'coconut', 'rim.peers.parts': 3, 'rim.peers.thoughts': 2,
                           'rim.peers.projection': scanned, 'model.scan': scanned})
   model = GPT(config.model, VOCABULARY, projection=scanned)
@@ -40,7 +48,7 @@ def values(subject, batch, rows):
 
 def test_equals_one_by_one(subject):
   """Cached, batched and padded = a full pass for each thought of one row alone."""
-  for progress in (0.0, 0.4, 0.7):
+  for progress in (0.4, 0.7):
     own = rows(subject, progress)
     p, k, r = pipeline.sizes(own)
     for batch in (pipeline.collate(own, p, k, r), pipeline.collate(own, p + 3, k + 1, r + 2)):
@@ -100,9 +108,18 @@ def test_decoding_equals_a_full_pass(subject):
 
 
 @pytest.fixture
-def codi(subject):
+def one(make):
+  return make(False)
+
+
+evaluate = jax.jit(lambda objective, model, params, batch: objective(model, params, batch),
+                   static_argnums=(0, 1))
+
+
+@pytest.fixture
+def codi(one):
   """The objective, and a batch of student and teacher rows of unlike lengths."""
-  rim = subject.config.rim
+  rim = one.config.rim
   student = [layout.codi(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
   teacher = [layout.cot(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
   def collate(rows, more):
@@ -114,31 +131,31 @@ def codi(subject):
   return make
 
 
-def test_codi_terms(subject, codi):
+def test_codi_terms(one, codi):
   """Student, teacher and distance, each by its weight; padding changes none."""
   def value(more=0, **weights):
     objective, batch = codi(more, **weights)
-    loss, sums = objective(subject.model, subject.params, batch)
+    loss, sums = evaluate(objective, one.model, one.params, batch)
     return float(loss), {k: float(v) for k, v in sums.items()}
   alone, sums = value(teacher=0.0, distil=0.0)
   _, batch = codi()
-  assert alone == pytest.approx(float(objectives.next_token(
-      subject.model, subject.params, batch)[0]), rel=1e-5)
+  def plain(batch):
+    return float(evaluate(objectives.next_token, one.model, one.params, batch)[0])
+  assert alone == pytest.approx(plain(batch), rel=1e-5)
   taught, _ = value(teacher=1.0, distil=0.0)
-  assert taught - alone == pytest.approx(float(objectives.next_token(
-      subject.model, subject.params, batch.teacher)[0]), rel=1e-4)
+  assert taught - alone == pytest.approx(plain(batch.teacher), rel=1e-4)
   near, _ = value(teacher=0.0, distil=1.0)
   assert near - alone == pytest.approx(sums['distance'], rel=1e-4) and sums['distance'] > 0
   assert value(3, teacher=1.0, distil=1.0)[0] == pytest.approx(
       value(teacher=1.0, distil=1.0)[0], rel=1e-4)
 
 
-def test_codi_compares_where_the_answer_is_predicted(subject, codi):
+def test_codi_compares_where_the_answer_is_predicted(one, codi):
   """The distance moves with the tokens before the answer, not with the answer."""
   objective, batch = codi(teacher=0.0, distil=1.0)
 
   def distance(batch):
-    return float(objective(subject.model, subject.params, batch)[1]['distance'])
+    return float(evaluate(objective, one.model, one.params, batch)[1]['distance'])
   def changed(tokens, b, at):
     return np.where(np.arange(tokens.size).reshape(tokens.shape) == b * tokens.shape[1] + at,
                     tokens + 1, tokens)
@@ -155,13 +172,13 @@ def test_codi_compares_where_the_answer_is_predicted(subject, codi):
     assert abs(distance(batch.replace(tokens=changed(batch.tokens, b, first))) - base) > 1e-4
 
 
-def test_codi_teaches_the_student_alone(subject, codi):
+def test_codi_teaches_the_student_alone(one, codi):
   """The distance has no gradient into the teacher's tokens."""
   objective, batch = codi(teacher=0.0, distil=1.0)
 
   def loss(params):
-    return objective(subject.model, params, batch)[1]['distance']
-  grads = jax.jit(jax.grad(loss))(subject.params)['embedding']
+    return objective(one.model, params, batch)[1]['distance']
+  grads = jax.jit(jax.grad(loss))(one.params)['embedding']
   only = sorted({i for e in EXAMPLES for s in e.steps for i in s}
                 - {i for e in EXAMPLES for i in (*e.question, *e.answer)})
   assert only == [5, 6, 7]  # tokens that only teachers read
