@@ -23,6 +23,7 @@ from latent_reasoning.models.attention import Cache
 from latent_reasoning.models.layers import Dense, RMSNorm, by_batch, norm, rotary
 
 EMBEDDING_STD = 0.02
+MANY = 8  # rows from which, on a CPU, the table times them beats them times its transpose
 
 
 class Block(nn.Module):
@@ -233,6 +234,10 @@ class GPT(nn.Module):
         a large table inside the decoding loop costs more than the layers.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
+    if kernel_DV is not None and self.config.tied and not self.known and len(flat) >= MANY:
+      logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
+                          preferred_element_type=jnp.float32).T
+      return logits.reshape(*hidden.shape[:-1], self.vocab)
     kernels = self.kernels() if kernel_DV is None else [kernel_DV]
     parts = [jnp.matmul(flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32)
              for kernel in kernels]
