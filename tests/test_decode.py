@@ -196,3 +196,15 @@ def test_likeliest():
   logits = np.random.default_rng(0).integers(5, size=(3, 40, 17)).astype(np.float32)
   logits[0, 0] = -np.inf
   np.testing.assert_array_equal(decode.likeliest(jnp.asarray(logits)), logits.argmax(-1))
+
+
+def test_head_of_few_and_many(make):
+  """The table times many rows is what the rows of few times its transpose are."""
+  case = make('rim')
+  assert case.model.config.tied
+  rows = np.random.default_rng(0).normal(size=(2, 9, 16)).astype(np.float32)
+  def head(hidden, *kernel):
+    return case.model.apply({'params': case.params}, hidden, *kernel, method='head')
+  plain = head(rows)
+  np.testing.assert_allclose(head(rows, case.head), plain, atol=1e-5)
+  np.testing.assert_allclose(head(rows[:1, :3], case.head), plain[:1, :3], atol=1e-5)
