@@ -1,5 +1,6 @@
 """What generated data sets share: items by index, and three disjoint splits."""
 
+import abc
 import hashlib
 import operator
 from collections.abc import Sequence
@@ -32,9 +33,7 @@ def _part(identity: str) -> int:
 class Generated(Sequence[Example]):
   """One split; item i is a function of (seed, split, i) alone.
 
-  Problems are drawn with replacement, so a small space repeats some. A subclass has
-  `_draw(key)`, which returns (identity, what `_example` needs), or None to draw again;
-  `_example`, which words it; and `_space`, which says what to enlarge.
+  Problems are drawn with replacement, so a small space repeats some.
   """
 
   def __init__(self, seed: int, split: str, size: int):
@@ -62,11 +61,14 @@ class Generated(Sequence[Example]):
         return self._example(drawn[1])
     raise InputError(f'no {self._split} problem among {ATTEMPTS} random {self._space()}')
 
+  @abc.abstractmethod
   def _draw(self, key: bytes) -> tuple[str, Any] | None:
-    raise NotImplementedError
+    """(identity, what `_example` needs), or None to draw again."""
 
+  @abc.abstractmethod
   def _example(self, drawn: Any) -> Example:
-    raise NotImplementedError
+    """The problem in words."""
 
+  @abc.abstractmethod
   def _space(self) -> str:
-    raise NotImplementedError
+    """What to enlarge where no problem is found."""
