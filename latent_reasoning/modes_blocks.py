@@ -63,7 +63,7 @@ def controls(run: Run) -> int:
   """Prints the table of interventions and writes controls.json."""
   found = restored(run)
   result = {**_of(run, found.step), **intervene.controls(
-      run.answerer(found.state.params), _limited(run, 'test'))}
+      run.answerer(found.state.params), run.test)}
   workdir.write_json(run.workdir.controls, result)
   rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
            "became the donor's %", 'by chance %']]
@@ -82,14 +82,15 @@ def look_inside(run: Run) -> int:
   answerer, path = run.answerer(found.state.params), run.workdir.path
   say = tqdm.tqdm.write if sys.stderr.isatty() else print
   seen = {}
-  for split in ('valid', 'test'):
-    seen[split] = blocks.collect(answerer, _limited(run, split))
+  valid = run.splits.valid[:run.config.eval.test_problems or None]
+  for split, own in (('valid', valid), ('test', run.test)):
+    seen[split] = blocks.collect(answerer, own)
     seen[split].save(path / f'blocks_{split}.npz')
   valid, test = seen['valid'], seen['test']
   chosen = choose.compare(valid, test)
-  budget = blocks.by_budget(_with_blocks(run, answerer), _limited(run, 'test'))
+  budget = blocks.by_budget(_with_blocks(run, answerer), run.test)
   say(_choice(chosen, test, budget))
-  examples = _limited(run, 'test')
+  examples = run.test
   earlier, steps = _earlier(run, found.step, examples[:TRAJECTORY])
   path_of = inside.trajectories([*earlier, test])
   values, lens = inside.value_probes(valid, test), inside.lens(answerer, test)
@@ -118,16 +119,10 @@ def _of(run: Run, step: int) -> dict[str, Any]:
           'environment': environment()}
 
 
-def _limited(run: Run, split: str):
-  examples = getattr(run.splits, split)
-  limit = run.config.eval.test_problems or len(examples)
-  return [examples[i] for i in range(min(limit, len(examples)))]
-
-
 def _with_blocks(run: Run, answerer):
   """The same with twice as many blocks, or as many as the model has positions for."""
   more = run.answerer(answerer.params)
-  longest = max(len(answerer.row(e.question).prefix) for e in _limited(run, 'test'))
+  longest = max(len(answerer.row(e.question).prefix) for e in run.test)
   room = run.config.model.max_positions - run.config.eval.max_tokens - longest
   size = run.config.rim.block_tokens + 2
   more.blocks = answerer.blocks + max(0, min(answerer.blocks, room // size))
