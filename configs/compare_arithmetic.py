@@ -7,7 +7,7 @@ those of rim_arithmetic.py for every method, seeds 0, 1, 2. What a method needs 
 that stands in its run below. Ends in compare.json, table.md and figures; resumes.
 Variants:
 
-  :short     1,600 steps: 17 minutes a seed on two cores (AMD EPYC, 2026-11-21)
+  :short     1,300 steps
   :smoke     the whole path on a toy, in minutes; its numbers mean nothing
   :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
   :map       chains of 2 … 6 operations, 2 and 4 layers, widths 32 and 64; seed 0
@@ -53,8 +53,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.sweep.seeds = (0, 1, 2)
   c.sweep.control = 'direct'
   if variant in ('short', 'map'):
-    c.optim.stage1.steps, c.optim.stage2.steps = 1000, 600
-    c.train.eval_every = c.train.save_every = 300
+    c.optim.stage1.steps, c.optim.stage2.steps = 800, 500
+    c.train.eval_every = c.train.save_every = 250
     c.data.arithmetic.test_size = 1_000
   elif variant == 'smoke':
     _smoke(c)

@@ -1,25 +1,31 @@
 """Checkpoints through orbax: asynchronous, hashed, with a way back.
 
 Orbax judges a checkpoint complete by its name and keeps no checksum of array
-data, so each one carries a hash per array in its metadata. `restore` verifies
-them and falls back to the newest sound checkpoint; an unsound one is set aside,
-never deleted.
+data, so each one carries a hash per array in its metadata. A hash is worked out on
+the devices and does not depend on where the parts of an array lie, so a checkpoint
+is verified on any mesh and by any number of processes. `restore` falls back to the
+newest sound checkpoint; an unsound one is set aside, never deleted.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
-from latent_reasoning.errors import InputError
+from latent_reasoning import distributed
+from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.step import TrainState
 
 
@@ -31,15 +37,53 @@ def _hash(data) -> str:
   return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+@jax.jit
+def fingerprint(array: jax.Array) -> jax.Array:
+  """Four uint32 of an array's bits: sums, modulo 2^32, of each element mixed with its place.
+
+  A sum is the same whatever its order, hence wherever parts lie. Mixing is one to one in
+  an element's bits, so one changed element always shows; more escape with 2^-128.
+  """
+  bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f'uint{8 * array.dtype.itemsize}')) \
+      if array.dtype != jnp.bool_ else array
+  bits, place = bits.astype(jnp.uint32), jnp.zeros(array.shape, jnp.uint32)
+  for axis, size in enumerate(array.shape):
+    place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+  return jnp.stack([jnp.sum(_mix(_mix(place + np.uint32(salt)) ^ bits), dtype=jnp.uint32)
+                    for salt in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC834)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A one to one scrambling of uint32: each bit of x moves half of the result's."""
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    x = (x ^ (x >> shift)) * np.uint32(factor)
+  return x ^ (x >> 16)
+
+
 def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
   """Returns {path: 'dtype[shape] hash'} of every array."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  prints = jax.device_get([fingerprint(leaf) for _, leaf in leaves]) if hashed else None
   described = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+  for i, (path, leaf) in enumerate(leaves):
     text = f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
     if hashed:
-      text = f'{text} {_hash(np.ascontiguousarray(leaf))}'
+      text = f'{text} {"".join(f"{part:08x}" for part in prints[i])}'
     described[jax.tree_util.keystr(path)] = text
   return described
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Shape, type and place; without a place of its own, the one device here, or orbax asks
+  for the devices that saved it."""
+  place = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that training depends on."""
+  packages = ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+  return {name: importlib.metadata.version(name) for name in packages}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +110,31 @@ def _best(accuracy: dict[int, float], steps: Iterable[int]) -> int | None:
 
 
 class Checkpoints:
-  """The checkpoints of one run, one writer at a time.
+  """The checkpoints of one run, one writer at a time; of several processes, all call.
 
   Args:
-    path: absolute folder; made if needed.
+    path: absolute folder, or a bucket's; made if needed.
     keep: newest ones kept, beside the best by validation accuracy.
     warn: told, in words, of a checkpoint that was set aside.
+
+  Raises:
+    InputError: the folder cannot be used.
   """
 
-  def __init__(self, path: pathlib.Path, keep: int = 3,
+  def __init__(self, path: epath.PathLike, keep: int = 3,
                warn: Callable[[str], None] = logging.warning):
-    self.path, self.warn = path, warn
+    self.path, self.warn = epath.Path(path), warn
     self._accuracy: dict[int, float] = {}
     policies = checkpoint_managers
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ImportError) as error:
+      raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
+                       '--workdir=DIR or config.train.checkpoint_dir (a gs:// path needs '
+                       "pip install 'latent_reasoning[gcs]')") from None
+    distributed.check_shared(self.path)
     self._manager = ocp.CheckpointManager(
-        path, options=ocp.CheckpointManagerOptions(
+        self.path, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([
                 policies.LatestN(keep), _Best(self._accuracy)]),
             enable_async_checkpointing=True))
@@ -104,16 +158,38 @@ class Checkpoints:
     step = int(state.step)
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
-            'arrays': describe(jax.device_get(tree))}
+            'processes': distributed.count(), 'versions': versions(),
+            'arrays': describe(tree)}
+    meta = json.loads(json.dumps(meta))  # as it will be read
     meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
     if accuracy is not None:
       self._accuracy[step] = accuracy
-    self._manager.save(step, force=True, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+    with self._saving():
+      self._manager.save(step, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
 
   def wait(self) -> None:
     """Blocks until the last save is on disk."""
-    self._manager.wait_until_finished()
+    with self._saving():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _saving(self):
+    """Turns what a save ends in, perhaps an earlier one's, into one error."""
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:  # of a lost process
+      raise
+    except Exception as error:  # noqa: BLE001 orbax raises many kinds, a full disk's too
+      self._manager = None  # it would wait for that save again
+      sound = sorted((int(p.name) for p in self.path.iterdir() if p.name.isdigit()),
+                     reverse=True)
+      raise TrainingError(
+          f'a checkpoint could not be saved in {self.path}: {type(error).__name__}: '
+          f'{str(error).strip().splitlines()[0][:300]}. '
+          + (f'The newest complete one is of step {sound[0]}' if sound else
+             'There is no complete one yet')
+          + '; free space or mend the folder, and the same command goes on') from None
 
   def best(self) -> int | None:
     """The step of the best validation accuracy, the latest of equals."""
@@ -135,12 +211,13 @@ class Checkpoints:
       InputError: the arrays saved are not those of the model, or no checkpoint
         is sound.
     """
-    steps = self.steps() if step is None else [step]
+    steps = distributed.share(self.steps()) if step is None else [step]
     for candidate in steps:
       own = like(candidate) if callable(like) else like
       found, reason = self._try(own, candidate)
-      if found:
+      if distributed.everywhere(found is not None):
         return found
+      reason = reason or 'another process could not read it'
       if step is not None:
         raise InputError(f'checkpoint {step} of {self.path} is unsound ({reason}); take '
                          'the newest sound one with --config.eval.checkpoint=last')
@@ -156,7 +233,7 @@ class Checkpoints:
     meta = self._meta(step)
     if not meta:
       return None, 'its metadata cannot be read, or its hash differs'
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _tree(like))
+    abstract = jax.tree.map(_abstract, _tree(like))
     expected = describe(abstract, hashed=False)
     saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
     if expected != saved:
@@ -171,7 +248,7 @@ class Checkpoints:
           step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
     except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
       return None, f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
-    damaged = [path for path, text in describe(jax.device_get(tree)).items()
+    damaged = [path for path, text in describe(tree).items()
                if meta['arrays'][path] != text]
     if damaged:
       return None, f'the hash of {damaged[0]} differs, {len(damaged)} arrays in all'
@@ -187,17 +264,31 @@ class Checkpoints:
     sound = written == _hash(json.dumps(meta, sort_keys=True).encode())
     return meta if sound else None
 
-  def _set_aside(self, step: int) -> pathlib.Path:
-    aside = self.path.parent / 'unsound' / str(step)
-    aside.parent.mkdir(exist_ok=True)
-    number = 0
-    while aside.exists():
-      number += 1
-      aside = aside.with_name(f'{step}.{number}')
-    (self.path / str(step)).rename(aside)
+  def _set_aside(self, step: int) -> epath.Path:
+    folder, number = self.path.parent / 'unsound', 0
+    aside = folder / str(step)
+    if distributed.writes():
+      folder.mkdir(exist_ok=True)
+      while aside.exists():
+        number += 1
+        aside = folder / f'{step}.{number}'
+      (self.path / str(step)).rename(aside)
+    aside = epath.Path(distributed.share(str(aside)))
     self._accuracy.pop(step, None)
     self._manager.reload()
     return aside
 
+  def verify(self, like: Callable[[int], TrainState]) -> dict[int, str]:
+    """What is wrong with each checkpoint, by step, the newest first; '': nothing."""
+    found = {}
+    for step in self.steps():
+      try:
+        found[step] = self._try(like(step), step)[1]
+      except InputError as error:
+        found[step] = str(error)
+    return found
+
   def close(self) -> None:
-    self._manager.close()
+    if self._manager:
+      with self._saving():
+        self._manager.close()

@@ -65,6 +65,7 @@ POSITIVE = (
     'rim.peers.parts', 'rim.peers.thoughts', 'imm.rounds', 'imm.every', 'imm.chunk',
     'explicit.layers', 'explicit.steps',
     'optim.batch_size', 'optim.accumulate', 'train.log_every', 'train.keep',
+    'train.peer_timeout',
     'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
     'eval.latency_repeats', 'eval.audit_rows')
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import chex
 
-from latent_reasoning import answers, decode, layout, pipeline
+from latent_reasoning import answers, decode, distributed, layout, pipeline
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
@@ -81,11 +81,11 @@ class Answerer:
     `decode.prefill`.
     """
     e = self.config.eval
-    return decode.generate(
+    return distributed.fetch(decode.generate(
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
         end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
-        sample=rng is not None, top_k=e.top_k, edit=edit)
+        sample=rng is not None, top_k=e.top_k, edit=edit))
 
 
 def prefix_width(rows: Sequence[layout.Row], config: Config) -> int:

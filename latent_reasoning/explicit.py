@@ -128,8 +128,7 @@ def frozen(run: Run, params) -> Frozen:
                               learning_rate=e.learning_rate)
   length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
                             len(run.splits.train))
-  batches = pipeline.Batches(config, run.splits.train, run.tokenizer, length,
-                             run.batches.process, told=True)
+  batches = pipeline.Batches(config, run.splits.train, run.tokenizer, length, told=True)
   def train(example, stage, progress, rim, ids):  # what is read at inference: its prompt
     return method.prompt(example.question, config.eval.blocks or rim.blocks, rim, ids)
   method = batches.method

@@ -1,6 +1,7 @@
 """The training loop: curriculum, validation, checkpoints, and every way to stop."""
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -9,9 +10,10 @@ from typing import Any
 
 import jax
 
-from latent_reasoning import report, sharding
+from latent_reasoning import config as config_lib
+from latent_reasoning import distributed, report, sharding, workdir
 from latent_reasoning import step as step_lib
-from latent_reasoning.errors import TrainingError
+from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.metrics import Metrics, Progress
 from latent_reasoning.models import memory
 from latent_reasoning.run import Run
@@ -32,13 +34,24 @@ class Interrupted(Exception):
 
 
 class Signals:
-  """Turns the first SIGINT or SIGTERM into a request; the second stops at once."""
+  """Turns the first SIGINT or SIGTERM into a request; the second stops at once.
+
+  With several processes, SIGTERM to any of them is a request to all, and SIGINT stops.
+  """
 
   def __init__(self):
     self.received: int | None = None
     self._old: dict[int, Any] = {}
 
+  def asked(self, step: int) -> int | None:
+    """The signal that asks to stop after a step, the same in all processes."""
+    if distributed.count() > 1:
+      return signal.SIGTERM if distributed.preempted(step) else None
+    return self.received
+
   def __enter__(self):
+    if distributed.count() > 1:
+      return self  # JAX listens
     for number in (signal.SIGINT, signal.SIGTERM):
       self._old[number] = signal.signal(number, self._handle)
     return self
@@ -50,6 +63,8 @@ class Signals:
     os.write(2, b'\nsaving after this step; once more to stop without saving\n')
 
   def __exit__(self, *_):
+    if distributed.count() > 1:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number, old in self._old.items():
       signal.signal(number, old)
 
@@ -78,6 +93,8 @@ def train(run: Run) -> TrainState:
   config, curriculum = run.config, run.curriculum
   checkpoints = run.checkpoints()
   restored = checkpoints.restore(run.like)
+  if restored:
+    same(run, restored.meta)
   state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
@@ -93,9 +110,25 @@ def train(run: Run) -> TrainState:
     with Signals() as signals:
       return loop.run_from(state, start, signals)
   finally:
+    loop.watch.stop()
     progress.close()
     metrics.close()
     checkpoints.close()
+
+
+def same(run: Run, meta: dict[str, Any]) -> None:
+  """Raises InputError where a checkpoint's configuration or data are not the run's."""
+  ours = json.loads(json.dumps(dataclasses.asdict(run.config)))
+  if changed := config_lib.difference(meta['config'], ours, workdir.PLACE):
+    listed = '\n  '.join(changed)
+    raise InputError(
+        f'the checkpoint of step {meta["step"]} is of another configuration; these keys differ '
+        f'(there -> here):\n  {listed}\nGive the keys as they were, or another --workdir=DIR')
+  if changed := [s for s, hashed in run.fingerprint.items() if meta['data'].get(s) != hashed]:
+    raise InputError(
+        f'the data changed since the checkpoint of step {meta["step"]} was saved: '
+        f'{", ".join(changed)} hold other problems than then; restore the files, or train in '
+        'another --workdir=DIR')
 
 
 class _Loop:
@@ -108,6 +141,7 @@ class _Loop:
     self.pending: _Pending | None = None
     self.timer = (time.monotonic(), 0)  # when, and predictions since
     self.warned: set[str] = set()
+    self.watch = distributed.Watch(run.config.train.peer_timeout)
 
   def run_from(self, state: TrainState, start: int, signals: Signals) -> TrainState:
     config, curriculum = self.run.config, self.run.curriculum
@@ -126,6 +160,7 @@ class _Loop:
       batch = sharding.batch(batch, self.run.mesh)
       state, sums = steppers[moment.stage](state, batch, rate)
       self.read()
+      stop = signals.asked(step + 1)
       logs = _due(step + 1, config.train.log_every)
       self.pending = _Pending(step + 1, moment.stage, sums, rate,
                               self.run.watch(state.params, batch) if logs else {})
@@ -134,17 +169,19 @@ class _Loop:
       if last or _due(step + 1, config.train.eval_every):
         self.read()
         accuracy = self.validate(state, step + 1, moment.stage)
-      if last or signals.received or accuracy is not None or _due(
+      if last or stop or accuracy is not None or _due(
           step + 1, config.train.save_every):
         self.read()  # nothing is saved after a loss that was not looked at
         # Only the last stage trains what is asked at inference, so only its
         # checkpoints compete: RiM's stage 1 reads steps, not answers, out of blocks.
         final = moment.stage == curriculum.at(curriculum.total - 1).stage
-        self.checkpoints.save(state, accuracy if final else None, stage=moment.stage,
-                              method=config.method)
-      if signals.received and not last:
+        self.checkpoints.save(
+            state, accuracy if final else None, stage=moment.stage, method=config.method,
+            curriculum=curriculum.lengths, config=dataclasses.asdict(config),
+            data=self.run.fingerprint)
+      if stop and not last:
         self.checkpoints.wait()
-        raise Interrupted(signals.received, step + 1)
+        raise Interrupted(stop, step + 1)
     self.checkpoints.wait()
     return state
 
@@ -153,6 +190,7 @@ class _Loop:
     if not self.pending:
       return
     p, self.pending = self.pending, None
+    self.watch.beat()
     sums = {k: float(v) for k, v in jax.device_get(p.sums).items()}
     loss = sums['loss'] / sums['weight']
     if not (math.isfinite(loss) and math.isfinite(sums['grad_norm'])) or loss > self.limit:

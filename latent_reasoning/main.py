@@ -21,6 +21,7 @@ Modes:
   latency   time to first answer token and full-answer time per method
   plan      bytes per device of a training step on --devices=1,4,64 devices that are not
             here, and whether they fit --memory_gb
+  verify    check every checkpoint of the workdir; exit status 1 if one is unsound
   flops     count the training FLOPs of the configuration; trains nothing
   compare   train a config's sweep.runs one after another, then time and compare them
   report    one HTML page of the folders given, of runs or comparisons:
@@ -36,11 +37,17 @@ A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
 results.json. Starting again in it resumes. The config file has every key.
 
+Several processes train one model, where the mesh (config.mesh) spans their devices:
+--distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
+--num_processes=N --process_id=I. They need one folder for checkpoints.
+
 Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
-command or its input, 128 + n stopped by signal n, saved.
+command or its input, 75 another process was lost, 128 + n stopped by signal n, saved.
+After 75 and 143 (SIGTERM) the same command goes on.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -74,6 +81,11 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_list('folders', [], 'of --mode=report; plain arguments are too',
                     flag_values=values)
   flags.DEFINE_boolean('markdown', False, 'of --mode=report: as Markdown', flag_values=values)
+  flags.DEFINE_boolean('distributed', False, 'join the processes that Slurm or Cloud TPU '
+                       'started', flag_values=values)
+  flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
+  flags.DEFINE_integer('num_processes', None, 'that train together', flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'of this process, from 0', flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   file = config_argument(argv).partition(':')[0]
@@ -187,6 +199,11 @@ def plan(args, config, argv: Sequence[str]) -> int:
   return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.memory_gb)
 
 
+def verify(run, args) -> int:
+  from latent_reasoning import modes
+  return modes.verify(run)
+
+
 def flops(run, args) -> int:
   from latent_reasoning import modes
   return modes.count(run)
@@ -195,7 +212,8 @@ def flops(run, args) -> int:
 MODES: dict[str, Callable] = {
     'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
     'export': export, 'audit': audit, 'attention': attention, 'controls': controls,
-    'inside': look_inside, 'latency': latency, 'flops': flops}
+    'inside': look_inside, 'latency': latency, 'flops': flops, 'verify': verify}
+TOGETHER = ('train', 'eval')  # modes of several processes
 WITHOUT_RUN = ('compare', 'report', 'plan')  # modes of many runs, or of none
 
 
@@ -219,6 +237,12 @@ def main(argv: Sequence[str]) -> int:
   except TrainingError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
+      raise
+    print(f'error: cannot write: {error}. Free space or mend the disk, and the same command '
+          'goes on from the newest checkpoint', file=sys.stderr)
+    return 1
   except KeyboardInterrupt:
     print('stopped without saving; the same command goes on from the newest checkpoint',
           file=sys.stderr)
@@ -229,12 +253,19 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   """Opens the workdir, builds the run and hands it to its mode."""
   import jax
 
-  from latent_reasoning import config_check, layout, pretrained, run, workdir
+  from latent_reasoning import config_check, distributed, layout, pretrained, run, workdir
   logging.set_verbosity(logging.WARNING)
   config = config_check.from_dict(args.config)
   layout.method(config.method)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
+  distributed.start(args.coordinator, args.num_processes, args.process_id,
+                    args.distributed, config.train.peer_timeout)
+  if distributed.count() > 1 and args.mode not in TOGETHER:
+    raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
+                     f'with {distributed.count()}')
+  if not distributed.writes():
+    sys.stdout = open(os.devnull, 'w')
   config = pretrained.resolve(config)
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',
@@ -247,9 +278,14 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if config.sweep.runs and args.mode in ('train', 'compare'):
     from latent_reasoning import sweep
     own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
+    if config.train.checkpoint_dir:
+      own.append(f'--config.train.checkpoint_dir={config.train.checkpoint_dir}/'
+                 f'{pathlib.Path(path).name}')
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
                      workdir.open_workdir(path, config, True))
-  built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
+  place = distributed.first(
+      lambda: workdir.open_workdir(path, config, args.mode == 'train'))
+  built = distributed.first(lambda: run.build(config, place))
   from latent_reasoning import loop
   try:
     with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
@@ -258,8 +294,14 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
           file=sys.stderr)
     return 128 + stop.signal
+  except jax.errors.JaxRuntimeError as error:
+    if distributed.count() == 1:
+      raise
+    distributed.leave(distributed.LOST, f'another process was lost ({str(error)[:200]})')
 
 
 if __name__ == '__main__':
   allocator.tune()
-  sys.exit(main(sys.argv))
+  status = main(sys.argv)
+  from latent_reasoning import distributed
+  distributed.finish(status)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import tensorboardX
 import tqdm
 
+from latent_reasoning import distributed
 from latent_reasoning.workdir import Workdir, write_text
 
 
@@ -30,6 +32,8 @@ class Metrics:
 
   def __init__(self, workdir: Workdir, step: int, causal: bool = True):
     self._mark = {} if causal else {'causal': False}  # beside every such number
+    if not distributed.writes():
+      return
     self._path = workdir.metrics
     if self._path.exists():
       write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
@@ -38,6 +42,8 @@ class Metrics:
     self._events = tensorboardX.SummaryWriter(str(workdir.events), purge_step=step + 1)
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
+    if not distributed.writes():
+      return
     values = {k: plain(v) for k, v in values.items()}
     record = {'step': step, 'stage': stage, 'split': split, **self._mark, **values}
     self._file.write(json.dumps(record) + '\n')
@@ -48,6 +54,8 @@ class Metrics:
         self._events.add_scalar(f'{prefix}{split}/{name}', value, step)
 
   def close(self) -> None:
+    if not distributed.writes():
+      return
     self._file.close()
     self._events.close()
 
@@ -83,7 +91,7 @@ class Progress:
   def __init__(self, total: int, start: int, every: int, causal: bool = True, stream=None):
     self._mark = '' if causal else ' (NOT CAUSAL)'  # beside every such loss
     self._total, self._start, self._every = total, start, every
-    self._stream = stream or sys.stderr
+    self._stream = stream or (sys.stderr if distributed.writes() else open(os.devnull, 'w'))
     self._began = time.monotonic()
     self._bar = None
     if self._stream.isatty():

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -32,7 +31,7 @@ from latent_reasoning import (
 from latent_reasoning import audit as audit_lib
 from latent_reasoning import export as export_lib
 from latent_reasoning import latency as latency_lib
-from latent_reasoning.checkpoint import Restored
+from latent_reasoning.checkpoint import Restored, versions
 from latent_reasoning.data import splits
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
@@ -52,10 +51,23 @@ def restored(run: Run) -> Restored:
 
 def environment() -> dict[str, Any]:
   """Versions and machine, for whoever reads a result later."""
-  packages = ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
   return {'date': datetime.date.today().isoformat(), 'python': platform.python_version(),
           'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
-          **{name: importlib.metadata.version(name) for name in packages}}
+          **versions()}
+
+
+def verify(run: Run) -> int:
+  """Says of every checkpoint whether it is sound; 1 where one is not."""
+  checkpoints = run.checkpoints()
+  found = checkpoints.verify(run.like)
+  checkpoints.close()
+  if not found:
+    raise InputError(f'there is no checkpoint in {checkpoints.path}; train first')
+  for step, wrong in found.items():
+    print(f'checkpoint {step}: ' + (f'UNSOUND, {wrong}' if wrong else 'sound'))
+  print(f'{sum(not wrong for wrong in found.values())} of {len(found)} sound in '
+        f'{checkpoints.path}')
+  return int(any(found.values()))
 
 
 def evaluate(run: Run) -> int:

@@ -2,7 +2,8 @@
 
 `Batches.at(step)` is random access, so the position of a run in its data is the
 step itself: resuming needs no iterator state, and any number of processes sees
-the same order. Every process works out the whole batch and keeps its own rows.
+the same order. Every process lays out the whole batch, which is small, and puts its part of
+it on its own devices (sharding.batch), whatever the mesh.
 """
 
 import dataclasses
@@ -11,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 import flax.struct
 import grain
-import jax
 import numpy as np
 
 from latent_reasoning import layout
@@ -187,23 +187,16 @@ class Batches(Stepwise):
     examples: the training split.
     tokenizer: a `tokenizers.Tokenizer`.
     curriculum: says stage and progress of a step.
-    process: (index, count) of this process among all.
     told: whether batches carry what an explicit decoder should say.
   """
 
   def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
-               curriculum: Curriculum, process: tuple[int, int] = (0, 1),
-               told: bool = False):
+               curriculum: Curriculum, told: bool = False):
     self.told = told
-    self.config, self.curriculum, self.process = config, curriculum, process
+    self.config, self.curriculum = config, curriculum
     self.examples, self.tokenizer = examples, tokenizer
     self.method = layout.method(config.method)
     self.symbols = layout.symbols(tokenizer)
-    if config.optim.batch_size % (process[1] * config.optim.accumulate):
-      raise InputError(
-          f'config.optim.batch_size {config.optim.batch_size} is not a multiple of '
-          f'{process[1]} processes times config.optim.accumulate '
-          f'{config.optim.accumulate}')
     # A run reads one epoch and one window at a time.
     self._order = functools.lru_cache(2)(self._order)
     self._window = functools.lru_cache(2)(self._window)
@@ -226,7 +219,7 @@ class Batches(Stepwise):
     return [batches[i] for i in order]
 
   def at(self, step: int) -> Batch:
-    """Returns the batch of a global step: this process's rows, one static shape."""
+    """Returns the batch of a global step: one static shape."""
     moment = self.curriculum.at(step)
     epoch, place = divmod(moment.step, len(self.examples) // self.config.optim.batch_size)
     window, place = divmod(place, self.config.data.sort_window)
@@ -243,11 +236,10 @@ class Batches(Stepwise):
           [self.method.teacher(e, moment.stage, moment.progress, self.config.rim, self.symbols)
            for e in encoded], self.config.data.buckets, self.symbols.pad))
     if self.told:
-      batch = batch.replace(told=collate_told([
+      return batch.replace(told=collate_told([
           layout.told(self.config.method, e, row, self.config.rim, self.symbols)
           for e, row in zip(encoded, rows, strict=True)]))
-    index, count = self.process
-    return jax.tree.map(lambda a: a[index::count], batch) if count > 1 else batch
+    return batch
 
 
 def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Example]:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from etils import epath
 
 from latent_reasoning import (
   adapt,
@@ -78,7 +81,12 @@ class Run:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    return sharding.make(self.config.mesh)
+    mesh, size = sharding.make(self.config.mesh), self.config.optim.batch_size
+    cut = mesh.shape['data'] * mesh.shape['fsdp']
+    if size % cut:
+      raise InputError(f'config.optim.batch_size is {size}, but config.mesh cuts a batch into '
+                       f'{cut} parts (data × fsdp); expected a multiple of that')
+    return mesh
 
   def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
     """Where a state lies on the mesh; None: whole, on the one device."""
@@ -179,8 +187,20 @@ class Run:
     return text.loss(model, params, getattr(self.splits, split), self.config.data.block,
                      self.config.eval.batch_size)
 
+  @functools.cached_property
+  def fingerprint(self) -> dict[str, str]:
+    """A hash of each split; empty for generated problems, which the config determines."""
+    splits = {s: getattr(self.splits, s, ()) for s in ('train', 'valid', 'test')}
+    return {name: hashlib.blake2b(
+        found.tobytes() if isinstance(found, np.ndarray) else repr(found).encode(),
+        digest_size=16).hexdigest()
+            for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
+
   def checkpoints(self) -> Checkpoints:
-    return Checkpoints(self.workdir.checkpoints, self.config.train.keep)
+    root = self.config.train.checkpoint_dir
+    path = (epath.Path(root) / self.workdir.path.name).expanduser() if root else (
+        self.workdir.checkpoints)
+    return Checkpoints(path, self.config.train.keep)
 
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first."""
@@ -225,7 +245,6 @@ def build(config: Config, workdir: Workdir) -> Run:
                                report={**splits.report, 'too_long': too_long})
   batches = pipeline.Batches(config, train, tokenizer,
                              curriculum.build(config.optim, len(train), parts),
-                             (jax.process_index(), jax.process_count()),
                              told=bool(config.explicit.source) and config.explicit.joint)
   run = Run(config, workdir, splits, tokenizer, batches,
             {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
@@ -244,8 +263,7 @@ def _build_text(config: Config, workdir: Workdir) -> Run:
   ids = text.encode(found, tokenizer)
   crops = max(len(ids.train) // config.data.block, config.optim.batch_size)  # an epoch
   length = curriculum.build(config.optim, crops)
-  batches = text.Batches(config, ids.train, length,
-                         (jax.process_index(), jax.process_count()))
+  batches = text.Batches(config, ids.train, length)
   return Run(config, workdir, ids, tokenizer, batches, {})
 
 

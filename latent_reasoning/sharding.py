@@ -136,12 +136,12 @@ def state(config: Config, like: Any, mesh: Mesh) -> Any:
 
 
 def batch(tree: Any, mesh: Mesh) -> Any:
-  """Puts this process's rows of a batch on the mesh, cut over `data` and `fsdp`."""
+  """Puts a batch on the mesh, cut over `data` and `fsdp`; every process holds it whole."""
   if mesh.size == 1:
     return tree
   place = NamedSharding(mesh, BATCH)
   return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else
-                      jax.make_array_from_process_local_data(place, a), tree)
+                      jax.make_array_from_callback(a.shape, place, lambda at: a[at]), tree)
 
 
 def whole(like: Any, mesh: Mesh) -> Any:

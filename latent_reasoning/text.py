@@ -42,21 +42,19 @@ def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> pipeline.Batch:
 class Batches(pipeline.Stepwise):
   """Random crops of the training text, a function of (seed, step), as in nanoGPT."""
 
-  def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum,
-               process: tuple[int, int] = (0, 1)):
-    self.config, self.ids, self.curriculum, self.process = config, ids, curriculum, process
+  def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum):
+    self.config, self.ids, self.curriculum = config, ids, curriculum
     self.method = layout.method(config.method)
     if len(ids) <= config.data.block:
       raise InputError(f'the training text has {len(ids)} tokens; expected more than '
                        f'config.data.block {config.data.block}')
 
   def at(self, step: int) -> pipeline.Batch:
-    """Returns this process's rows of a global step."""
+    """Returns the rows of a step."""
     length = self.config.data.block + 1
     draw = np.random.default_rng((self.config.seed, step))
     at = draw.integers(len(self.ids) - length + 1, size=self.config.optim.batch_size)
-    index, count = self.process
-    return rows(np.stack([self.ids[i:i + length] for i in at[index::count]]))
+    return rows(np.stack([self.ids[i:i + length] for i in at]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

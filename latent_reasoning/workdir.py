@@ -7,10 +7,12 @@ import pathlib
 from typing import Any
 
 from latent_reasoning import config as config_lib
+from latent_reasoning import distributed
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 
-PLACE = ('mesh.',)  # keys that say where it runs, not what
+# Keys that say where it runs, not what.
+PLACE = ('mesh.', 'train.compilation_cache', 'train.checkpoint_dir', 'train.peer_timeout')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
@@ -90,6 +92,9 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+  """As `write_json`; of several processes, one writes."""
+  if not distributed.writes():
+    return
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)

@@ -52,16 +52,6 @@ def test_batches(make):
   assert not np.array_equal(batch.tokens, run.batches.at(2).tokens)
 
 
-def test_processes_share_a_batch(make):
-  """Two processes hold the rows of one."""
-  run = make()
-  parts = [text.Batches(run.config, run.splits.train, run.curriculum, (i, 2)).at(1)
-           for i in range(2)]
-  whole = run.batches.at(1)
-  np.testing.assert_array_equal(parts[0].tokens, whole.tokens[::2])
-  np.testing.assert_array_equal(parts[1].tokens, whole.tokens[1::2])
-
-
 @pytest.mark.parametrize('length', [2, 9, 10, 25, 31])
 def test_loss_of_a_whole_split(make, length):
   """Every token but the first counts once, however blocks and batches fall."""

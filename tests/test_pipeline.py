@@ -139,10 +139,10 @@ def tokenizer(tiny_config, tmp_path_factory):
 @pytest.fixture(scope='module')
 def make(tiny_config, tokenizer):
   """Makes Batches from a number of problems and dotted keys."""
-  def build(count=20, process=(0, 1), **changes):
+  def build(count=20, **changes):
     config = tiny_config(**{'optim.batch_size': 4, **changes})
     return pipeline.Batches(config, examples(count), tokenizer,
-                            curriculum.build(config.optim, count), process)
+                            curriculum.build(config.optim, count))
   return build
 
 
@@ -206,18 +206,6 @@ def test_progress_reaches_the_rows(make):
     assert weights == {0.0, 1 - step / 4, 1.0}
 
 
-@pytest.mark.parametrize('step', [0, 6, 9])
-@pytest.mark.parametrize('window', [1, 3])
-def test_processes_interleave(make, step, window):
-  """The rows of all processes, interleaved, are the rows of one."""
-  change = {'data.sort_window': window}
-  whole = make(**change).at(step)
-  parts = [make(process=(i, 2), **change).at(step) for i in range(2)]
-  for one, other, all_rows in zip(*map(jax.tree.leaves, (*parts, whole)), strict=True):
-    array = np.stack([one, other], axis=1)
-    np.testing.assert_array_equal(array.reshape(-1, *array.shape[2:]), all_rows)
-
-
 def test_sort_window(make):
   """A window has the same problems as without sorting, in batches alike in length."""
   plain, sorted_ = make(24), make(24, **{'data.sort_window': 3})
@@ -238,13 +226,6 @@ def test_fewer_problems_than_a_batch(make):
   """It is an error, and says so."""
   with pytest.raises(InputError, match='has 3 problems, fewer than'):
     make(3)
-
-
-def test_processes_must_divide_the_batch(make):
-  """Processes times microbatches must cut a batch evenly."""
-  make(process=(1, 2), **{'optim.accumulate': 2})
-  with pytest.raises(InputError, match='batch_size 4 is not a multiple of 3 processes'):
-    make(process=(0, 3))
 
 
 def test_too_long(tiny_config, tokenizer):
