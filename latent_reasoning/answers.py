@@ -142,8 +142,10 @@ def _f1(predicted: str, reference: str) -> float:
   return 2 * common / (said.total() + right.total()) if common else float(said == right)
 
 
-def canonical(text: str) -> str:
-  """One spelling for answers that mean the same, to count votes by."""
+def canonical(text: str, rule: str = 'numeric') -> str:
+  """One spelling for answers that mean the same by a rule, to count votes by."""
+  if rule == 'letter':
+    return letter(text) or _plain(extract(text))
   found = number(extract(text)) if is_numeric(text) else None
   return _plain(extract(text)) if found is None else f'{found.normalize():f}'
 

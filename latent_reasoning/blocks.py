@@ -79,8 +79,11 @@ def fill(rows: list, size: int) -> list:
   return rows + rows[-1:] * (size - len(rows))
 
 
-def collect(answerer: Answerer, examples: Sequence[Example]) -> Seen:
-  """Answers every problem that fits at every block, and looks at the blocks' states."""
+def collect(answerer: Answerer, examples: Sequence[Example], rule: str) -> Seen:
+  """Answers every problem that fits at every block, and looks at the blocks' states.
+
+  `rule` says how answers are compared (answers.RULES).
+  """
   require(answerer)
   size, collected = answerer.config.eval.batch_size, []
   for index, rows in parts(answerer, examples):
@@ -98,8 +101,8 @@ def collect(answerer: Answerer, examples: Sequence[Example]) -> Seen:
   return Seen(
       np.array(index), np.array([len(e.question) for e in encoded]),
       np.stack(states), np.array(texts),
-      np.array([[answers.canonical(t) for t in row] for row in texts]),
-      np.array([[answers.same(t, e.answer) for t in row]
+      np.array([[answers.canonical(t, rule) for t in row] for row in texts]),
+      np.array([[answers.correct(rule, t, (e.answer, *e.others)) for t in row]
                 for e, row in zip(own, texts, strict=True)]),
       np.stack(confidence), np.array([_values(e.steps, steps) for e in own]),
       np.array([_next_tokens(e, blocks) for e in encoded]),
@@ -166,7 +169,7 @@ def _observe(model, params, batch: pipeline.Batch, ends):
   return states.astype(jnp.float32), total(logp * spoken) / total(spoken)
 
 
-def by_budget(answerer: Answerer, examples: Sequence[Example]) -> list[float]:
+def by_budget(answerer: Answerer, examples: Sequence[Example], rule: str) -> list[float]:
   """Accuracy with 0, 1, … `answerer.blocks` blocks, problems that do not fit left out.
 
   A readout sees no block after its own, so one row holds every budget.
@@ -178,6 +181,6 @@ def by_budget(answerer: Answerer, examples: Sequence[Example]) -> list[float]:
         layout.Readout(row.readouts[0].until - answerer.config.rim.block_tokens - 2),
         *row.readouts]) for row in rows]
     texts = answerer.read(answerer.generate(fill(with_none, size))[:len(rows)])
-    hits += [[answers.same(t, examples[i].answer) for t in row]
+    hits += [[answers.correct(rule, t, (examples[i].answer, *examples[i].others)) for t in row]
              for i, row in zip(index, texts, strict=True)]
   return np.mean(hits, axis=0).tolist()

@@ -3,8 +3,10 @@
 Orbax judges a checkpoint complete by its name and keeps no checksum of array
 data, so each one carries a hash per array in its metadata. A hash is worked out on
 the devices and does not depend on where the parts of an array lie, so a checkpoint
-is verified on any mesh and by any number of processes. `restore` falls back to the
-newest sound checkpoint; an unsound one is set aside, never deleted.
+is verified on any mesh and by any number of processes. Beside the checkpoints lies a
+seal of each: sizes of its files, and hashes of the small ones, for what no array shows.
+`restore` falls back to the newest sound checkpoint; an unsound one is set aside, never
+deleted.
 """
 
 import contextlib
@@ -27,6 +29,13 @@ from orbax.checkpoint import checkpoint_managers
 from latent_reasoning import distributed
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.step import TrainState
+
+SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
+
+
+# Orbax logs the traceback of a failed save beside raising it; the raise becomes our error.
+logging.get_absl_logger().addFilter(
+    lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
@@ -71,6 +80,18 @@ def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
       text = f'{text} {"".join(f"{part:08x}" for part in prints[i])}'
     described[jax.tree_util.keystr(path)] = text
   return described
+
+
+def _contents(folder: epath.Path) -> dict[str, str]:
+  """{file: 'size hash'} of a folder, without the hash where a file is not `SMALL`."""
+  found = {}
+  for file in sorted(folder.iterdir()):
+    if file.is_dir():
+      found.update({f'{file.name}/{k}': v for k, v in _contents(file).items()})
+    else:
+      size = file.stat().length
+      found[file.name] = f'{size} {_hash(file.read_bytes())}' if size <= SMALL else str(size)
+  return found
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -164,6 +185,9 @@ class Checkpoints:
     meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
     if accuracy is not None:
       self._accuracy[step] = accuracy
+    self.wait()
+    if distributed.writes():
+      self._seal_of(step).unlink(missing_ok=True)  # of an earlier one of this step
     with self._saving():
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
@@ -172,6 +196,39 @@ class Checkpoints:
     """Blocks until the last save is on disk."""
     with self._saving():
       self._manager.wait_until_finished()
+      self._seal()
+
+  def _seal_of(self, step: int) -> epath.Path:
+    return self.path.with_name(f'{self.path.name}.seals') / f'{step}.json'
+
+  def _seal(self) -> None:
+    """Writes the seals that are missing, and removes those of checkpoints that are gone."""
+    if not distributed.writes():
+      return
+    folder, steps = self._seal_of(0).parent, self.steps()
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+      if not self._seal_of(step).exists():
+        text = json.dumps(_contents(self.path / str(step)))
+        temporary = folder / f'.{step}.tmp'
+        temporary.write_text(text)
+        temporary.replace(self._seal_of(step))
+    for seal in folder.glob('*.json'):
+      if seal.stem.isdigit() and int(seal.stem) not in steps:
+        seal.unlink(missing_ok=True)
+
+  def _broken_seal(self, step: int) -> str:
+    """What differs from a seal; '': nothing, or the writer was killed before it sealed."""
+    try:
+      sealed = json.loads(self._seal_of(step).read_text())
+    except (OSError, ValueError):
+      return ''
+    found = _contents(self.path / str(step))
+    wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f))
+    if not wrong:
+      return ''
+    return f'its file {wrong[0]} is ' + (
+        'not as it was written' if wrong[0] in found else 'gone')
 
   @contextlib.contextmanager
   def _saving(self):
@@ -182,12 +239,11 @@ class Checkpoints:
       raise
     except Exception as error:  # noqa: BLE001 orbax raises many kinds, a full disk's too
       self._manager = None  # it would wait for that save again
-      sound = sorted((int(p.name) for p in self.path.iterdir() if p.name.isdigit()),
-                     reverse=True)
+      complete = [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]
       raise TrainingError(
           f'a checkpoint could not be saved in {self.path}: {type(error).__name__}: '
           f'{str(error).strip().splitlines()[0][:300]}. '
-          + (f'The newest complete one is of step {sound[0]}' if sound else
+          + (f'The newest complete one is of step {max(complete)}' if complete else
              'There is no complete one yet')
           + '; free space or mend the folder, and the same command goes on') from None
 
@@ -230,6 +286,8 @@ class Checkpoints:
     return None
 
   def _try(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
+    if broken := self._broken_seal(step):
+      return None, broken
     meta = self._meta(step)
     if not meta:
       return None, 'its metadata cannot be read, or its hash differs'
@@ -273,6 +331,7 @@ class Checkpoints:
         number += 1
         aside = folder / f'{step}.{number}'
       (self.path / str(step)).rename(aside)
+      self._seal_of(step).unlink(missing_ok=True)
     aside = epath.Path(distributed.share(str(aside)))
     self._accuracy.pop(step, None)
     self._manager.reload()

@@ -179,10 +179,9 @@ def leave(status: int, reason: str = '') -> None:
 
 
 def finish(status: int) -> None:
-  """Ends this process: together with the others where all went well or was saved."""
-  if count() > 1:
-    if status in (0, 143):
-      import jax
-      jax.distributed.shutdown()
-    leave(status)
-  sys.exit(status)
+  """Ends the program: together with the others where all went well or was saved, and at
+  once where not, before what was left half done tells of it in tracebacks."""
+  if count() > 1 and status in (0, 143):
+    import jax
+    jax.distributed.shutdown()
+  leave(status)

@@ -93,7 +93,7 @@ def edit(rows: Sequence[layout.Row], lengths: Sequence[int], width: int, other: 
   return Edit(at, np.asarray(other, np.int32), position.astype(np.int32), np.float32(scale))
 
 
-def controls(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
+def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict[str, Any]:
   """Accuracy of the final answer under each intervention.
 
   Donors are in the same batch: for 'transplanted', a question of the same length, so
@@ -117,7 +117,7 @@ def controls(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
   for index, prompts in blocks.parts(answerer, examples):
     n = len(prompts)
     total += n
-    truth = [answers.canonical(examples[i].answer) for i in index]
+    truth = [answers.canonical(examples[i].answer, rule) for i in index]
     filled = blocks.fill(prompts, size)
     lengths = [len(r.prefix) - wide * count for r in filled]
     rows = [reread(r, ids.block_close) for r in filled]
@@ -125,7 +125,7 @@ def controls(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
 
     def say(rows, edit=None, n=n):
       texts = answerer.read(answerer.generate(rows, edit=edit)[:n])
-      return np.array([answers.canonical(text[-1]) for text in texts])
+      return np.array([answers.canonical(text[-1], rule) for text in texts])
 
     def changed(scale, other, block=None, rows=rows, lengths=lengths, width=width):
       return say(rows, edit(rows, lengths, width, other, scale, block, wide))

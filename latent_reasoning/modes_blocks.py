@@ -63,7 +63,7 @@ def controls(run: Run) -> int:
   """Prints the table of interventions and writes controls.json."""
   found = restored(run)
   result = {**_of(run, found.step), **intervene.controls(
-      run.answerer(found.state.params), run.test)}
+      run.answerer(found.state.params), run.test, run.splits.report['rules']['test'])}
   workdir.write_json(run.workdir.controls, result)
   rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
            "became the donor's %", 'by chance %']]
@@ -81,14 +81,14 @@ def look_inside(run: Run) -> int:
   config, found = run.config, restored(run)
   answerer, path = run.answerer(found.state.params), run.workdir.path
   say = tqdm.tqdm.write if sys.stderr.isatty() else print
-  seen = {}
+  seen, rules = {}, run.splits.report['rules']
   valid = run.splits.valid[:run.config.eval.test_problems or None]
   for split, own in (('valid', valid), ('test', run.test)):
-    seen[split] = blocks.collect(answerer, own)
+    seen[split] = blocks.collect(answerer, own, rules[split])
     seen[split].save(path / f'blocks_{split}.npz')
   valid, test = seen['valid'], seen['test']
   chosen = choose.compare(valid, test)
-  budget = blocks.by_budget(_with_blocks(run, answerer), run.test)
+  budget = blocks.by_budget(_with_blocks(run, answerer), run.test, rules['test'])
   say(_choice(chosen, test, budget))
   examples = run.test
   earlier, steps = _earlier(run, found.step, examples[:TRAJECTORY])
@@ -137,7 +137,8 @@ def _earlier(run: Run, last: int, examples):
   try:
     for step in steps:
       params = checkpoints.restore(run.like, step).state.params
-      seen.append(blocks.collect(run.answerer(params), examples))
+      seen.append(blocks.collect(run.answerer(params), examples,
+                                 run.splits.report['rules']['test']))
   except InputError as error:
     raise InputError(f'{error}; move it away') from None
   finally:

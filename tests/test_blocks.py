@@ -32,7 +32,7 @@ def examples(answerer):
 
 @pytest.fixture(scope='module')
 def seen(answerer, examples):
-  return blocks.collect(answerer, examples)
+  return blocks.collect(answerer, examples, 'numeric')
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,7 +91,7 @@ def test_file(seen, tmp_path):
 
 def test_budget(answerer, examples, seen):
   """With k blocks, the answer of block k; with none, that of the bare question."""
-  found = blocks.by_budget(answerer, examples)
+  found = blocks.by_budget(answerer, examples, 'numeric')
   np.testing.assert_allclose(found[1:], seen.correct.mean(0))
   bare = [layout.plain(q, [layout.Readout(len(q))]) for q in (
       answerer.tokenizer.encode(e.question + '\n') for e in examples)]
@@ -104,15 +104,25 @@ def test_budget(answerer, examples, seen):
 def test_too_long_is_left_out(answerer, examples, seen):
   """A question without room is not collected; its neighbours are the same."""
   long = Example('1+' * 30 + '1', ('1',), '1')
-  found = blocks.collect(answerer, [examples[0], long, *examples[1:]])
+  found = blocks.collect(answerer, [examples[0], long, *examples[1:]], 'numeric')
   assert found.index.tolist() == [0, 2, 3, 4, 5]
   np.testing.assert_allclose(found.states, seen.states, atol=1e-5)
   with pytest.raises(InputError, match='no question fits'):
-    blocks.collect(answerer, [long])
+    blocks.collect(answerer, [long], 'numeric')
 
 
 def test_other_methods_have_no_blocks(answerer):
   direct = dataclasses.replace(answerer.config, method='direct')
   other = type(answerer)(direct, answerer.model, answerer.params, answerer.tokenizer)
   with pytest.raises(InputError, match='no blocks'):
-    blocks.collect(other, [])
+    blocks.collect(other, [], 'numeric')
+
+
+def test_the_rule_of_the_data(answerer, examples, monkeypatch):
+  """Answers are compared, and votes counted, as evaluation does."""
+  said = [['the answer is B', '(b)', 'B) 12']] * len(examples)
+  monkeypatch.setattr(answerer, 'read', lambda tokens: said[:len(tokens)])
+  choice = [dataclasses.replace(e, answer='B') for e in examples]
+  found = blocks.collect(answerer, choice, 'letter')
+  assert found.correct.all() and (found.votes == 'B').all()
+  assert not blocks.collect(answerer, choice, 'text').correct[:, 0].any()

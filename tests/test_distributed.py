@@ -39,7 +39,7 @@ def cache(tmp_path_factory):
 class Group:
   """Some processes of one command; stderr of each is in a file beside the workdir."""
 
-  def __init__(self, path, cache, count=2, mode='train', **changes):
+  def __init__(self, path, cache, count=2, mode='train', stderr=None, **changes):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
@@ -50,7 +50,7 @@ class Group:
     for i in range(count):
       place = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}',
                f'--process_id={i}'] if count > 1 else []
-      self.files.append(path.with_name(f'{path.name}.{i}.err'))
+      self.files.append(stderr or path.with_name(f'{path.name}.{i}.err'))
       self.processes.append(subprocess.Popen(
           [sys.executable, '-m', 'latent_reasoning.main', f'--config={CONFIG}',
            f'--workdir={path}', f'--mode={mode}', *place,

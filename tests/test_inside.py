@@ -56,7 +56,7 @@ def test_values_are_read_where_they_are():
 
 def test_lens_of_the_final_state(answerer):
   """There the lens says what the model says; the last two entries of a state agree."""
-  seen = blocks.collect(answerer, EXAMPLES)
+  seen = blocks.collect(answerer, EXAMPLES, 'numeric')
   said = np.asarray(answerer.generate([answerer.row(e.question) for e in EXAMPLES]))[:, :, 0]
   found = inside.lens(answerer, seen)
   for name, truth in (('next step', seen.next_token),

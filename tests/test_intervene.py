@@ -108,7 +108,7 @@ def test_no_blocks(answerer):
 def test_table(answerer):
   """Counts, and that the untouched line is the ordinary evaluation."""
   examples = [Example(q, (), '3') for q in QUESTIONS]
-  found = intervene.controls(answerer, [*examples, Example('1', (), '1')])
+  found = intervene.controls(answerer, [*examples, Example('1', (), '1')], 'numeric')
   lines = {line['name']: line for line in found['lines']}
   texts = list(answerer.texts(QUESTIONS + ['1']))
   right = [t[-1] == a for t, a in zip(texts, '33331', strict=True)]
@@ -123,4 +123,4 @@ def test_blind_models_are_refused(answerer):
   config = dataclasses.replace(answerer.config, rim=rim)
   other = type(answerer)(config, answerer.model, answerer.params, answerer.tokenizer)
   with pytest.raises(InputError, match='readout_sees_question'):
-    intervene.controls(other, [])
+    intervene.controls(other, [], 'numeric')

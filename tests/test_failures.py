@@ -1,0 +1,283 @@
+"""What becomes of a run when something fails: each test really does it.
+
+The long ones print the figures of the README's reliability table:
+  pytest -m slow -s -n 0 tests/test_failures.py
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_distributed import CONFIG, SHORT, Group, losses, records
+
+from latent_reasoning import loop, main, metrics
+from latent_reasoning.checkpoint import Checkpoints
+from latent_reasoning.errors import InputError, TrainingError
+
+LONG = {'optim.stage1.steps': 300, 'optim.stage2.steps': 200, 'train.save_every': 5,
+        'optim.stage2.optimizer': 'muon'}
+KILLS, TERMS, DAMAGES = 50, 20, 100
+GRACE = 30.0  # seconds that a cloud leaves a machine after SIGTERM
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+def newest(path):
+  """The newest checkpoint's step and what it holds: type, shape and hash of each array."""
+  folder = path / 'checkpoints'
+  step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+  return step, json.loads((folder / f'{step}/meta/metadata').read_text())['arrays']
+
+
+def small(tiny_config, **changes):
+  one_shape = {k: v for k, v in SHORT.items() if k.startswith('data.buckets')}
+  return tiny_config(**{**one_shape, 'model.layers': 1, 'train.save_every': 2,
+                        'train.eval_every': 0, **changes})
+
+
+def test_file_too_large(cache, tmp_path):
+  """A write that the system refuses: one line, status 1, what was saved is kept."""
+  limit = 8_000  # bytes of a file; checkpoints are larger, logs and results are not
+  old = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))  # children inherit it
+  try:
+    group = Group(tmp_path / 'run', cache, 1)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+  assert group.statuses() == [1], group.errors()
+  err = group.errors()
+  assert err.count('error: ') == 1 and 'could not be saved' in err and 'free space' in err
+  assert 'Traceback' not in err
+  again = Group(tmp_path / 'run', cache, 1)
+  assert again.statuses() == [0], again.errors()
+  assert len(losses(again.path)) == 20
+
+
+def test_full_log(tmp_path, monkeypatch, capsys):
+  """No space left for metrics.jsonl is one line and status 1; nothing passes in silence."""
+  if not os.path.exists('/dev/full'):
+    pytest.skip('no /dev/full here')
+
+  def full(self, *args):
+    real(self, *args)
+    self._file.close()
+    self._file = open('/dev/full', 'a')  # noqa: SIM115
+  real = metrics.Metrics.__init__
+  monkeypatch.setattr(metrics.Metrics, '__init__', full)
+  assert main.main(['main', f'--config={CONFIG}', f'--workdir={tmp_path}', *(
+      f'--config.{k}={v}' for k, v in SHORT.items())]) == 1
+  err = capsys.readouterr().err
+  assert err.count('error: ') == 1 and 'No space left' in err and 'Traceback' not in err
+
+
+def test_full_disk(cache, tmp_path):
+  """A file system of 300 KB: checkpoints fill it, and after mending training goes on."""
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', str(disk)],
+                           capture_output=True)
+  if mounted.returncode:
+    pytest.skip('only root can mount a small disk')
+  try:
+    many = {'train.keep': 50, 'train.save_every': 1}
+    group = Group(disk / 'run', cache, 1, stderr=tmp_path / 'err', **many)
+    assert group.statuses() == [1], group.errors()
+    assert group.errors().count('error: ') == 1 and 'Traceback' not in group.errors()
+    found = [p for p in (disk / 'run/checkpoints').iterdir() if p.name.isdigit()]
+    subprocess.run(['mount', '-o', 'remount,size=30m', str(disk)], check=True)
+    again = Group(disk / 'run', cache, 1, stderr=tmp_path / 'again', **many)
+    assert again.statuses() == [0], again.errors()
+    assert found and 'resuming from step' in again.errors()
+    assert len(losses(again.path)) == 20
+  finally:
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_unwritable(cache, tmp_path):
+  """A workdir inside a file is told at the door."""
+  (tmp_path / 'file').write_text('')
+  group = Group(tmp_path / 'file/run', cache, 1, stderr=tmp_path / 'err')
+  assert group.statuses() == [2]
+  assert 'cannot use' in (tmp_path / 'err').read_text()
+
+
+def test_data_that_changed(tiny_config, make_run, tmp_path):
+  """The same paths hold other problems than when the run began: an error, nothing lost."""
+  def write(name, numbers):
+    lines = [json.dumps({'question': f'{a}+{b}', 'steps': [f'{a}+{b}={a + b}'],
+                         'answer': str(a + b)}) for a, b in numbers]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines) + '\n')
+  for name, start in (('train', 1), ('valid', 4), ('test', 7)):
+    write(name, [(a, b) for a in range(start, start + 3) for b in range(9)])
+  config = small(tiny_config, **{
+      'data.name': 'files', 'data.dir': str(tmp_path), 'optim.stage2.steps': 6})
+  state = loop.train(make_run(config, tmp_path / 'run'))
+  again = loop.train(make_run(config, tmp_path / 'run'))  # unchanged: it resumes
+  assert int(again.step) == int(state.step)
+  write('train', [(a, b) for a in range(1, 4) for b in range(1, 9)])
+  with pytest.raises(InputError, match='data changed since .*: train hold'):
+    loop.train(make_run(config, tmp_path / 'run'))
+  assert newest(tmp_path / 'run')[0] == int(state.step)
+
+
+def test_another_configuration_in_a_bucket(tiny_config, make_run, tmp_path):
+  """Checkpoints elsewhere know their configuration, also where the workdir is a new one."""
+  config = small(tiny_config, **{'train.checkpoint_dir': str(tmp_path / 'bucket')})
+  loop.train(make_run(config, tmp_path / 'a/run'))
+  assert not (tmp_path / 'a/run/checkpoints').exists()
+  loop.train(make_run(config, tmp_path / 'b/run'))  # a new machine
+  other = small(tiny_config, **{'train.checkpoint_dir': str(tmp_path / 'bucket'),
+                                'optim.stage2.learning_rate': 0.5})
+  with pytest.raises(InputError, match='stage2.learning_rate: .* -> 0.5'):
+    loop.train(make_run(other, tmp_path / 'c/run'))
+
+
+def test_bucket_without_its_library(tmp_path):
+  """gs:// needs an extra, and the error names it."""
+  pytest.importorskip('etils')
+  try:
+    import gcsfs  # noqa: F401
+  except ImportError:
+    with pytest.raises(InputError, match=r"latent_reasoning\[gcs\]"):
+      Checkpoints('gs://nowhere/run')
+
+
+def test_a_save_that_failed_stops(tiny_config, make_run, tmp_path, monkeypatch):
+  """Orbax's own error becomes one of ours, which names the newest complete step."""
+  run = make_run(small(tiny_config), tmp_path)
+  real = Checkpoints.save
+
+  def save(self, state, *args, **kwargs):
+    if int(state.step) == 6:
+      monkeypatch.setattr(self._manager, 'save', lambda *a, **k: 1 / 0)
+    return real(self, state, *args, **kwargs)
+
+  monkeypatch.setattr(Checkpoints, 'save', save)
+  with pytest.raises(TrainingError, match='ZeroDivisionError.*is of step 4;'):
+    loop.train(run)
+
+
+@pytest.mark.slow
+def test_fifty_kills(cache, tmp_path):
+  """SIGKILL at random moments, saves included: the end has the same bits."""
+  began = time.monotonic()
+  whole = Group(tmp_path / 'whole', cache, 1, **LONG)
+  assert whole.statuses() == [0], whole.errors()
+  saving, steps, done = 0, [], 0
+  chance = random.SystemRandom()
+  while done < KILLS:
+    group = Group(tmp_path / 'run', cache, 1, **LONG)
+    before = len(records(group.path))
+    deadline = time.monotonic() + 120
+    while len(records(group.path)) <= before and done % 5:  # each fifth: while it starts
+      assert group.processes[0].poll() is None, group.errors()
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    # Long enough to come forward, short enough that fifty fit into the run.
+    time.sleep(chance.uniform(0, 0.5 if done % 5 else 6.0))
+    saving += bool(list((group.path / 'checkpoints').glob('*tmp*')))
+    group.processes[0].kill()
+    if group.statuses() == [-signal.SIGKILL]:
+      done += 1
+      steps.append(max((r['step'] for r in records(group.path)), default=0))
+    else:
+      break  # it ended before
+  again = Group(tmp_path / 'run', cache, 1, **LONG)
+  assert again.statuses() == [0], again.errors()
+  same = newest(tmp_path / 'run') == newest(tmp_path / 'whole')
+  print(f'\n{done} SIGKILLs, {saving} of them during a save, at steps {steps}; final '
+        f'parameters and optimizer state bit-identical: {same}; '
+        f'{time.monotonic() - began:.0f} s')
+  assert done == KILLS and same
+  assert losses(again.path) == losses(whole.path)
+
+
+@pytest.mark.slow
+def test_twenty_terms(cache, tmp_path):
+  """SIGTERM at random moments: saved within the grace period, and the same bits."""
+  whole = Group(tmp_path / 'whole', cache, 1, **LONG)
+  assert whole.statuses() == [0], whole.errors()
+  seconds, chance = [], random.SystemRandom()
+  for _ in range(TERMS):
+    group = Group(tmp_path / 'run', cache, 1, **LONG)
+    before = len(records(group.path))
+    while len(records(group.path)) <= before:
+      assert group.processes[0].poll() is None, group.errors()
+      time.sleep(0.01)
+    time.sleep(chance.uniform(0, 0.3))
+    began = time.monotonic()
+    group.processes[0].send_signal(signal.SIGTERM)
+    assert group.statuses() == [143], group.errors()
+    seconds.append(time.monotonic() - began)
+  again = Group(tmp_path / 'run', cache, 1, **LONG)
+  assert again.statuses() == [0], again.errors()
+  same = newest(tmp_path / 'run') == newest(tmp_path / 'whole')
+  print(f'\n{TERMS} SIGTERMs: ended saved with status 143 after {np.median(seconds):.2f} s, at '
+        f'most {max(seconds):.2f} s; final state bit-identical: {same}')
+  assert same and max(seconds) < GRACE
+
+
+def damage(folder, chance: random.Random) -> str:
+  """Flips a bit, cuts, or removes something of a checkpoint; returns what."""
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  file = chance.choice([p for p in files if p.stat().st_size])
+  kind = chance.choice(('bit', 'bit', 'cut', 'file', 'item'))
+  data = bytearray(file.read_bytes())
+  if kind == 'bit':
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    file.write_bytes(data)
+  elif kind == 'cut':
+    file.write_bytes(data[:chance.randrange(len(data))])
+  elif kind == 'file':
+    file.unlink()
+  else:
+    shutil.rmtree(chance.choice([p for p in folder.iterdir() if p.is_dir()]))
+  return kind
+
+
+@pytest.mark.parametrize('count', [
+    10, pytest.param(DAMAGES, marks=pytest.mark.slow)])
+def test_random_damage(count, tiny_config, make_run, tmp_path):
+  """Of the newest checkpoint: always found, and the one before restored as it was."""
+  run = make_run(small(tiny_config), tmp_path / 'run')
+  loop.train(run)
+  step, _ = newest(tmp_path / 'run')
+  arrays = json.loads((tmp_path / f'run/checkpoints/{step - 2}/meta/metadata').read_text())
+  kinds, warned, recovered = [], [], 0
+  for seed in range(count):
+    place = tmp_path / str(seed)
+    shutil.copytree(tmp_path / 'run/checkpoints', place / 'checkpoints')
+    shutil.copytree(tmp_path / 'run/checkpoints.seals', place / 'checkpoints.seals')
+    kinds.append(damage(place / f'checkpoints/{step}', random.Random(seed)))
+    checkpoints = Checkpoints(place / 'checkpoints', warn=warned.append)
+    found = checkpoints.restore(run.like)
+    checkpoints.close()
+    recovered += found.step == step - 2 and found.meta['arrays'] == arrays['arrays']
+    shutil.rmtree(place)
+  print(f'\n{count} random corruptions {({k: kinds.count(k) for k in sorted(set(kinds))})}: '
+        f'{len(warned)} detected, {recovered} recovered from the checkpoint before')
+  assert len(warned) == recovered == count
+
+
+def test_unsealed(tiny_config, make_run, tmp_path):
+  """A writer killed before the seal: the checkpoint is believed by its own hashes."""
+  run = make_run(small(tiny_config), tmp_path)
+  state = loop.train(run)
+  shutil.rmtree(tmp_path / 'checkpoints.seals')
+  checkpoints = run.checkpoints()
+  found = checkpoints.restore(run.like)
+  checkpoints.close()
+  assert found.step == int(state.step)
+  for a, b in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
