@@ -10,7 +10,10 @@ Variants:
   :short     1,300 steps
   :smoke     the whole path on a toy, in minutes; its numbers mean nothing
   :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
-  :map       chains of 2 … 6 operations, 2 and 4 layers, widths 32 and 64; seed 0
+  :length    chains of 2, 4 and 6 operations, a model for each
+  :depth     1, 2, 4 and 6 layers, chains of 4
+  :width     width 32, 64 and 128, chains of 4
+  :blocks    1, 2, 4, 6 and 8 blocks of RiM, and as many pause tokens, chains of 4
   :scale     54 thousand to 6.3 million parameters
 """
 
@@ -21,6 +24,7 @@ import ml_collections
 
 base = runpy.run_path(str(pathlib.Path(__file__).with_name('rim_arithmetic.py')))['get_config']
 
+MAPPED = ('direct', 'direct_steps', 'pause_steps', 'rim', 'cot')
 METHODS = (*(f'{name} method={name}' for name in (
     'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut')),
            'codi method=codi rim.peers.thoughts=4 rim.peers.projection=True',
@@ -44,15 +48,16 @@ SIZES = {'tiny': (2, 32, 4), 'small': (4, 64, 4), 'medium': (6, 128, 8), 'large'
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  if variant not in ('', 'short', 'smoke', 'controls', 'map', 'scale'):
-    raise ValueError(f"compare_arithmetic has no variant '{variant}'; expected short, smoke, "
-                     'controls, map or scale')
+  if variant not in VARIANTS:
+    raise ValueError(f"compare_arithmetic has no variant '{variant}'; expected one of "
+                     f'{VARIANTS[1:]}')
   c = base('4')
-  c.data.arithmetic.min_steps = 2
+  if variant in ('', 'short', 'smoke', 'controls'):
+    c.data.arithmetic.min_steps = 2
   c.sweep.runs = METHODS
   c.sweep.seeds = (0, 1, 2)
   c.sweep.control = 'direct'
-  if variant in ('short', 'map'):
+  if variant == 'short':
     c.optim.stage1.steps, c.optim.stage2.steps = 800, 500
     c.train.eval_every = c.train.save_every = 250
     c.data.arithmetic.test_size = 1_000
@@ -61,23 +66,32 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.sweep.runs = _longer_parts(c)
   if variant == 'controls':
     c.sweep.runs = CONTROLS
-  elif variant == 'map':
-    c.sweep.seeds = (0,)
-    c.sweep.control = ''  # each length and size has its own
-    c.sweep.runs = tuple(
-        f'{method}_{steps}_{layers}_{width} method={method} model.layers={layers} '
-        f'model.width={width} model.hidden={4 * width} {_chain(steps, c)}'
-        for steps in (2, 3, 4, 5, 6) for layers in (2, 4) for width in (32, 64)
-        for method in ('direct', 'direct_steps', 'rim', 'cot'))
-  elif variant == 'scale':
-    c.sweep.seeds = (0,)
-    c.sweep.control = ''
-    c.sweep.runs = tuple(
-        f'{method}_{size} method={method} model.layers={layers} model.width={width} '
-        f'model.heads={heads} model.hidden={4 * width}'
-        for size, (layers, width, heads) in SIZES.items()
-        for method in ('direct', 'rim', 'cot'))
+  elif variant in VARIED:
+    c.sweep.control = ''  # each size has its own
+    c.sweep.runs = VARIED[variant](c)
   return c
+
+
+def _mapped(name: str, methods: tuple[str, ...], values: dict) -> tuple[str, ...]:
+  """Runs of some methods with each of {value: overrides}."""
+  return tuple(f'{method}_{name}_{value} method={method} {more}'
+               for value, more in values.items() for method in methods)
+
+
+VARIED = {
+    'length': lambda c: _mapped('length', MAPPED, {n: _chain(n, c) for n in (2, 4, 6)}),
+    'depth': lambda c: _mapped('layers', MAPPED, {
+        n: f'model.layers={n}' for n in (1, 2, 4, 6)}),
+    'width': lambda c: _mapped('width', MAPPED, {
+        n: f'model.width={n} model.hidden={4 * n}' for n in (32, 64, 128)}),
+    'blocks': lambda c: _mapped('blocks', ('rim', 'pause_steps'), {
+        n: f'rim.blocks={n} rim.pause_tokens={4 * n} data.buckets.prefix=(10,{10 + 4 * n})'
+        f' data.buckets.count={(*range(1, max(4, n) + 1),)}'.replace(', ', ',')
+        for n in (1, 2, 4, 6, 8)}),
+    'scale': lambda c: _mapped('size', MAPPED, {
+        size: f'model.layers={layers} model.width={width} model.heads={heads} '
+        f'model.hidden={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
+VARIANTS = ('', 'short', 'smoke', 'controls', *VARIED)
 
 
 def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import pytest
 
 from latent_reasoning import checkpoint
 from latent_reasoning.checkpoint import Checkpoints
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.step import TrainState
 
 TX = optax.scale_by_adam()
@@ -347,3 +347,81 @@ def test_hash_tells_equal_from_unequal():
   for other in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.int32),
                 np.full((2, 3), 1e-45, np.float32), -np.zeros((2, 3), np.float32)):
     assert base != checkpoint.describe(Tree(other))
+
+
+def test_every_file_is_sealed(make, folder):
+  """A bit flipped in any file, a file cut or gone: found, whatever the file is for."""
+  saved(make, 1, 2).close()
+  files = sorted(p.relative_to(folder / '2') for p in (folder / '2').rglob('*')
+                 if p.is_file() and p.stat().st_size)
+  assert len(files) > 5
+  for number, name in enumerate(files):
+    place = folder.with_name(f'copy{number}')
+    shutil.copytree(folder, place)
+    shutil.copytree(folder.with_name('checkpoints.seals'),
+                    folder.with_name(f'copy{number}.seals'))
+    data = bytearray((place / '2' / name).read_bytes())
+    data[len(data) // 2] ^= 1 << number % 8
+    (place / '2' / name).write_bytes(data)
+    checkpoints = Checkpoints(place, warn=make.warned.append)
+    assert checkpoints.restore(like()).step == 1
+    assert f'its file {name} is not as it was written' in make.warned[-1]
+    checkpoints.close()
+
+
+def test_unsealed(make, folder):
+  """A writer killed before the seal: the checkpoint is believed by its own hashes."""
+  saved(make, 1, 2).close()
+  shutil.rmtree(folder.with_name('checkpoints.seals'))
+  assert_same(make().restore(like()).state, state(2))
+  flip_bit(folder, 2)
+  assert make().restore(like()).step == 1
+
+
+def test_seals_follow_the_checkpoints(make, folder):
+  """One of each there is; a step saved again has a new one."""
+  checkpoints = saved(make, 1, 2, 3, keep=2)
+  seals = folder.with_name('checkpoints.seals')
+  assert sorted(p.name for p in seals.iterdir()) == ['2.json', '3.json']
+  old = (seals / '3.json').read_text()
+  shutil.rmtree(folder / '3')
+  checkpoints.close()
+  again = make()
+  again.save(state(3).replace(step=jnp.asarray(3, jnp.int32), params=state(4).params))
+  again.wait()
+  assert (seals / '3.json').read_text() != old
+  assert make().restore(like()).step == 3 and make.warned == []
+
+
+def test_a_save_that_failed(make, folder, monkeypatch):
+  """Orbax's own error becomes one of ours, which names the newest complete step."""
+  checkpoints = saved(make, 1, 2)
+  monkeypatch.setattr(checkpoints._manager, 'save', lambda *a, **k: 1 / 0)
+  with pytest.raises(TrainingError, match='ZeroDivisionError.*complete one is of step 2;'):
+    checkpoints.save(state(3))
+  assert_same(make().restore(like()).state, state(2))
+
+
+def test_verify(make, folder):
+  """What is wrong with each, the newest first; nothing is moved."""
+  checkpoints = saved(make, 1, 2, 3)
+  flip_bit(folder, 2)
+  found = checkpoints.verify(lambda step: like())
+  assert list(found) == [3, 2, 1] and not found[3] and not found[1]
+  assert 'not as it was written' in found[2] and (folder / '2').is_dir()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_])
+def test_fingerprint(dtype):
+  """One bit, one place, one swap: another fingerprint."""
+  a = np.random.default_rng(0).integers(0, 2, (7, 5)).astype(dtype)
+  print_of = {tuple(np.asarray(checkpoint.fingerprint(jnp.asarray(x))).tolist()) for x in (
+      a, a.T, a[::-1], np.roll(a, 1), np.zeros_like(a))}
+  assert len(print_of) == 5
+  b = a.copy().view(np.uint8).ravel()
+  for place in range(0, b.size, 9):
+    changed = b.copy()
+    changed[place] ^= 1
+    other = changed.view(a.dtype).reshape(a.shape)
+    print_of.add(tuple(np.asarray(checkpoint.fingerprint(jnp.asarray(other))).tolist()))
+  assert len(print_of) == 5 + len(range(0, b.size, 9))

@@ -12,7 +12,8 @@ from latent_reasoning.config import flatten
 from latent_reasoning.config_check import from_dict
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
-VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'map', 'scale'),
+VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'depth', 'width',
+                                   'blocks', 'scale'),
             'compare_gsm8k': ('short', 'smoke', 'controls'),
             'compare_prosqa': ('short', 'smoke', 'controls'),
             'rim_arithmetic': tuple('2345678'),
@@ -74,13 +75,13 @@ def test_comparison(path):
       r.split()[0] for r in config.sweep.runs}
 
 
-@pytest.mark.parametrize('steps', range(2, 7))
-def test_map_is_rim_arithmetic(steps):
-  """A chain of n operations in the map is that of rim_arithmetic.py:n."""
+@pytest.mark.parametrize('steps', (2, 4, 6))
+def test_lengths_are_rim_arithmetic(steps):
+  """A chain of n operations in `:length` is that of rim_arithmetic.py:n."""
   path, = (f for f in FILES if f.stem == 'compare_arithmetic')
-  config = load(path, 'map')
+  config = load(path, 'length')
   runs = sweep.parse(from_dict(config).sweep)
-  found = dict(f.removeprefix('--config.').split('=') for f in runs[f'rim_{steps}_4_64'])
+  found = dict(f.removeprefix('--config.').split('=') for f in runs[f'rim_length_{steps}'])
   like = flatten(from_dict(load(path.with_name('rim_arithmetic.py'), str(steps))))
   merged = {**flatten(from_dict(config)), **{k: eval(v) for k, v in found.items()
                                              if k != 'method'}}

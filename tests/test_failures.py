@@ -13,14 +13,13 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
 import pytest
 from test_distributed import CONFIG, SHORT, Group, losses, records
 
 from latent_reasoning import loop, main, metrics
 from latent_reasoning.checkpoint import Checkpoints
-from latent_reasoning.errors import InputError, TrainingError
+from latent_reasoning.errors import InputError
 
 LONG = {'optim.stage1.steps': 300, 'optim.stage2.steps': 200, 'train.save_every': 5,
         'optim.stage2.optimizer': 'muon'}
@@ -64,7 +63,7 @@ def test_file_too_large(cache, tmp_path):
   assert len(losses(again.path)) == 20
 
 
-def test_full_log(tmp_path, monkeypatch, capsys):
+def test_full_log(tmp_path, monkeypatch, capsys, quick_compilation):
   """No space left for metrics.jsonl is one line and status 1; nothing passes in silence."""
   if not os.path.exists('/dev/full'):
     pytest.skip('no /dev/full here')
@@ -81,6 +80,7 @@ def test_full_log(tmp_path, monkeypatch, capsys):
   assert err.count('error: ') == 1 and 'No space left' in err and 'Traceback' not in err
 
 
+@pytest.mark.slow
 def test_full_disk(cache, tmp_path):
   """A file system of 300 KB: checkpoints fill it, and after mending training goes on."""
   disk = tmp_path / 'disk'
@@ -112,7 +112,7 @@ def test_unwritable(cache, tmp_path):
   assert 'cannot use' in (tmp_path / 'err').read_text()
 
 
-def test_data_that_changed(tiny_config, make_run, tmp_path):
+def test_data_that_changed(tiny_config, make_run, tmp_path, quick_compilation):
   """The same paths hold other problems than when the run began: an error, nothing lost."""
   def write(name, numbers):
     lines = [json.dumps({'question': f'{a}+{b}', 'steps': [f'{a}+{b}={a + b}'],
@@ -131,7 +131,8 @@ def test_data_that_changed(tiny_config, make_run, tmp_path):
   assert newest(tmp_path / 'run')[0] == int(state.step)
 
 
-def test_another_configuration_in_a_bucket(tiny_config, make_run, tmp_path):
+def test_another_configuration_in_a_bucket(tiny_config, make_run, tmp_path,
+                                           quick_compilation):
   """Checkpoints elsewhere know their configuration, also where the workdir is a new one."""
   config = small(tiny_config, **{'train.checkpoint_dir': str(tmp_path / 'bucket')})
   loop.train(make_run(config, tmp_path / 'a/run'))
@@ -151,21 +152,6 @@ def test_bucket_without_its_library(tmp_path):
   except ImportError:
     with pytest.raises(InputError, match=r"latent_reasoning\[gcs\]"):
       Checkpoints('gs://nowhere/run')
-
-
-def test_a_save_that_failed_stops(tiny_config, make_run, tmp_path, monkeypatch):
-  """Orbax's own error becomes one of ours, which names the newest complete step."""
-  run = make_run(small(tiny_config), tmp_path)
-  real = Checkpoints.save
-
-  def save(self, state, *args, **kwargs):
-    if int(state.step) == 6:
-      monkeypatch.setattr(self._manager, 'save', lambda *a, **k: 1 / 0)
-    return real(self, state, *args, **kwargs)
-
-  monkeypatch.setattr(Checkpoints, 'save', save)
-  with pytest.raises(TrainingError, match='ZeroDivisionError.*is of step 4;'):
-    loop.train(run)
 
 
 @pytest.mark.slow
@@ -246,16 +232,15 @@ def damage(folder, chance: random.Random) -> str:
   return kind
 
 
-@pytest.mark.parametrize('count', [
-    10, pytest.param(DAMAGES, marks=pytest.mark.slow)])
-def test_random_damage(count, tiny_config, make_run, tmp_path):
+@pytest.mark.slow
+def test_random_damage(tiny_config, make_run, tmp_path):
   """Of the newest checkpoint: always found, and the one before restored as it was."""
   run = make_run(small(tiny_config), tmp_path / 'run')
   loop.train(run)
   step, _ = newest(tmp_path / 'run')
   arrays = json.loads((tmp_path / f'run/checkpoints/{step - 2}/meta/metadata').read_text())
   kinds, warned, recovered = [], [], 0
-  for seed in range(count):
+  for seed in range(DAMAGES):
     place = tmp_path / str(seed)
     shutil.copytree(tmp_path / 'run/checkpoints', place / 'checkpoints')
     shutil.copytree(tmp_path / 'run/checkpoints.seals', place / 'checkpoints.seals')
@@ -265,19 +250,6 @@ def test_random_damage(count, tiny_config, make_run, tmp_path):
     checkpoints.close()
     recovered += found.step == step - 2 and found.meta['arrays'] == arrays['arrays']
     shutil.rmtree(place)
-  print(f'\n{count} random corruptions {({k: kinds.count(k) for k in sorted(set(kinds))})}: '
+  print(f'\n{DAMAGES} random corruptions {({k: kinds.count(k) for k in sorted(set(kinds))})}: '
         f'{len(warned)} detected, {recovered} recovered from the checkpoint before')
-  assert len(warned) == recovered == count
-
-
-def test_unsealed(tiny_config, make_run, tmp_path):
-  """A writer killed before the seal: the checkpoint is believed by its own hashes."""
-  run = make_run(small(tiny_config), tmp_path)
-  state = loop.train(run)
-  shutil.rmtree(tmp_path / 'checkpoints.seals')
-  checkpoints = run.checkpoints()
-  found = checkpoints.restore(run.like)
-  checkpoints.close()
-  assert found.step == int(state.step)
-  for a, b in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True):
-    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+  assert len(warned) == recovered == DAMAGES

@@ -1,5 +1,6 @@
 """Comparisons: tests, means, tables and figures by hand; damage that is named."""
 
+import importlib.util
 import json
 import math
 import sys
@@ -179,3 +180,36 @@ def test_figures(folder):
 def test_without_matplotlib(folder, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
   assert report.comparison_figures(folder, report.summarize(report.find([folder]))) == []
+
+
+def sized(folder, name, method, **keys):
+  """A run whose configuration has these keys."""
+  run(folder / f'{name}-0', method, 0, [1, 0, 1, 0], parameters=keys.pop('parameters', 1234))
+  config = {'method': method, 'seed': 0, **{
+      part: {key: value for at, value in keys.items() for group, key in [at.split('_', 1)]
+             if group == part} for part in ('model', 'rim')}}
+  (folder / f'{name}-0/config.json').write_text(json.dumps(config))
+
+
+def test_what_was_varied(tmp_path):
+  """One key of the configuration, by method; several are the number of parameters."""
+  for method in ('rim', 'direct'):
+    for layers in (4, 1, 2):
+      sized(tmp_path, f'{method}_{layers}', method, model_layers=layers,
+            parameters=100 * layers)
+  label, lines = comparison.varied(report.summarize(report.find([tmp_path])))
+  assert label == 'layers'
+  assert lines['rim'] == [(1, 'rim_1'), (2, 'rim_2'), (4, 'rim_4')]
+  sized(tmp_path, 'rim_wide', 'rim', model_layers=9, model_width=7, parameters=50)
+  label, lines = comparison.varied(report.summarize(report.find([tmp_path])))
+  assert label == 'parameters' and lines['rim'][0] == (50, 'rim_wide')
+  if importlib.util.find_spec('matplotlib'):
+    files = report.comparison_figures(tmp_path, report.summarize(report.find([tmp_path])))
+    assert 'varied.png' in [f.name for f in files]
+
+
+def test_nothing_was_varied(folder):
+  """Methods alone, or two runs alike in size: there is no line to draw."""
+  assert comparison.varied(report.summarize(report.find([folder]))) is None
+  run(folder / 'other-0', 'rim', 0, [1] * 8)
+  assert comparison.varied(report.summarize(report.find([folder]))) is None

@@ -7,6 +7,10 @@ from typing import Any
 
 from latent_reasoning.report.runs import Folder, Found
 
+# Keys of a configuration that a comparison may vary within a method.
+SIZES = {'operations': 'data.arithmetic.max_steps', 'layers': 'model.layers',
+         'width': 'model.width', 'blocks': 'rim.blocks'}
+
 
 def mcnemar(only_first: int, only_second: int) -> float:
   """Two-sided exact McNemar test: p of a split as uneven as this one among the problems
@@ -67,6 +71,7 @@ def summarize(found: Found) -> dict[str, Any]:
         'by_steps': {s: over([r['by_steps'][s]['final'] for r in results
                               if s in r['by_steps']]) for s in steps},
         'parameters': results[0].get('parameters'),
+        'sizes': {label: _get(done[0].config, key) for label, key in SIZES.items()},
         'tokens': over([r['tokens']['mean'] for r in results if 'tokens' in r]),
         'trained_steps': sorted({r.get('trained_steps') for r in results} - {None}),
         'training_seconds': over([r['training']['seconds'] for r in results
@@ -75,6 +80,33 @@ def summarize(found: Found) -> dict[str, Any]:
         'latency': [e for e in found.latency.get('entries', ()) if e.get('method') == name],
         'against': against}
   return {'control': found.control, 'runs': runs}
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+  for part in key.split('.'):
+    config = config.get(part) if isinstance(config, dict) else None
+  return config
+
+
+def varied(summary: dict[str, Any]) -> tuple[str, dict[str, list[tuple[float, str]]]] | None:
+  """What the runs of a method differ in, if it is one thing: its label, and by method the
+  (value, run) pairs in order. Where several of `SIZES` differ, the length of chains, which
+  sets the number of blocks too, or else the number of parameters."""
+  runs = summary['runs']
+  differ = [label for label in SIZES
+            if len({str(r['sizes'][label]) for r in runs.values()}) > 1]
+  label = ('' if not differ else differ[0] if len(differ) == 1 or 'operations' in differ else
+           'parameters')
+  lines = {}
+  for name, run in runs.items():
+    value = run['parameters'] if label == 'parameters' else run['sizes'].get(label)
+    if isinstance(value, (int, float)):
+      lines.setdefault(mark(run['method'], run), []).append((value, name))
+  own = [{x for x, _ in points} for points in lines.values()]
+  if max(map(len, own), default=0) < 2 or any(
+      len(x) < len(points) for x, points in zip(own, lines.values(), strict=True)):
+    return None
+  return label, {method: sorted(points) for method, points in lines.items()}
 
 
 def over(values: Sequence[float]) -> dict[str, float] | None:

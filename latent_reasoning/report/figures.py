@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from latent_reasoning.errors import InputError
-from latent_reasoning.report.comparison import mark
+from latent_reasoning.report.comparison import mark, varied
 from latent_reasoning.report.runs import Folder, curve
 
 
@@ -58,7 +58,9 @@ def comparison_figures(path: pathlib.Path, summary: dict[str, Any]) -> list[path
   axis.grid(alpha=0.3, axis='x')
   files.append(_save(pyplot, drawing, path / 'accuracy.png'))
 
-  if len({s for r in runs.values() for s in r['by_steps']}) > 1:
+  if found := varied(summary):
+    files.append(_varied(pyplot, path / 'varied.png', summary['runs'], *found))
+  elif len({s for r in runs.values() for s in r['by_steps']}) > 1:
     drawing, axis = pyplot.subplots(figsize=(7, 4.2))
     for number, (name, run) in enumerate(runs.items()):
       axis.errorbar([float(s) for s in run['by_steps']],
@@ -81,6 +83,26 @@ def comparison_figures(path: pathlib.Path, summary: dict[str, Any]) -> list[path
   if len(set(sizes.values())) > 2:
     files.append(_against(pyplot, path / 'by_parameters.png', runs, sizes, 'parameters'))
   return files
+
+
+def _varied(pyplot, file: pathlib.Path, runs, label: str,
+            lines: dict[str, list[tuple[float, str]]]) -> pathlib.Path:
+  """Accuracy by what was varied, a line a method."""
+  drawing, axis = pyplot.subplots(figsize=(7, 4.2))
+  for number, (method, points) in enumerate(lines.items()):
+    final = [runs[name]['final'] for _, name in points]
+    axis.errorbar([x for x, _ in points], [100 * f['mean'] for f in final],
+                  [100 * (f['error'] or 0) for f in final], label=method, capsize=3,
+                  marker='osv^D<>P'[number % 8])
+  values = sorted({x for points in lines.values() for x, _ in points})
+  if label == 'parameters':
+    axis.set_xscale('log')
+  else:
+    axis.set_xticks(values)
+  axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 103))
+  axis.grid(alpha=0.3)
+  axis.legend(fontsize=8)
+  return _save(pyplot, drawing, file)
 
 
 def _against(pyplot, file: pathlib.Path, runs, x: dict[str, float],
