@@ -207,7 +207,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
   train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
   train.prefetch = 2  # batches made ahead in a thread
-  train.checkpoint_dir = ''  # folder or bucket (gs://…) of checkpoints; '': workdir
   train.peer_timeout = 300.0  # seconds without a step: another process is lost
 
   c.eval = evaluation = ml_collections.ConfigDict()

@@ -151,8 +151,8 @@ class Checkpoints:
       self.path.mkdir(parents=True, exist_ok=True)
     except (OSError, ImportError) as error:
       raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
-                       '--workdir=DIR or config.train.checkpoint_dir (a gs:// path needs '
-                       "pip install 'latent_reasoning[gcs]')") from None
+                       "--workdir=DIR (gs://… needs pip install 'latent_reasoning[gcs]')"
+                       ) from None
     distributed.check_shared(self.path)
     self._manager = ocp.CheckpointManager(
         self.path, options=ocp.CheckpointManagerOptions(

@@ -230,7 +230,6 @@ class TrainConfig:
   max_loss: float  # a loss above this stops the run; 0: 3 ln(vocabulary)
   compilation_cache: str  # directory of compiled programs; '': none
   prefetch: int  # batches made ahead of time in a thread
-  checkpoint_dir: str  # folder or bucket (gs://…) of checkpoints; '': in the workdir
   peer_timeout: float  # seconds without a step after which another process counts as lost
 
 

@@ -137,8 +137,8 @@ def check_shared(path) -> None:
     token.unlink()
   if not seen:
     raise InputError(f'{path} is not one folder to all {count()} processes, but each writes '
-                     'its part of a checkpoint; expected a shared disk or a bucket, by '
-                     '--workdir=DIR or --config.train.checkpoint_dir=gs://…')
+                     'its part of a checkpoint; expected a shared disk or a bucket, such as '
+                     '--workdir=gs://…')
 
 
 class Watch:

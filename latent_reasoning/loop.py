@@ -179,6 +179,7 @@ class _Loop:
             state, accuracy if final else None, stage=moment.stage, method=config.method,
             curriculum=curriculum.lengths, config=dataclasses.asdict(config),
             data=self.run.fingerprint)
+        self.run.workdir.push()
       if stop and not last:
         self.checkpoints.wait()
         raise Interrupted(stop, step + 1)

@@ -35,7 +35,8 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes. The config file has every key.
+results.json. Starting again in it resumes; it may be in a bucket (gs://…). The config
+file has every key.
 
 Several processes train one model, where the mesh (config.mesh) spans their devices:
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
@@ -278,9 +279,8 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if config.sweep.runs and args.mode in ('train', 'compare'):
     from latent_reasoning import sweep
     own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
-    if config.train.checkpoint_dir:
-      own.append(f'--config.train.checkpoint_dir={config.train.checkpoint_dir}/'
-                 f'{pathlib.Path(path).name}')
+    if '://' in str(path):
+      raise InputError(f'--workdir={path}: the runs of a comparison need a folder here')
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
                      workdir.open_workdir(path, config, True))
   place = distributed.first(
@@ -289,8 +289,11 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   from latent_reasoning import loop
   try:
     with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
-      return MODES[args.mode](built, args)
+      status = MODES[args.mode](built, args)
+    place.push()
+    return status
   except loop.Interrupted as stop:
+    place.push()
     print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
           file=sys.stderr)
     return 128 + stop.signal

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from etils import epath
 
 from latent_reasoning import (
   adapt,
@@ -197,10 +196,7 @@ class Run:
             for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
 
   def checkpoints(self) -> Checkpoints:
-    root = self.config.train.checkpoint_dir
-    path = (epath.Path(root) / self.workdir.path.name).expanduser() if root else (
-        self.workdir.checkpoints)
-    return Checkpoints(path, self.config.train.keep)
+    return Checkpoints(self.workdir.checkpoints, self.config.train.keep)
 
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first."""

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
+
+from etils import epath
 
 from latent_reasoning import config as config_lib
 from latent_reasoning import distributed
@@ -12,7 +15,7 @@ from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 
 # Keys that say where it runs, not what.
-PLACE = ('mesh.', 'train.compilation_cache', 'train.checkpoint_dir', 'train.peer_timeout')
+PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
@@ -21,12 +24,17 @@ FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """Paths of a run's files; `path` is absolute."""
+  """Paths of a run's files; `path` is absolute, and here.
+
+  A run in a bucket, `remote`, has its checkpoints there, and copies of its other files:
+  they are fetched when it is opened, and brought at each checkpoint and at the end.
+  """
   path: pathlib.Path
+  remote: str = ''
 
   config = property(lambda self: self.path / 'config.json')
   metrics = property(lambda self: self.path / 'metrics.jsonl')
-  checkpoints = property(lambda self: self.path / 'checkpoints')
+  checkpoints = property(lambda self: epath.Path(self.remote or self.path) / 'checkpoints')
   events = property(lambda self: self.path / 'events')
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
@@ -34,11 +42,33 @@ class Workdir:
   audit = property(lambda self: self.path / 'audit.json')
   latency = property(lambda self: self.path / 'latency.json')
   flops = property(lambda self: self.path / 'flops.json')
-  explicit = property(lambda self: Workdir(self.path / 'explicit'))  # a run of its own
+  explicit = property(lambda self: Workdir(  # a run of its own
+      self.path / 'explicit', self.remote and f'{self.remote}/explicit'))
   base = property(lambda self: self.path / 'base.json')  # what that one reads
   explained = property(lambda self: self.path / 'explicit.json')
   controls = property(lambda self: self.path / 'controls.json')
   inside = property(lambda self: self.path / 'inside.json')
+
+  def pull(self) -> None:
+    """Fetches what lies in the bucket."""
+    if self.remote:
+      _copy(epath.Path(self.remote), epath.Path(self.path))
+
+  def push(self) -> None:
+    """Brings what lies here to the bucket; of several processes, one does."""
+    if self.remote and distributed.writes():
+      _copy(epath.Path(self.path), epath.Path(self.remote))
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies the files of a run's folder and of its events; nothing that is half written."""
+  for folder in ('.', 'events'):
+    place = source / folder
+    if place.exists():
+      (target / folder).mkdir(parents=True, exist_ok=True)
+      for file in place.iterdir():
+        if not file.is_dir() and not file.name.startswith('.'):
+          file.copy(target / folder / file.name, overwrite=True)
 
 
 def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
@@ -46,7 +76,7 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
   """Makes the folder, or checks that its run has this configuration.
 
   Args:
-    path: of the folder.
+    path: of the folder, or a bucket's (gs://…).
     config: of the run.
     training: whether it may be trained on, where every key must be the same.
     free: keys that may differ otherwise.
@@ -55,18 +85,22 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
     InputError: the folder holds a run of another configuration, or cannot be
       written; names the keys that differ.
   """
-  workdir = Workdir(pathlib.Path(path).expanduser().absolute())
+  remote = str(path).rstrip('/') if '://' in str(path) else ''
+  here = pathlib.Path('runs') / re.sub(r'\W+', '_', remote) if remote else pathlib.Path(path)
+  workdir = Workdir(here.expanduser().absolute(), remote)
   try:
     workdir.path.mkdir(parents=True, exist_ok=True)
+    workdir.pull()
     if not workdir.config.exists():
       write_json(workdir.config, dataclasses.asdict(config))
       return workdir
     old = json.loads(workdir.config.read_text())
     if not isinstance(old, dict):
       raise ValueError(f'found {type(old).__name__}, expected an object')
-  except OSError as error:
-    raise InputError(f'cannot use {workdir.path} as a workdir: {error}; give a folder '
-                     'that can be written with --workdir=DIR') from None
+  except (OSError, ImportError) as error:
+    raise InputError(f'cannot use {remote or workdir.path} as a workdir: {error}; give a '
+                     'folder that can be written with --workdir=DIR (gs://… needs pip install '
+                     "'latent_reasoning[gcs]')") from None
   except ValueError as error:
     raise InputError(f'{workdir.config} is not valid JSON ({error}); restore it, or give '
                      'another --workdir=DIR') from None

@@ -4,6 +4,7 @@ The long ones print the figures of the README's reliability table:
   pytest -m slow -s -n 0 tests/test_failures.py
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -11,13 +12,14 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from test_distributed import CONFIG, SHORT, Group, losses, records
 
-from latent_reasoning import loop, main, metrics
+from latent_reasoning import loop, main, metrics, workdir
 from latent_reasoning.checkpoint import Checkpoints
 from latent_reasoning.errors import InputError
 
@@ -131,27 +133,30 @@ def test_data_that_changed(tiny_config, make_run, tmp_path, quick_compilation):
   assert newest(tmp_path / 'run')[0] == int(state.step)
 
 
-def test_another_configuration_in_a_bucket(tiny_config, make_run, tmp_path,
-                                           quick_compilation):
-  """Checkpoints elsewhere know their configuration, also where the workdir is a new one."""
-  config = small(tiny_config, **{'train.checkpoint_dir': str(tmp_path / 'bucket')})
-  loop.train(make_run(config, tmp_path / 'a/run'))
-  assert not (tmp_path / 'a/run/checkpoints').exists()
-  loop.train(make_run(config, tmp_path / 'b/run'))  # a new machine
-  other = small(tiny_config, **{'train.checkpoint_dir': str(tmp_path / 'bucket'),
-                                'optim.stage2.learning_rate': 0.5})
+def test_a_machine_that_is_gone(tiny_config, make_run, tmp_path, quick_compilation):
+  """A run in a bucket (here a folder) goes on elsewhere; it knows its configuration."""
+  def on(machine, **changes):
+    run = make_run(small(tiny_config, **changes), tmp_path / machine)
+    place = workdir.Workdir(run.workdir.path, str(tmp_path / 'bucket'))
+    place.pull()
+    return dataclasses.replace(run, workdir=place)
+  first = loop.train(on('a'))
+  assert not (tmp_path / 'a/checkpoints').exists()
+  lines = (tmp_path / 'bucket/metrics.jsonl').read_text()
+  shutil.rmtree(tmp_path / 'a')
+  again = loop.train(on('b'))
+  assert int(again.step) == int(first.step) and len(lines) > 100
+  assert (tmp_path / 'b/metrics.jsonl').read_text() == lines
   with pytest.raises(InputError, match='stage2.learning_rate: .* -> 0.5'):
-    loop.train(make_run(other, tmp_path / 'c/run'))
+    loop.train(on('c', **{'optim.stage2.learning_rate': 0.5}))
 
 
-def test_bucket_without_its_library(tmp_path):
+def test_bucket_without_its_library(tmp_path, capsys, monkeypatch):
   """gs:// needs an extra, and the error names it."""
-  pytest.importorskip('etils')
-  try:
-    import gcsfs  # noqa: F401
-  except ImportError:
-    with pytest.raises(InputError, match=r"latent_reasoning\[gcs\]"):
-      Checkpoints('gs://nowhere/run')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  assert main.main(['main', f'--config={CONFIG}', '--workdir=gs://nowhere/run']) == 2
+  assert 'latent_reasoning[gcs]' in capsys.readouterr().err
 
 
 @pytest.mark.slow

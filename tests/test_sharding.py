@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from latent_reasoning import sharding
+from latent_reasoning import layout, sharding
 from latent_reasoning.errors import InputError
 
 LLAMA = {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
@@ -21,6 +21,8 @@ RUNS = {
     'rim': {'optim.stage1.dropout': 0.1, 'optim.stage2.optimizer': 'muon'},
     'gated': {'imm.write': 'gated', 'imm.rank': 4, 'imm.slots': 3},
     'llama, LoRA': LLAMA}
+PEERS = {m: {'method': m} for m in layout.METHODS if m not in ('rim', 'lm')}
+PEERS['codi, projected'] = {'method': 'codi', 'rim.peers.projection': True}
 COMMON = {'tokenizer.pad_to': 8, 'model.heads': 4, 'optim.batch_size': 16}
 
 
@@ -101,7 +103,8 @@ import conftest, test_sharding
 make = conftest.tiny_config.__wrapped__(conftest.default_config.__wrapped__())
 found = {{}}
 for name in {names!r}:
-  config = make(**{{**test_sharding.COMMON, **test_sharding.RUNS[name], **{extra!r}}})
+  config = make(**{{**test_sharding.COMMON, **(test_sharding.RUNS | test_sharding.PEERS)[name],
+                   **{extra!r}}})
   for sizes in {meshes!r}:
     with tempfile.TemporaryDirectory() as path:
       found[name + str(sizes)] = test_sharding.losses(config, sizes, path, {steps})
@@ -144,3 +147,10 @@ def test_no_loss_depends_on_the_mesh():
 @pytest.mark.parametrize('name', RUNS)
 def test_no_loss_depends_on_the_mesh_in_20_steps(name):
   agree(on_meshes([name], MESHES, 10), MESHES)
+
+
+@pytest.mark.slow
+def test_every_method_on_a_mesh():
+  """Losses of a few steps and the answers of validation."""
+  meshes = [MESHES[0], MESHES[2]]
+  agree(on_meshes(PEERS, meshes, 3), meshes)
