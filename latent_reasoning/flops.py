@@ -7,6 +7,7 @@ is the same on every device. Elementwise work is left out.
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -65,9 +66,9 @@ def of_step(run: Run, stage: int, state, batch, remat: bool = True) -> float:
   return of_jaxpr(jax.make_jaxpr(step)(*given, 1.0).jaxpr)
 
 
-def shapes(batch) -> str:
+def shapes(batch) -> Hashable:
   """What the FLOPs of a stage's step depend on."""
-  return str(jax.tree.map(lambda a: a.shape, batch))
+  return jax.tree.structure(batch), *(a.shape for a in jax.tree.leaves(batch))
 
 
 def training(run: Run) -> dict[str, Any]:

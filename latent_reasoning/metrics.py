@@ -90,17 +90,17 @@ class Progress:
       self._bar = tqdm.tqdm(total=total, initial=start, unit='step', file=self._stream,
                             dynamic_ncols=True)
 
-  def update(self, step: int, stage: int, loss: float) -> None:
-    """Shows that `step` steps are done."""
+  def update(self, step: int, stage: int, loss: float, speed: str = '') -> None:
+    """Shows that `step` steps are done, and what the loop says of its speed."""
     if self._bar:
       self._bar.set_description(f'stage {stage}', refresh=False)
-      self._bar.set_postfix(loss=f'{loss:.4f}{self._mark}', refresh=False)
+      self._bar.set_postfix_str(f'loss={loss:.4f}{self._mark} {speed}', refresh=False)
       self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
       rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
       left = (self._total - step) / max(1e-9, rate)
       self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f}{self._mark} '
-               f'{rate:.1f} steps/s {left:.0f} s left')
+               f'{rate:.1f} steps/s {left:.0f} s left {speed}'.rstrip())
 
   def say(self, text: str) -> None:
     """Prints a line without tearing the bar."""
