@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from latent_reasoning import step as step_lib
+from latent_reasoning.models import attention
 from latent_reasoning.run import Run
 
 SAMPLED = 16  # steps of a stage whose shapes are looked at
@@ -55,9 +56,10 @@ def of_step(run: Run, stage: int, state, batch, remat: bool = True) -> float:
   Args:
     state, batch: arrays, of which the shapes count.
     remat: also count what model.remat does a second time; False: the model's FLOPs, of
-      which MFU is a share.
+      which MFU is a share. Attention counts as 'split' where a kernel does it.
   """
   model = run.model(run.curriculum.stages[stage - 1].dropout)
+  model = model.clone(config=attention.without_kernel(model.config))
   if not remat:
     model = model.clone(config=dataclasses.replace(model.config, remat=False))
   step = step_lib.make_train_step(model, run.objective, run.tx(stage), run.config.seed,

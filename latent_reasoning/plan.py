@@ -41,6 +41,7 @@ from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
 from latent_reasoning.curriculum import Curriculum
 from latent_reasoning.errors import InputError
+from latent_reasoning.models import attention
 from latent_reasoning.report import markdown
 from latent_reasoning.run import Run
 from latent_reasoning.tokenizers import SPECIAL
@@ -118,7 +119,9 @@ def measure(config: Config) -> dict[str, Any]:
   """Bytes per device, FLOPs and collectives of a training step on the devices there are."""
   began = time.monotonic()
   run = planned(config)
-  config, mesh = run.config, run.mesh
+  mesh, kept = run.mesh, activations(run.config, run.mesh, run.batches.at(0))
+  config = dataclasses.replace(run.config, model=attention.without_kernel(run.config.model))
+  run = dataclasses.replace(run, config=config)
   like = jax.eval_shape(run.fresh)
   placed = sharding.state(config, like, mesh)
   state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
@@ -143,12 +146,12 @@ def measure(config: Config) -> dict[str, Any]:
       'parameter_bytes': _bytes(own) + _bytes(frozen),
       'optimizer_bytes': _bytes(state.opt_state),
       'gradient_bytes': gradients, 'temporary_bytes': max(0, temporary - gradients),
-      'activation_bytes': activations(config, mesh, batch),
+      'activation_bytes': kept,
       'flops': flops.of_step(run, 1, state, batch),
       'model_flops': flops.of_step(run, 1, state, batch, remat=False),
       'collectives': sent, 'unknown_loops': unknown,
       'expected_collectives': collectives.expected(config, state, batch, mesh),
-      'traffic_bytes': traffic(config, state, mesh, activations(config, mesh, batch))}
+      'traffic_bytes': traffic(config, state, mesh, kept)}
   return {**found, 'seconds_to_plan': time.monotonic() - began,
           'total_bytes': sum(found[f'{part}_bytes'] for part in (
               'parameter', 'optimizer', 'gradient', 'temporary'))}
@@ -160,6 +163,7 @@ def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
   With remat, the input of each layer and one layer's working set, else every layer's:
   queries, keys, values, attention's weights in float32, its output, norms, the MLP.
   Beside them, the logits in float32 and their gradient, where something is predicted.
+  Kernels keep no weights of attention.
   """
   c = config.model
   size = jnp.dtype(c.dtype).itemsize
@@ -171,7 +175,8 @@ def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
   wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
   tensor = mesh.shape['tensor']
   layer = rows * length * (size * (4 * c.width + wide / tensor)
-                            + 8 * heads / tensor * length)  # logits and weights of attention
+                            + (c.attention not in attention.KERNELS)
+                            * 8 * heads / tensor * length)  # logits and weights of attention
   kept = rows * length * c.width * size
   vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
   count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
@@ -248,7 +253,7 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: peaks.Peak,
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
       'GiB sent are those of XLA on a CPU, and by a model. step = max(compute, memory) + '
       'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
-      f'Compiled for as many fake devices of this CPU, in {took} s'
+      f'Compiled for as many fake devices of this CPU, attention as split, in {took} s'
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 

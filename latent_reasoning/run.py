@@ -31,7 +31,7 @@ from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, evaluate
-from latent_reasoning.models import explicit_decoder, memory
+from latent_reasoning.models import attention, explicit_decoder, memory
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.workdir import Workdir
 
@@ -206,8 +206,9 @@ def build(config: Config, workdir: Workdir) -> Run:
   """Loads data, tokenizer and curriculum.
 
   Raises:
-    InputError: from any of them, or because they do not fit together.
+    InputError: from any of them, or because they do not fit together or the devices.
   """
+  attention.check(config.model.attention)
   if config.method == 'lm':
     return _build_text(config, workdir)
   method = layout.method(config.method)
