@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import tensorboardX
 import tqdm
 
 from latent_reasoning.workdir import Workdir, write_text
@@ -35,7 +34,7 @@ class Metrics:
       write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
                                      if r['step'] <= step))
     self._file = self._path.open('a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(workdir.events), purge_step=step + 1)
+    self._events = _events(str(workdir.events), purge_step=step + 1)
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
     values = {k: plain(v) for k, v in values.items()}
@@ -50,6 +49,20 @@ class Metrics:
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+def _events(path: str, **options: Any):
+  """A writer of TensorBoard events. It imports torch where that is installed, for seconds,
+  and has no need of it: here it finds none."""
+  loaded = 'torch' in sys.modules
+  if not loaded:
+    sys.modules['torch'] = None
+  try:
+    import tensorboardX
+  finally:
+    if not loaded:
+      del sys.modules['torch']
+  return tensorboardX.SummaryWriter(path, **options)
 
 
 def read(path) -> list[dict[str, Any]]:

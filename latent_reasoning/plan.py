@@ -95,7 +95,7 @@ class Planned(Run):
 
 
 def planned(config: Config) -> Planned:
-  """A run whose batches are rows of the largest buckets."""
+  """A run whose batches are rows of the largest buckets, as many as the mesh can cut."""
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
@@ -105,7 +105,9 @@ def planned(config: Config) -> Planned:
   else:
     buckets = config.data.buckets
     p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
-  size, length = config.optim.batch_size, p + count * r
+  mesh = sharding.make(config.mesh)
+  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.accumulate
+  size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
   ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
   batch = pipeline.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
                          ints[:, :count], p)
@@ -228,7 +230,7 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: peaks.Peak,
   parts = ('parameter', 'optimizer', 'gradient', 'temporary', 'activation', 'total')
   memory = [['devices (data × fsdp × tensor)', 'parameters', 'optimizer', 'gradients',
              'temporaries', 'activations, model', 'sum', f'fits {memory_gb:g} GB']]
-  speed = [['devices', 'TFLOP', 'sent', 'sent, model', 'compute ms', 'memory ms',
+  speed = [['devices', 'rows', 'TFLOP', 'sent', 'sent, model', 'compute ms', 'memory ms',
             'collectives ms', 'step ms', 'tokens/s', 'MFU %']]
   for one in found:
     t = times(one, peak)
@@ -237,7 +239,7 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: peaks.Peak,
         *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
         'yes' if one['total_bytes'] < memory_gb * 1e9 else 'NO'])
     speed.append([
-        str(one['devices']), f"{one['flops'] / one['devices'] / 1e12:.3g}",
+        str(one['devices']), str(one['rows'][0]), f"{one['flops'] / one['devices'] / 1e12:.3g}",
         *(f'{sum(one[key].values()) / GIB:.3g}'
           for key in ('collectives', 'expected_collectives')),
         *(f'{1e3 * t[part]:.3g}' for part in ('compute', 'memory', 'collectives', 'step')),
@@ -245,9 +247,9 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: peaks.Peak,
   one, loops = found[0], sum(one['unknown_loops'] for one in found)
   took = ', '.join(f"{one['seconds_to_plan']:.0f}" for one in found)
   return '\n\n'.join([
-      f"{one['parameters']:,} parameters, {one['trained']:,} trained; a step of "
-      f"{one['rows'][0]} rows of {one['rows'][1]} tokens. GiB per device; temporaries are "
-      'those of XLA on a CPU, an upper bound', markdown(memory),
+      f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
+      'tokens, config.optim.batch_size of them or the next number that the mesh divides. GiB '
+      'per device; temporaries are those of XLA on a CPU, an upper bound', markdown(memory),
       f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
       f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '

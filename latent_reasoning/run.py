@@ -106,7 +106,7 @@ class Run:
       stage: whose optimizer it has; None: the first.
     """
     if self.mesh.size == 1 and not self.config.model.init_from:
-      return self.fresh(stage)
+      return jax.jit(lambda: self.fresh(stage))()
     like = jax.eval_shape(lambda: self.fresh(stage))
     placed = self.placed(like)
     if not self.config.model.init_from:

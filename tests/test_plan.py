@@ -48,6 +48,13 @@ def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
   assert found['temporary_bytes'] > 0 and found['activation_bytes'] > 0
 
 
+def test_rows_that_no_mesh_divides(tiny_config):
+  """8 rows in 3 microbatches are planned as 9."""
+  config = tiny_config()
+  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=3))
+  assert plan.planned(config).batches.at(0).tokens.shape[0] == 9
+
+
 def test_known_checkpoints(tiny_config):
   """Sizes of models that one plans for without having them, as published."""
   counts = {'openai-community/gpt2': 124_439_808, 'meta-llama/Llama-3.2-1B': 1_235_814_400,
@@ -78,8 +85,8 @@ def test_on_fake_devices():
   (one, four), (first, second) = rows[2:4], rows[6:]
   assert one[0] == '1 (1 × 1 × 1)' and four[0] == '4 (1 × 4 × 1)'
   assert one[-1] == four[-1] == 'yes'
-  assert float(first[1]) == pytest.approx(4 * float(second[1]), rel=0.01)  # FLOPs
-  assert first[2:4] == ['0', '0'] and float(second[3]) > 0  # bytes that are sent
+  assert float(first[2]) == pytest.approx(4 * float(second[2]), rel=0.01)  # FLOPs
+  assert first[3:5] == ['0', '0'] and float(second[4]) > 0  # bytes that are sent
 
 
 def test_times():
