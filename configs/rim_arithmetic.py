@@ -91,7 +91,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   model.qk_norm = False  # family llama: queries and keys are normed, as in Qwen3
   model.norm_epsilon = 1e-6
   model.dtype = 'float32'  # compute dtype; parameters are float32
-  model.attention = 'split'  # split | packed (the slow oracle)
+  model.attention = 'split'  # split | packed (the slow oracle) | cudnn (GPU) | splash (TPU)
   model.scan = False  # scan over stacked layers: faster to compile
   model.remat = False  # recompute layers in the backward pass
   model.frozen_dtype = 'float32'  # float32 | bfloat16, of parameters that are not trained
@@ -203,6 +203,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
   train.prefetch = 2  # batches made ahead in a thread
   train.peer_timeout = 300.0  # seconds without a step: another process is lost
+  train.profile_steps = 0  # traced into the folder profile after the first ten; 0: none
 
   c.eval = evaluation = ml_collections.ConfigDict()
   evaluation.batch_size = 250

@@ -1,6 +1,6 @@
 """Speed, by hand: medians and ratios.
 
-  python -m latent_reasoning.benchmark [rows | memory | layer | torch | decode]
+  python -m latent_reasoning.benchmark [rows | memory | layer | torch | decode | cache]
 
 rows: forward and backward of the training objective over a stage-2 RiM row (K
 readouts of one question), three ways: K sequences one after another, one row with
@@ -12,6 +12,8 @@ torch: a training step of the GPT beside nanoGPT's architecture in PyTorch (need
 torch), one process each, on the same shapes and threads.
 decode: greedy decoding with a cache beside `transformers.generate` (needs transformers),
 on the same GPT-2 weights, prompts and threads.
+cache: time from a command to the first step of its training, with an empty folder of
+compiled programs and with a full one, of --config=FILE ... (rim_arithmetic).
 """
 
 import argparse
@@ -31,6 +33,7 @@ import optax
 
 from latent_reasoning import (
   allocator,
+  benchmark_cache,
   benchmark_decode,
   layout,
   objectives,
@@ -273,7 +276,7 @@ def one(args) -> str:
 
 
 TABLES = {'rows': rows_table, 'memory': memory_table, 'layer': layer_table,
-          'torch': torch_table, 'one': one,
+          'torch': torch_table, 'one': one, 'cache': benchmark_cache.cache_table,
           'decode': functools.partial(benchmark_decode.decode_table, base=MODEL)}
 
 
@@ -282,6 +285,7 @@ def main(argv=None) -> int:
   parser.add_argument('what', nargs='?', default='rows', choices=list(TABLES))
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--config', nargs='+', default=['configs/rim_arithmetic.py'])
   parser.add_argument('--one', default='', help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   try:

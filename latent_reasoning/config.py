@@ -115,7 +115,7 @@ class ModelConfig:
   rope: RopeConfig
   lora: LoraConfig
   dtype: str  # compute dtype; parameters and softmax stay float32
-  attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle)
+  attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle) | 'cudnn' | 'splash'
   scan: bool  # one compiled layer, scanned; parameters are stacked
   remat: bool  # recompute each layer in the backward pass
   frozen_dtype: str  # of parameters that are not trained; what is trained is float32
@@ -231,6 +231,7 @@ class TrainConfig:
   compilation_cache: str  # directory of compiled programs; '': none
   prefetch: int  # batches made ahead of time in a thread
   peer_timeout: float  # seconds without a step after which another process counts as lost
+  profile_steps: int  # steps traced into the folder profile after the first ten; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

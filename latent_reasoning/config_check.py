@@ -34,7 +34,7 @@ CHOICES = {
     'model.frozen_dtype': ('float32', 'bfloat16'),
     'optim.trained': ('all', 'new'),
     'model.dtype': ('float32', 'bfloat16', 'float16'),
-    'model.attention': ('split', 'packed'),
+    'model.attention': ('split', 'packed', 'cudnn', 'splash'),
     'rim.readout_offset': (0, 1),
     'rim.schedule': ('uniform', 'linear', 'relative'),
     'rim.block_attention': ('causal', 'bidirectional'),
@@ -125,6 +125,9 @@ def _check(config: Config) -> None:
                      f'config.model.heads {model.heads}; change one of them')
   if model.positions == 'rotary' and size % 2:
     raise InputError(f'rotary positions need an even head size; found {size}')
+  if model.attention == 'cudnn' and model.dtype == 'float32':
+    raise InputError("config.model.attention is 'cudnn', which has no float32; expected "
+                     "config.model.dtype='bfloat16' or 'float16', or attention 'split'")
   for pattern in model.lora.targets:
     try:
       re.compile(pattern)

@@ -48,10 +48,18 @@ class Extract:
   source: chex.Array
   told: pipeline.Told
 
+  def real(self, pad: int) -> int:
+    """How many tokens it tells."""
+    return int(np.count_nonzero(self.told.weights))
+
+
+def extract(model, params, batch: pipeline.Batch, kind: str) -> Extract:
+  return Extract(_source(model, params, batch, kind), batch.told)
+
 
 @functools.partial(jax.jit, static_argnames=('model', 'kind'))
-def extract(model, params, batch: pipeline.Batch, kind: str) -> Extract:
-  return Extract(explicit_decoder.hidden_and_source(model, params, batch, kind)[1], batch.told)
+def _source(model, params, batch: pipeline.Batch, kind: str) -> chex.Array:
+  return explicit_decoder.hidden_and_source(model, params, batch, kind)[1]
 
 
 class _Extracts:

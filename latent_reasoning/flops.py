@@ -5,13 +5,16 @@ microbatches or chunks are scanned. Here a body counts as often as it runs, and 
 is the same on every device. Elementwise work is left out.
 """
 
+import dataclasses
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 import numpy as np
 
 from latent_reasoning import step as step_lib
+from latent_reasoning.models import attention
 from latent_reasoning.run import Run
 
 SAMPLED = 16  # steps of a stage whose shapes are looked at
@@ -47,6 +50,29 @@ def _jaxprs(value: Any) -> list:
   return [value] if hasattr(value, 'eqns') else []
 
 
+def of_step(run: Run, stage: int, state, batch, remat: bool = True) -> float:
+  """FLOPs of a training step, forward, backward and update.
+
+  Args:
+    state, batch: arrays, of which the shapes count.
+    remat: also count what model.remat does a second time; False: the model's FLOPs, of
+      which MFU is a share. Attention counts as 'split' where a kernel does it.
+  """
+  model = run.model(run.curriculum.stages[stage - 1].dropout)
+  model = model.clone(config=attention.without_kernel(model.config))
+  if not remat:
+    model = model.clone(config=dataclasses.replace(model.config, remat=False))
+  step = step_lib.make_train_step(model, run.objective, run.tx(stage), run.config.seed,
+                                  run.config.optim.accumulate, run.trained)
+  given = jax.eval_shape(lambda *a: a, state, batch)
+  return of_jaxpr(jax.make_jaxpr(step)(*given, 1.0).jaxpr)
+
+
+def shapes(batch) -> Hashable:
+  """What the FLOPs of a stage's step depend on."""
+  return jax.tree.structure(batch), *(a.shape for a in jax.tree.leaves(batch))
+
+
 def training(run: Run) -> dict[str, Any]:
   """FLOPs of a whole training, forward, backward and update.
 
@@ -60,17 +86,13 @@ def training(run: Run) -> dict[str, Any]:
   for number, steps in enumerate(curriculum.lengths, 1):
     if not steps:
       continue
-    step = step_lib.make_train_step(
-        run.model(curriculum.stages[number - 1].dropout), run.objective, run.tx(number),
-        run.config.seed, run.config.optim.accumulate, run.trained)
     state = jax.eval_shape(lambda number=number: run.fresh(number))
     known, costs = {}, []
     for at in np.unique(np.linspace(first, first + steps - 1, SAMPLED).astype(int)):
-      batch = jax.eval_shape(lambda b: b, run.batches.at(int(at)))
-      shapes = str(jax.tree.map(lambda a: a.shape, batch))
-      if shapes not in known:
-        known[shapes] = of_jaxpr(jax.make_jaxpr(step)(state, batch, 1.0).jaxpr)
-      costs.append(known[shapes])
+      batch = run.batches.at(int(at))
+      if shapes(batch) not in known:
+        known[shapes(batch)] = of_step(run, number, state, batch)
+      costs.append(known[shapes(batch)])
     stages.append({'stage': number, 'steps': steps, 'flops': steps * float(np.mean(costs))})
     first += steps
   return {'flops': sum(s['flops'] for s in stages), 'stages': stages}

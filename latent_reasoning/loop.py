@@ -16,6 +16,7 @@ from latent_reasoning import step as step_lib
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.metrics import Metrics, Progress
 from latent_reasoning.models import memory
+from latent_reasoning.performance import Profile, Speed
 from latent_reasoning.run import Run
 from latent_reasoning.step import TrainState
 
@@ -77,6 +78,7 @@ class _Pending:
   stage: int
   sums: dict[str, Any]
   learning_rate: float
+  work: tuple[int, float]  # performance.Speed
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -99,7 +101,9 @@ def train(run: Run) -> TrainState:
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
-  loop = _Loop(run, checkpoints, metrics, progress)
+  profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
+                    progress.say)
+  loop = _Loop(run, checkpoints, metrics, progress, profile)
   progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))
   progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
@@ -111,6 +115,7 @@ def train(run: Run) -> TrainState:
       return loop.run_from(state, start, signals)
   finally:
     loop.watch.stop()
+    profile.close()
     progress.close()
     metrics.close()
     checkpoints.close()
@@ -134,9 +139,11 @@ def same(run: Run, meta: dict[str, Any]) -> None:
 class _Loop:
   """What the steps share: where metrics go, and the step that is in flight."""
 
-  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress):
+  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress,
+               profile: Profile):
     self.run, self.checkpoints = run, checkpoints
-    self.metrics, self.progress = metrics, progress
+    self.metrics, self.progress, self.profile = metrics, progress, profile
+    self.speed = Speed(run)
     self.limit = run.config.train.max_loss or 3 * math.log(run.tokenizer.vocab_size)
     self.pending: _Pending | None = None
     self.timer = (time.monotonic(), 0)  # when, and predictions since
@@ -157,12 +164,14 @@ class _Loop:
             self.run.tx(moment.stage), config.seed, config.optim.accumulate,
             self.run.trained, self.run.placed(state))}
       rate = curriculum.learning_rate(step)
+      self.profile.at(step, state)
+      work = self.speed.work(moment.stage, state, batch)
       batch = sharding.batch(batch, self.run.mesh)
       state, sums = steppers[moment.stage](state, batch, rate)
       self.read()
       stop = signals.asked(step + 1)
       logs = _due(step + 1, config.train.log_every)
-      self.pending = _Pending(step + 1, moment.stage, sums, rate,
+      self.pending = _Pending(step + 1, moment.stage, sums, rate, work,
                               self.run.watch(state.params, batch) if logs else {})
       last = step + 1 == curriculum.total
       accuracy = None
@@ -205,20 +214,22 @@ class _Loop:
           f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
           f'stopped and {way}. Lower the learning rate or config.optim.clip in a new workdir')
     self.timer = (self.timer[0], self.timer[1] + 1)
+    self.speed.add(p.work)
     if _due(p.step, self.run.config.train.log_every) or p.step == self.run.curriculum.total:
       began, steps = self.timer
       self.timer = (time.monotonic(), 0)
+      seconds = max(1e-9, self.timer[0] - began)
       self.metrics.write(
           p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
           grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
-          steps_per_second=steps / max(1e-9, self.timer[0] - began),
+          steps_per_second=steps / seconds, **self.speed.take(seconds),
           **({'explicit_loss': sums['explicit_loss'] / max(1.0, sums['explicit_weight']),
               'explicit_token_accuracy': sums['explicit_correct'] / max(
                   1.0, sums['explicit_weight'])} if 'explicit_loss' in sums else {}),
           **{k: v / sums['weight'] for k, v in sums.items() if k.startswith('aux_')},
           **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
       self.warn({**sums, **p.watched})
-    self.progress.update(p.step, p.stage, loss)
+    self.progress.update(p.step, p.stage, loss, self.speed.text)
 
   def warn(self, found: dict[str, float]) -> None:
     """Says each failure signature of the memory once."""

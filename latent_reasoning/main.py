@@ -19,8 +19,8 @@ Modes:
   inside    which block answers, what the blocks hold and where they look: tables, figures
   audit     prove that nothing is seen that must not be; exit status 1 if it is
   latency   time to first answer token and full-answer time per method
-  plan      bytes per device of a training step on --devices=1,4,64 devices that are not
-            here, and whether they fit --memory_gb
+  plan      bytes, FLOPs, collectives and time of a training step on --devices=1,4,64 devices
+            of a --device_kind that are not here, and whether they fit --memory_gb
   verify    check every checkpoint of the workdir; exit status 1 if one is unsound
   flops     count the training FLOPs of the configuration; trains nothing
   compare   train a config's sweep.runs one after another, then time and compare them
@@ -78,7 +78,10 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
-  flags.DEFINE_float('memory_gb', 95.0, 'of a device, for --mode=plan', flag_values=values)
+  flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of peaks.PEAKS, or here',
+                      flag_values=values)
+  flags.DEFINE_float('memory_gb', None, 'of a device, for --mode=plan; else its kind says',
+                     flag_values=values)
   flags.DEFINE_list('folders', [], 'of --mode=report; plain arguments are too',
                     flag_values=values)
   flags.DEFINE_boolean('markdown', False, 'of --mode=report: as Markdown', flag_values=values)
@@ -197,7 +200,8 @@ def plan(args, config, argv: Sequence[str]) -> int:
   if plan_lib.CHILD in os.environ:
     print(json.dumps(plan_lib.measure(config)))
     return 0
-  return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.memory_gb)
+  return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.device_kind,
+                      args.memory_gb)
 
 
 def verify(run, args) -> int:

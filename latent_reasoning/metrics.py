@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import tensorboardX
 import tqdm
 
 from latent_reasoning import distributed
@@ -39,7 +38,7 @@ class Metrics:
       write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
                                      if r['step'] <= step))
     self._file = self._path.open('a', encoding='utf-8')
-    self._events = tensorboardX.SummaryWriter(str(workdir.events), purge_step=step + 1)
+    self._events = _events(str(workdir.events), purge_step=step + 1)
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
     if not distributed.writes():
@@ -58,6 +57,20 @@ class Metrics:
       return
     self._file.close()
     self._events.close()
+
+
+def _events(path: str, **options: Any):
+  """A writer of TensorBoard events. It imports torch where that is installed, for seconds,
+  and has no need of it: here it finds none."""
+  loaded = 'torch' in sys.modules
+  if not loaded:
+    sys.modules['torch'] = None
+  try:
+    import tensorboardX
+  finally:
+    if not loaded:
+      del sys.modules['torch']
+  return tensorboardX.SummaryWriter(path, **options)
 
 
 def read(path) -> list[dict[str, Any]]:
@@ -98,17 +111,17 @@ class Progress:
       self._bar = tqdm.tqdm(total=total, initial=start, unit='step', file=self._stream,
                             dynamic_ncols=True)
 
-  def update(self, step: int, stage: int, loss: float) -> None:
-    """Shows that `step` steps are done."""
+  def update(self, step: int, stage: int, loss: float, speed: str = '') -> None:
+    """Shows that `step` steps are done, and what the loop says of its speed."""
     if self._bar:
       self._bar.set_description(f'stage {stage}', refresh=False)
-      self._bar.set_postfix(loss=f'{loss:.4f}{self._mark}', refresh=False)
+      self._bar.set_postfix_str(f'loss={loss:.4f}{self._mark} {speed}', refresh=False)
       self._bar.update(step - self._bar.n)
     elif step % self._every == 0 or step == self._total:
       rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
       left = (self._total - step) / max(1e-9, rate)
       self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f}{self._mark} '
-               f'{rate:.1f} steps/s {left:.0f} s left')
+               f'{rate:.1f} steps/s {left:.0f} s left {speed}'.rstrip())
 
   def say(self, text: str) -> None:
     """Prints a line without tearing the bar."""

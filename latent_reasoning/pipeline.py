@@ -70,6 +70,11 @@ class Batch:
   started: bool = flax.struct.field(pytree_node=False, default=False)
   teacher: 'Batch | None' = None
 
+  def real(self, pad: int) -> int:
+    """How many of its tokens are no padding, a teacher's included."""
+    own = int(np.count_nonzero(self.tokens != pad))
+    return own + (self.teacher.real(pad) if self.teacher else 0)
+
   @property
   def mask(self) -> Mask:
     count = self.anchors.shape[1]

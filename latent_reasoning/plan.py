@@ -1,12 +1,13 @@
-"""What a configuration needs on devices that are not here: bytes, FLOPs, whether it fits.
+"""What a configuration needs on devices that are not here, and how long a step takes there.
 
-  python -m latent_reasoning.main --mode=plan --config=FILE --devices=1,4,64 --memory_gb=95
+  python -m latent_reasoning.main --mode=plan --config=FILE --devices=1,4,64 --device_kind=v5p
 
 Nothing is allocated: shapes come from `jax.eval_shape`, places from `sharding`, and the
 training step is compiled for as many fake devices of the host as asked for, in a process
-of its own. Parameters, optimizer state and gradients are exact. Temporaries are those of
-XLA on a CPU, which keeps bfloat16 products in float32: an upper bound; beside them stands
-a written model of what the backward pass must keep.
+of its own. Parameters, optimizer state, gradients and FLOPs are exact. Temporaries and
+collectives are those of XLA on a CPU, which keeps bfloat16 products in float32 and reduces
+gradients whole where others reduce and scatter: upper bounds; beside them stand written
+models. Of FLOPs, collectives by the model and `peaks` follows the time of a step (`times`).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -24,16 +26,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from latent_reasoning import adapt, hf_format, layout, pipeline, pretrained, sharding
+from latent_reasoning import (
+  adapt,
+  collectives,
+  flops,
+  hf_format,
+  layout,
+  peaks,
+  pipeline,
+  pretrained,
+  sharding,
+)
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
 from latent_reasoning.curriculum import Curriculum
 from latent_reasoning.errors import InputError
+from latent_reasoning.models import attention
+from latent_reasoning.report import markdown
 from latent_reasoning.run import Run
 from latent_reasoning.tokenizers import SPECIAL
 
 CHILD = 'LATENT_REASONING_PLAN'  # set in the process that has the fake devices
 GIB = 2**30
+SHARE = 0.6  # of the peak that matrix products reach: MaxText's MFU is 0.5 to 0.7 on TPUs
 
 
 def _llama(layers: int, width: int, hidden: int, heads: int, size: int, tied: bool,
@@ -80,7 +95,7 @@ class Planned(Run):
 
 
 def planned(config: Config) -> Planned:
-  """A run whose batches are rows of the largest buckets."""
+  """A run whose batches are rows of the largest buckets, as many as the mesh can cut."""
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
@@ -90,7 +105,9 @@ def planned(config: Config) -> Planned:
   else:
     buckets = config.data.buckets
     p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
-  size, length = config.optim.batch_size, p + count * r
+  mesh = sharding.make(config.mesh)
+  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.accumulate
+  size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
   ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
   batch = pipeline.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
                          ints[:, :count], p)
@@ -101,9 +118,12 @@ def planned(config: Config) -> Planned:
 
 
 def measure(config: Config) -> dict[str, Any]:
-  """Bytes per device, FLOPs and the mesh of one training step on the devices there are."""
+  """Bytes per device, FLOPs and collectives of a training step on the devices there are."""
+  began = time.monotonic()
   run = planned(config)
-  config, mesh = run.config, run.mesh
+  mesh, kept = run.mesh, activations(run.config, run.mesh, run.batches.at(0))
+  config = dataclasses.replace(run.config, model=attention.without_kernel(run.config.model))
+  run = dataclasses.replace(run, config=config)
   like = jax.eval_shape(run.fresh)
   placed = sharding.state(config, like, mesh)
   state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
@@ -116,6 +136,7 @@ def measure(config: Config) -> dict[str, Any]:
       config.optim.accumulate, run.trained, placed)
   with jax.set_mesh(mesh):
     compiled = stepper.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+  sent, unknown = collectives.of_hlo(compiled.as_text())
   own, frozen = adapt.split(state.params, run.trained)
   gradients = _bytes(own)
   temporary = compiled.memory_analysis().temp_size_in_bytes
@@ -127,10 +148,15 @@ def measure(config: Config) -> dict[str, Any]:
       'parameter_bytes': _bytes(own) + _bytes(frozen),
       'optimizer_bytes': _bytes(state.opt_state),
       'gradient_bytes': gradients, 'temporary_bytes': max(0, temporary - gradients),
-      'activation_bytes': activations(config, mesh, batch),
-      'flops': 0 if config.model.scan else compiled.cost_analysis()['flops']}
-  return {**found, 'total_bytes': sum(found[f'{part}_bytes'] for part in (
-      'parameter', 'optimizer', 'gradient', 'temporary'))}
+      'activation_bytes': kept,
+      'flops': flops.of_step(run, 1, state, batch),
+      'model_flops': flops.of_step(run, 1, state, batch, remat=False),
+      'collectives': sent, 'unknown_loops': unknown,
+      'expected_collectives': collectives.expected(config, state, batch, mesh),
+      'traffic_bytes': traffic(config, state, mesh, kept)}
+  return {**found, 'seconds_to_plan': time.monotonic() - began,
+          'total_bytes': sum(found[f'{part}_bytes'] for part in (
+              'parameter', 'optimizer', 'gradient', 'temporary'))}
 
 
 def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
@@ -139,6 +165,7 @@ def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
   With remat, the input of each layer and one layer's working set, else every layer's:
   queries, keys, values, attention's weights in float32, its output, norms, the MLP.
   Beside them, the logits in float32 and their gradient, where something is predicted.
+  Kernels keep no weights of attention.
   """
   c = config.model
   size = jnp.dtype(c.dtype).itemsize
@@ -150,7 +177,8 @@ def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
   wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
   tensor = mesh.shape['tensor']
   layer = rows * length * (size * (4 * c.width + wide / tensor)
-                            + 8 * heads / tensor * length)  # logits and weights of attention
+                            + (c.attention not in attention.KERNELS)
+                            * 8 * heads / tensor * length)  # logits and weights of attention
   kept = rows * length * c.width * size
   vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
   count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
@@ -159,34 +187,82 @@ def activations(config: Config, mesh, batch: pipeline.Batch) -> int:
   return int((c.layers * kept + layer if c.remat else c.layers * layer) + logits)
 
 
+def traffic(config: Config, state, mesh, kept: int) -> float:
+  """Bytes through a device's memory in a step: a written model.
+
+  All weights of its tensor part once a pass (forward, backward, remat's second forward)
+  and microbatch; optimizer state, gradients and what is trained once read and once
+  written, and so what the backward pass keeps.
+  """
+  passes = (3 if config.model.remat else 2) * config.optim.accumulate
+  weights = sum(a.size * a.dtype.itemsize
+                for a in jax.tree.leaves(state.params)) / mesh.shape['tensor']
+  own = _bytes(adapt.split(state.params, config.optim.trained)[0])
+  return passes * weights + 2 * (_bytes(state.opt_state) + 2 * own + kept)
+
+
+def times(one: dict[str, Any], peak: peaks.Peak) -> dict[str, float]:
+  """The expected time of a step, in seconds, and its MFU.
+
+  step = max(compute, memory) + collectives: none of them is assumed to be hidden behind
+  the others' time. Compute is at SHARE of the peak, the rest at the stated bandwidths.
+  """
+  link = peak.link if one['devices'] <= peak.pod else peak.network
+  sent = sum(size * collectives.PASSES.get(kind, 1)
+             for kind, size in one['expected_collectives'].items())
+  found = {'compute': one['flops'] / one['devices'] / (SHARE * peak.flops),
+           'memory': one['traffic_bytes'] / peak.bandwidth,
+           'collectives': sent and (sent / link if link else math.nan)}
+  step = max(found['compute'], found['memory']) + found['collectives']
+  return {**found, 'step': step,
+          'mfu': one['model_flops'] / one['devices'] / peak.flops / step}
+
+
 def _bytes(tree: Any) -> int:
   """Bytes on one device."""
   return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
              for a in jax.tree.leaves(tree))
 
 
-def table(found: Sequence[dict[str, Any]], memory_gb: float) -> str:
-  """Markdown, GiB per device."""
-  parts = ('parameter', 'optimizer', 'gradient', 'temporary')
-  lines = ['| devices (data × fsdp × tensor) | parameters | optimizer | gradients |'
-           f' temporaries | activations, model | sum | fits {memory_gb:g} GB |',
-           '|---|---|---|---|---|---|---|---|']
+def table(found: Sequence[dict[str, Any]], kind: str, peak: peaks.Peak,
+          memory_gb: float) -> str:
+  """Markdown: GiB and milliseconds per device and step."""
+  parts = ('parameter', 'optimizer', 'gradient', 'temporary', 'activation', 'total')
+  memory = [['devices (data × fsdp × tensor)', 'parameters', 'optimizer', 'gradients',
+             'temporaries', 'activations, model', 'sum', f'fits {memory_gb:g} GB']]
+  speed = [['devices', 'rows', 'TFLOP', 'sent', 'sent, model', 'compute ms', 'memory ms',
+            'collectives ms', 'step ms', 'tokens/s', 'MFU %']]
   for one in found:
-    total = one['total_bytes']
-    cells = [f"{one['devices']} ({' × '.join(str(n) for n in one['mesh'].values())})",
-             *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
-             f"{one['activation_bytes'] / GIB:.2f}", f'{total / GIB:.2f}',
-             'yes' if total < memory_gb * 1e9 else 'NO']
-    lines.append(f"| {' | '.join(cells)} |")
-  one = found[0]
-  return (f"{one['parameters']:,} parameters, {one['trained']:,} trained; a step of "
-          f"{one['rows'][0]} rows of {one['rows'][1]} tokens; GiB per device\n\n"
-          + '\n'.join(lines))
+    t = times(one, peak)
+    memory.append([
+        f"{one['devices']} ({' × '.join(str(n) for n in one['mesh'].values())})",
+        *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
+        'yes' if one['total_bytes'] < memory_gb * 1e9 else 'NO'])
+    speed.append([
+        str(one['devices']), str(one['rows'][0]), f"{one['flops'] / one['devices'] / 1e12:.3g}",
+        *(f'{sum(one[key].values()) / GIB:.3g}'
+          for key in ('collectives', 'expected_collectives')),
+        *(f'{1e3 * t[part]:.3g}' for part in ('compute', 'memory', 'collectives', 'step')),
+        f"{math.prod(one['rows']) / t['step']:.3g}", f"{100 * t['mfu']:.1f}"])
+  one, loops = found[0], sum(one['unknown_loops'] for one in found)
+  took = ', '.join(f"{one['seconds_to_plan']:.0f}" for one in found)
+  return '\n\n'.join([
+      f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
+      'tokens, config.optim.batch_size of them or the next number that the mesh divides. GiB '
+      'per device; temporaries are those of XLA on a CPU, an upper bound', markdown(memory),
+      f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
+      f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '
+      f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
+      'GiB sent are those of XLA on a CPU, and by a model. step = max(compute, memory) + '
+      'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
+      f'Compiled for as many fake devices of this CPU, attention as split, in {took} s'
+      + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 
-def run(argv: Sequence[str], devices: Sequence[int], memory_gb: float) -> int:
-  """Measures on each number of devices, in a process each, and prints the table."""
-  found = []
+def run(argv: Sequence[str], devices: Sequence[int], kind: str,
+        memory_gb: float | None) -> int:
+  """Measures on each number of devices, in a process each, and prints the tables."""
+  peak, found = peaks.named(kind), []
   for count in devices:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     child = subprocess.run(
@@ -196,7 +272,7 @@ def run(argv: Sequence[str], devices: Sequence[int], memory_gb: float) -> int:
     if child.returncode:
       return child.returncode  # it said why
     found.append(json.loads(child.stdout.splitlines()[-1]))
-  print(table(found, memory_gb))
+  print(table(found, kind, peak, memory_gb or peak.memory / 1e9))
   return 0
 
 

@@ -33,7 +33,7 @@ from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, evaluate
-from latent_reasoning.models import explicit_decoder, memory
+from latent_reasoning.models import attention, explicit_decoder, memory
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.workdir import Workdir
 
@@ -113,7 +113,7 @@ class Run:
       stage: whose optimizer it has; None: the first.
     """
     if self.mesh.size == 1 and not self.config.model.init_from:
-      return self.fresh(stage)
+      return jax.jit(lambda: self.fresh(stage))()
     like = jax.eval_shape(lambda: self.fresh(stage))
     placed = self.placed(like)
     if not self.config.model.init_from:
@@ -222,8 +222,9 @@ def build(config: Config, workdir: Workdir) -> Run:
   """Loads data, tokenizer and curriculum.
 
   Raises:
-    InputError: from any of them, or because they do not fit together.
+    InputError: from any of them, or because they do not fit together or the devices.
   """
+  attention.check(config.model.attention)
   if config.method == 'lm':
     return _build_text(config, workdir)
   method = layout.method(config.method)

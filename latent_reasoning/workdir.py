@@ -14,8 +14,8 @@ from latent_reasoning import distributed
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 
-# Keys that say where it runs, not what.
-PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout')
+# Keys that say where it runs and how it is watched, not what it is.
+PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
@@ -36,6 +36,7 @@ class Workdir:
   metrics = property(lambda self: self.path / 'metrics.jsonl')
   checkpoints = property(lambda self: epath.Path(self.remote or self.path) / 'checkpoints')
   events = property(lambda self: self.path / 'events')
+  profile = property(lambda self: self.path / 'profile')
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')

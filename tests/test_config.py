@@ -110,6 +110,8 @@ def test_choices(raw, key):
     put(raw, key, choice)
     if choice == 'memory':  # something must have been read
       put(raw, 'imm.write', 'gated')
+    if choice == 'cudnn':
+      put(raw, 'model.dtype', 'bfloat16')
     if key == 'model.frozen_dtype':  # something must be frozen
       put(raw, 'optim.trained', 'new')
     if (key, choice) != ('tokenizer.kind', 'file'):  # needs a path beside it
@@ -154,6 +156,7 @@ def test_no_negative_numbers(raw):
     ({'data.arithmetic.min_steps': 5, 'data.arithmetic.max_steps': 4},
      'max_steps is 4, below min_steps 5'),
     ({'data.arithmetic.operations': ''}, 'one or more of the characters'),
+    ({'model.attention': 'cudnn', 'model.dtype': 'float32'}, "'cudnn', which has no float32"),
     ({'data.arithmetic.operations': '+/'}, 'one or more of the characters'),
     ({'data.buckets.prefix': (32, 12)}, 'buckets.prefix is .*increasing sizes'),
     ({'data.buckets.prefix': ()}, 'buckets.prefix is .*increasing sizes'),

@@ -74,7 +74,7 @@ def whole(tiny_config, make_run, tmp_path_factory):
 
 def lines(run, split='train'):
   """The lines of a split, without what the clock says."""
-  return [{k: v for k, v in record.items() if k != 'steps_per_second'}
+  return [{k: v for k, v in record.items() if not k.endswith('_per_second')}
           for record in metrics.read(run.workdir.metrics) if record['split'] == split]
 
 

@@ -1,6 +1,8 @@
 """Plans: exact where exactness is possible, and of devices that are not here."""
 
 import dataclasses
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from latent_reasoning import plan
+from latent_reasoning import flops, peaks, plan
 from latent_reasoning.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
          'model.frozen_dtype': 'bfloat16'},
     {'method': 'lm', 'data.name': 'text', 'imm.write': 'gated', 'data.block': 8}])
 def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
-  """Of parameters, optimizer state and gradients, on the device there is."""
+  """Of parameters, optimizer state and gradients, on the device there is; and its FLOPs."""
+  changes = {'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
+             'data.buckets.count': (3,), **changes}
   if changes.get('data.name') == 'text':
     (tmp_path / 'text').write_text('to be or not to be ' * 40)
     changes = {**changes, 'data.path': str(tmp_path / 'text')}
@@ -32,6 +36,8 @@ def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
   if config.method == 'lm':  # whose tokenizer has no index tokens
     config = dataclasses.replace(config, rim=dataclasses.replace(config.rim, max_steps=0))
   found = plan.measure(config)
+  training = flops.training(run)['stages'][0]
+  assert found['flops'] == found['model_flops'] == training['flops'] / training['steps']
   def count(tree):
     return sum(a.nbytes for a in jax.tree.leaves(tree))
   assert found['parameter_bytes'] == count(state.params)
@@ -40,6 +46,13 @@ def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
       a.size for a in jax.tree.leaves(state.params))
   assert found['gradient_bytes'] == 4 * found['trained']
   assert found['temporary_bytes'] > 0 and found['activation_bytes'] > 0
+
+
+def test_rows_that_no_mesh_divides(tiny_config):
+  """8 rows in 3 microbatches are planned as 9."""
+  config = tiny_config()
+  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=3))
+  assert plan.planned(config).batches.at(0).tokens.shape[0] == 9
 
 
 def test_known_checkpoints(tiny_config):
@@ -63,12 +76,31 @@ def test_on_fake_devices():
   done = subprocess.run(
       [sys.executable, '-m', 'latent_reasoning.main', '--mode=plan', '--devices=1,4',
        '--memory_gb=1', '--config=configs/rim_arithmetic.py', '--config.mesh.data=1',
-       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8'],
-      capture_output=True, text=True, cwd=ROOT)
+       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8', '--config.model.layers=1'],
+      capture_output=True, text=True, cwd=ROOT,
+      env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
   assert done.returncode == 0, done.stderr
-  one, four = [line.split('|')[1:-1] for line in done.stdout.splitlines()[-2:]]
-  assert one[0].strip() == '1 (1 × 1 × 1)' and four[0].strip() == '4 (1 × 4 × 1)'
-  assert one[-1].strip() == four[-1].strip() == 'yes'
+  rows = [[cell.strip() for cell in line.split('|')[1:-1]]
+          for line in done.stdout.splitlines() if line.startswith('|')]
+  (one, four), (first, second) = rows[2:4], rows[6:]
+  assert one[0] == '1 (1 × 1 × 1)' and four[0] == '4 (1 × 4 × 1)'
+  assert one[-1] == four[-1] == 'yes'
+  assert float(first[2]) == pytest.approx(4 * float(second[2]), rel=0.01)  # FLOPs
+  assert first[3:5] == ['0', '0'] and float(second[4]) > 0  # bytes that are sent
+
+
+def test_times():
+  """By hand: 256 devices, of which the slowest part and the collectives add up."""
+  peak = peaks.Peak((), 1e12, 1e9, 1e11, 1e10, 256, 0)
+  one = {'devices': 256, 'flops': 256 * 1.2e12, 'model_flops': 256 * 0.9e12,
+         'traffic_bytes': 1e10, 'expected_collectives': {'all-reduce': 1e9, 'all-gather': 1e9}}
+  found = plan.times(one, peak)
+  assert found['compute'] == pytest.approx(1.2 / plan.SHARE)
+  assert found['memory'] == pytest.approx(0.1)
+  assert found['collectives'] == pytest.approx(0.3)
+  assert found['step'] == pytest.approx(1.2 / plan.SHARE + 0.3)
+  assert found['mfu'] == pytest.approx(0.9 / found['step'])
+  assert math.isnan(plan.times({**one, 'devices': 257}, peak)['step'])  # nothing is stated
 
 
 def test_devices():

@@ -1,17 +1,22 @@
-"""Attention over rows of a prefix and readouts: plain, split and cached.
+"""Attention over rows of a prefix and readouts: plain, split, by kernels, and cached.
 
 All take q as [B, T, N, H], k and v as [B, T, M, H] with N a multiple of M, whose heads
 each serve N / M of q's in order, and do their softmax in float32.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from latent_reasoning import masks
+from latent_reasoning.config import ModelConfig
+from latent_reasoning.errors import InputError
 from latent_reasoning.masks import Mask
 
 NEGATIVE = -1e30  # finite, so that a masked logit has a gradient of 0, not NaN
@@ -146,4 +151,86 @@ def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
           + jnp.einsum('BNKRS,BKSNH->BKRNH', weights[..., p:], own_v))
 
 
-IMPLEMENTATIONS = {'split': split, 'packed': packed}
+def cudnn(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
+          implementation: str = 'cudnn') -> chex.Array:
+  """The same by cuDNN's fused kernel, prefix and readouts in turn; keeps no weights.
+
+  cuDNN takes the mask as a bias and skips nothing, so the prefix is kept from the keys of
+  the readouts, as in `split`. Our tests have no GPU: they run what is handed to it with
+  `implementation` 'xla', not the kernel.
+  """
+  may, p, length = masks.allowed(mask), mask.prefix, q.shape[1]
+  parts = []
+  for start, stop, keys in ((0, p, p), (p, length, length))[:2 if mask.count else 1]:
+    padded = _pad(q[:, start:stop], k[:, :keys], v[:, :keys], may[:, start:stop, :keys], 2)
+    *own, seen = padded  # its backward pass wants even lengths
+    parts.append(jax.nn.dot_product_attention(
+        *own, mask=seen[:, None], implementation=implementation)[:, :stop - start])
+  return jnp.concatenate(parts, axis=1)
+
+
+def splash(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
+           interpret: bool = False) -> chex.Array:
+  """The same by splash attention, the TPU kernel of Pallas, over the whole row.
+
+  It skips the tiles of 128 × 128 in which nothing is seen and keeps no weights. Each row
+  has a mask of its own (a dynamic mask of the kernel): rows take the place of the kernel's
+  heads, and heads are mapped over, so that a mask serves all of them. On a mesh each device
+  runs it on its rows and heads. Our tests run it with `interpret` alone, not on a TPU.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  call = functools.partial(_splash, interpret=interpret)
+  may = masks.allowed(mask)
+  if not mesh.empty and mesh.size > 1:
+    rows = ('data', 'fsdp') if not q.shape[0] % (
+        mesh.shape['data'] * mesh.shape['fsdp']) else None
+    heads = 'tensor' if not k.shape[2] % mesh.shape['tensor'] else None
+    place = PartitionSpec(rows, None, heads)
+    call = jax.shard_map(call, in_specs=(place, place, place, PartitionSpec(rows)),
+                         out_specs=place, check_vma=False)
+  return call(q, k, v, may)
+
+
+def _splash(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array,
+            interpret: bool) -> chex.Array:
+  from jax.experimental.pallas.ops.tpu import splash_attention  # 0.3 s to import
+  length, served = q.shape[1], k.shape[2]
+  q, k, v, may = _pad(q, k, v, may, 128)
+  kernel = splash_attention.make_splash_mha_single_device(may, interpret=interpret)
+  # Under jit it makes a traced array of this flag, which it then asks in Python.
+  kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+  q = (q * q.shape[-1]**-0.5).astype(q.dtype).reshape(
+      *q.shape[:2], served, -1, q.shape[-1]).transpose(2, 3, 0, 1, 4)  # [M, G, B, T, H]
+  k, v = (a.transpose(2, 0, 1, 3) for a in (k, v))  # a TPU's tiles need T, H last
+  one_key = jax.vmap(kernel, in_axes=(0, None, None))  # G queries of a key
+  out = jax.vmap(one_key)(q, k, v).transpose(2, 3, 0, 1, 4)
+  return out.reshape(*out.shape[:2], -1, out.shape[-1])[:, :length]
+
+
+def _pad(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array, multiple: int):
+  """Lengthens queries and keys to a multiple; what is added sees the first key, for a
+  softmax over nothing is no number, and is seen by none."""
+  def lengthen(a, axis=1):
+    return jnp.pad(a, [(0, -a.shape[axis] % multiple if i == axis else 0)
+                       for i in range(a.ndim)])
+  real = may.shape[1]
+  q, k, v, may = lengthen(q), lengthen(k), lengthen(v), lengthen(lengthen(may), 2)
+  return q, k, v, may.at[:, real:, 0].set(True)
+
+
+def check(name: str) -> None:
+  """Raises InputError where an implementation does not run on the devices there are."""
+  needs = KERNELS.get(name)
+  if needs and jax.default_backend() != needs:
+    raise InputError(f"config.model.attention is '{name}', a kernel for {needs.upper()}s, but "
+                     f"this machine has {jax.default_backend().upper()}s; expected 'split'")
+
+
+def without_kernel(config: ModelConfig) -> ModelConfig:
+  """The same model with 'split' attention in place of a kernel, to be compiled anywhere."""
+  return dataclasses.replace(
+      config, attention='split') if config.attention in KERNELS else config
+
+
+IMPLEMENTATIONS = {'split': split, 'packed': packed, 'cudnn': cudnn, 'splash': splash}
+KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # and their backends

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from latent_reasoning import layout, masks, pipeline
+from latent_reasoning.errors import InputError
 from latent_reasoning.models import attention
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -44,7 +45,8 @@ def qkv(seed: int, length: int):
   return np.random.default_rng(seed).normal(size=(3, 2, length, N, H)).astype(np.float32)
 
 
-forward = {name: jax.jit(call) for name, call in attention.IMPLEMENTATIONS.items()}
+PLAIN = ('split', 'packed')  # those of XLA alone
+forward = {name: jax.jit(attention.IMPLEMENTATIONS[name]) for name in PLAIN}
 cached = jax.jit(attention.cached)
 
 
@@ -78,6 +80,50 @@ def test_split_is_packed(make, variant):
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
     assert np.abs(expected[1]).max(axis=(1, 2, 3, 4)).min() > 1e-2
+
+
+KERNELS = {
+    'cudnn': functools.partial(attention.cudnn, implementation='xla'),
+    'splash': functools.partial(attention.splash, interpret=True)}
+
+
+@pytest.mark.parametrize('name', KERNELS)
+def test_kernels_are_packed(tiny_config, name):
+  """Forward and gradient, of the kernel on a CPU or of what is handed to it: rows longer than
+  a tile, of odd length, and fewer heads for keys."""
+  config = tiny_config(**VARIANTS['rim, bidirectional, blind'])
+  batch = random_batch(config, 0, shape=(139, 2, 50))
+  q, k, v = qkv(0, batch.tokens.shape[1])
+  direction = qkv(1, q.shape[1])[0]
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(call, *given):
+    out, vjp = jax.vjp(lambda *a: call(*a, batch.mask), *given)
+    return out, *vjp(direction)
+  given = q, k[:, :, :1], v[:, :, :1]
+  for found, expected in zip(both(KERNELS[name], *given), both(attention.packed, *given),
+                             strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(expected).max() > 1e-2
+
+
+def test_splash_compiles_for_a_tpu(make):
+  """As far as it goes without one: tiles and layouts that the kernel's compiler accepts."""
+  batch = make('rim')
+  q, k = (jax.ShapeDtypeStruct((2, batch.tokens.shape[1], n, 64), jnp.bfloat16) for n in (4, 2))
+
+  def both(q, k, v):
+    out, vjp = jax.vjp(lambda *a: attention.splash(*a, batch.mask), q, k, v)
+    return vjp(out)
+  text = jax.jit(both).trace(q, k, k).lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('tpu_custom_call') == 3  # forward, and dq, dk and dv
+
+
+@pytest.mark.parametrize('name', KERNELS)
+def test_kernels_want_their_device(name):
+  with pytest.raises(InputError, match=f"is '{name}', a kernel for .PUs, but .* CPUs"):
+    attention.check(name)
+  attention.check('split')
 
 
 def test_packed_is_its_definition(make):
@@ -149,7 +195,7 @@ def test_softmax_in_float32(make):
   """Of bfloat16 in, bfloat16 comes out, as exact as its inputs allow."""
   batch = make('rim')
   x = qkv(0, batch.tokens.shape[1])
-  for name in attention.IMPLEMENTATIONS:
+  for name in PLAIN:
     call = forward[name]
     half = call(*x.astype(jnp.bfloat16), batch.mask)
     assert half.dtype == jnp.bfloat16
@@ -162,7 +208,7 @@ def test_masked_logits_have_no_gradient(make):
   x = 100 * qkv(0, batch.tokens.shape[1])
   may = np.asarray(masks.allowed(batch.mask))
   unseen = [np.flatnonzero(~may[b].any(axis=0)) for b in range(2)]
-  for name in attention.IMPLEMENTATIONS:
+  for name in PLAIN:
     _, grads = run(name, x, batch.mask, np.ones(x.shape[1:], np.float32))
     assert np.isfinite(grads).all()
     for b in range(2):
