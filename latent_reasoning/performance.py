@@ -28,16 +28,14 @@ class Speed:
     """Tokens of a step that are no padding, and the model's FLOPs.
 
     FLOPs are counted once a shape, by tracing the step anew, and where a peak is known: 0
-    elsewhere. Each process counts its own tokens and takes the others' for as many.
+    elsewhere.
     """
-    processes = jax.process_count()
-    tokens = batch.real(self._run.tokenizer.pad) * processes
+    tokens = batch.real(self._run.tokenizer.pad)
     if not self._peak:
       return tokens, 0.0
     key = stage, flops.shapes(batch)
     if key not in self._flops:
-      whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct(
-          (a.shape[0] * processes, *a.shape[1:]), a.dtype), batch)
+      whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
       self._flops[key] = flops.of_step(self._run, stage, state, whole, remat=False)
     return tokens, self._flops[key]
 
