@@ -142,6 +142,8 @@ def number(value: dict[str, float] | None, form: str) -> str:
 
 
 def probability(p: float) -> str:
+  if p < 1e-300:
+    return '<1e-300'
   return f'{p:.1g}' if p < 0.001 else f'{p:.3f}'
 
 

@@ -71,7 +71,7 @@ def comparison_figures(path: pathlib.Path, summary: dict[str, Any]) -> list[path
     axis.set(xlabel='steps of a problem', ylabel='final accuracy %', ylim=(0, 103))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=1 + len(runs) // 12)
+    axis.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
     files.append(_save(pyplot, drawing, path / 'by_steps.png'))
 
   timed = {n: next(e['full_ms'] for e in r['latency'] if e['batch'] == 1)
@@ -101,7 +101,7 @@ def _varied(pyplot, file: pathlib.Path, runs, label: str,
     axis.set_xticks(values)
   axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 103))
   axis.grid(alpha=0.3)
-  axis.legend(fontsize=8)
+  axis.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
   return _save(pyplot, drawing, file)
 
 

@@ -83,8 +83,11 @@ def lines(title: str, series: Sequence[Series], x_label: str, y_label: str,
                  + _label(LEFT - 6, y(tick) + 4, f'{tick:g}', 'end'))
   places = sorted({p[0] for p in points})
   few = len(places) <= 8 and all(float(p).is_integer() for p in places)
+  last = -math.inf
   for tick in places if few else ticks(low_x, high_x, 4):
-    parts.append(_label(x(tick), HEIGHT - BOTTOM + 16, f'{tick:g}'))
+    if x(tick) - last > 30:  # or the labels run into each other
+      last = x(tick)
+      parts.append(_label(last, HEIGHT - BOTTOM + 16, f'{tick:g}'))
   for one in series:
     own = [p for p in one.points if math.isfinite(p[1])]
     parts.append(f'<path class="line" {style(one)} d="'
