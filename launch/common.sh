@@ -70,7 +70,8 @@ need_config() {
   [[ " ${args[*]-}" == *' --config='* ]] || fail 'expected -- --config=FILE, for main.py'
 }
 need_bucket() {
-  [[ $workdir == gs://* ]] || fail "--workdir=$workdir would not last; expected -- --workdir=gs://..."
+  [[ $workdir == gs://* ]] ||
+    fail "--workdir=$workdir would not last; expected -- --workdir=gs://..."
 }
 need_workdir() {  # that can be named to scp
   [[ $workdir =~ ^[A-Za-z0-9_./:=@%+-]+$ ]] ||

@@ -14,7 +14,7 @@
 #   --resource=nvidia.com/gpu    what is counted; google.com/tpu on GKE
 #   --node_selector=KEY=VALUE,KEY=VALUE
 #   --namespace=NAME             kubectl's own default otherwise
-#   --tries=20
+#   --tries=100
 #   --dry_run                    print the commands, run none
 #
 # The image works in a checkout with the package installed:
@@ -30,7 +30,7 @@ cd "$(dirname "$0")/.."
 
 command=${1-}
 [ $# -eq 0 ] || shift
-name='' image='' nodes='' gpus=8 resource=nvidia.com/gpu node_selector='' namespace='' tries=20
+name='' image='' nodes='' gpus=8 resource=nvidia.com/gpu node_selector='' namespace='' tries=100
 case $command in
   print | run | stop) ;;
   --help | -h) help; exit ;;

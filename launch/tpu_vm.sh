@@ -20,7 +20,7 @@
 #   --version=VERSION       of the TPU's software; known for v2 to v4, v5litepod, v5p, v6e
 #   --spot, --reserved      what to ask for
 #   --extras=tpu,hf         of pyproject.toml
-#   --tries=20              of `all`
+#   --tries=100             of `all`
 #   --poll=30               seconds between looks at the TPU's state
 #   --to=runs               folder here, for fetch
 #   --dry_run               print the commands of a first launch, run none
@@ -34,7 +34,7 @@ cd "$(dirname "$0")/.."
 command=${1-}
 [ $# -eq 0 ] || shift
 name='' zone='' project='' type='' version='' spot='' reserved=''
-extras=tpu,hf tries=20 poll=30 to=runs
+extras=tpu,hf tries=100 poll=30 to=runs
 case $command in
   create | wait | install | run | resume | all | stop | fetch | delete) ;;
   --help | -h) help; exit ;;

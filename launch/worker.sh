@@ -60,7 +60,7 @@ case $command in
   stop)
     file=runs/$1
     running || { note "$1 does not run"; exit 0; }
-    kill -TERM -- "-$(cat "$file.pid")"
+    kill -TERM -- "-$(cat "$file.pid")" || true
     while running; do sleep 0.2; done
     note "$1 stopped with status $(status)"
     ;;

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -86,7 +87,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path) -> World:
+def world(tmp_path) -> Iterator[World]:
   """Stand-ins that succeed in silence, and a home with the checkout's launch folder."""
   (tmp_path / 'bin').mkdir()
   for name in ('gcloud', 'sbatch', 'srun', 'scontrol', 'scancel', 'ssh', 'scp', 'kubectl',
@@ -104,7 +105,11 @@ def world(tmp_path) -> World:
   (python.parent / 'answers').write_text('[]')
   made = World(tmp_path)
   made.answer()
-  return made
+  yield made
+  for file in (checkout / 'runs').glob('*.pid'):  # of a test that failed half-way
+    command = pathlib.Path('/proc', file.read_text().strip(), 'cmdline')
+    if command.exists() and b'launch/worker.sh' in command.read_bytes():
+      os.killpg(int(file.read_text()), signal.SIGKILL)
 
 
 def python_calls(world):
@@ -322,7 +327,7 @@ def test_the_worker_starts_again_what_resumes(world, statuses, tries, done, star
   python = world.path / 'home/latent_reasoning/.venv/bin'
   (python / 'answers').write_text(json.dumps([['python', statuses]]))
   command = ('.venv/bin/python', '-m', 'latent_reasoning.main', *NASTY)
-  ended = worker(world, 'run', 'train', str(tries), *command)
+  ended = worker(world, 'run', 'train', str(tries), *command, timeout=60)
   assert ended.returncode == done, ended.stderr
   assert python_calls(world) == [list(command[1:])] * starts
 
@@ -353,7 +358,7 @@ def test_the_worker_stops_what_it_runs(world):
              ' while :; do sleep 0.05; done')
   with worker(world, 'run', 'train', '5', *command, start=subprocess.Popen) as run:
     assert run.stdout.readline() == 'begun\n'
-    stopped = worker(world, 'stop', 'train')
+    stopped = worker(world, 'stop', 'train', timeout=60)
     out, _ = run.communicate(timeout=60)
   assert out.count('saving\n') == 1  # its shell may also say that its sleep was terminated
   assert (run.returncode, stopped.returncode) == (143, 0)
@@ -423,7 +428,7 @@ def test_the_job_set(world):
   made = yaml.safe_load(shown.stdout)
   assert (made['apiVersion'], made['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
   policy = made['spec']['failurePolicy']
-  assert policy['maxRestarts'] == 20
+  assert policy['maxRestarts'] == 100
   assert policy['rules'][0]['action'] == 'FailJobSet'
   workers, = made['spec']['replicatedJobs']
   job = workers['template']['spec']
