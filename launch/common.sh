@@ -11,7 +11,9 @@ fail() { echo "error: $* (see launch/$(basename "$0") --help)" >&2; exit 2; }
 note() { echo "$*" >&2; }
 
 # The comment at the head of the script is its help.
-help() { awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "launch/$(basename "$0")"; }
+help() {
+  awk 'NR > 1 && !/^#/ {exit} NR > 1 {sub(/^# ?/, ""); print}' "launch/$(basename "$0")"
+}
 
 # quote WORD ...: the words as one line for any POSIX shell.
 quote() {
@@ -55,7 +57,10 @@ parse() {
 unknown() { local all=${known% }; fail "unknown flag $1; known:${all// / --}"; }
 
 # Checks of flags by name; each ends with one error.
-need() { local flag; for flag in "$@"; do [ "${!flag}" ] || fail "--$flag=VALUE is needed"; done; }
+need() {
+  local flag
+  for flag in "$@"; do [ "${!flag}" ] || fail "--$flag=VALUE is needed"; done
+}
 need_number() {
   local flag
   for flag in "$@"; do

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on Kubernetes as a JobSet (jobset.x-k8s.io/v1alpha2), one process per pod.
 #
-#   launch/kubernetes.sh print|run --name=NAME --image=IMAGE --nodes=N [FLAG ...] -- ARGUMENT ...
+#   launch/kubernetes.sh print|run --name=NAME --image=IMAGE --nodes=N [FLAG ...] \
+#       -- ARGUMENT ...
 #   launch/kubernetes.sh stop --name=NAME [--namespace=NAME]
 #
 #   print   the JobSet, as YAML

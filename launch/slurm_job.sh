@@ -11,8 +11,9 @@ shift
 # A process that ends first must not have the others killed while they save.
 srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   "$@" || status=$?
-if resumes "$status" && [ $((${SLURM_RESTART_COUNT:-0} + 1)) -lt "$tries" ]; then
-  note "status $status: back to the queue after start $((${SLURM_RESTART_COUNT:-0} + 1)) of $tries"
+start=$((${SLURM_RESTART_COUNT:-0} + 1))
+if resumes "$status" && [ "$start" -lt "$tries" ]; then
+  note "status $status: back to the queue after start $start of $tries"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -79,7 +79,8 @@ state() {
   echo "${now:-NONE}"
 }
 look() {  # list, not describe: there a TPU that is not and a gcloud that fails look the same
-  tpus "$1" list --format="value(name.basename(),$2)" | awk -v name="$name" '$1 == name {print $2}'
+  tpus "$1" list --format="value(name.basename(),$2)" |
+    awk -v name="$name" '$1 == name {print $2}'
 }
 
 create() {
