@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# On the machine that trains (Linux): installs, and runs a command that outlives its
+# connection. The other scripts call it.
+#
+#   launch/worker.sh install EXTRAS
+#   launch/worker.sh run NAME TRIES COMMAND [ARGUMENT ...]
+#   launch/worker.sh stop NAME
+#
+# install  puts Python 3.12 and the package with EXTRAS (tpu,hf) into .venv, by uv: TPU VMs
+#          come with 3.10, too old
+# run      starts COMMAND, again while its status says that it resumes (TRIES starts at
+#          most); shows what it prints (kept in runs/NAME.log), ends with its status. While
+#          it runs, another `run NAME` only follows it: a lost connection costs nothing
+# stop     SIGTERM: it saves and is not started again
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+. launch/common.sh
+
+command=${1-}
+[ $# -eq 0 ] || shift
+
+status() { cat "$file.status" 2>/dev/null || echo 137; }  # 137: nothing could be written
+running() { grep -aqs launch/worker.sh "/proc/$(cat "$file.pid" 2>/dev/null)/cmdline"; }
+
+case $command in
+  install)
+    PATH=$HOME/.local/bin:$PATH
+    command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+    uv venv --python 3.12 --allow-existing .venv
+    uv pip install --python .venv -e ".[$1]"
+    ;;
+  run)
+    file=runs/$1
+    mkdir -p runs && touch "$file.log"
+    if running; then
+      note "$1 runs already: following it"
+      from=-n20
+    else
+      rm -f "$file.status"
+      from=-c+$(($(wc -c < "$file.log") + 1))
+      setsid launch/worker.sh loop "$@" < /dev/null >> "$file.log" 2>&1 3>&1 &
+      echo $! > "$file.pid"
+    fi
+    tail "$from" -f -s 0.2 --pid="$(cat "$file.pid")" "$file.log"
+    exit "$(status)"
+    ;;
+  loop)  # in the background, leader of a process group: SIGTERM reaches COMMAND too
+    file=runs/$1 tries=$2 stopped=''
+    shift 2
+    trap 'stopped=1' TERM
+    for ((try = 1; ; try++)); do
+      status=0
+      "$@" || status=$?
+      if [ "$stopped" ] || [ "$try" -ge "$tries" ] || ! resumes "$status"; then break; fi
+      note "status $status: start $((try + 1)) of $tries"
+    done
+    echo "$status" > "$file.status"
+    ;;
+  stop)
+    file=runs/$1
+    running || { note "$1 does not run"; exit 0; }
+    kill -TERM -- "-$(cat "$file.pid")" || true
+    while running; do sleep 0.2; done
+    note "$1 stopped with status $(status)"
+    ;;
+  --help | -h) help ;;
+  *) fail "unknown command '$command'; known: install, run, stop" ;;
+esac
