@@ -235,11 +235,6 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   layout.method(config.method)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
-  config = pretrained.resolve(config)
-  if config.train.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path(config.train.compilation_cache).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   path = args.workdir or default_workdir(config_flag, config.method)
   if args.mode == 'compare' and not config.sweep.runs:
     raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
@@ -248,8 +243,8 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     from latent_reasoning import sweep
     own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
-                     workdir.open_workdir(path, config, True))
-  built = run.build(config, workdir.open_workdir(path, config, args.mode == 'train'))
+                     workdir.open_workdir(path, pretrained.resolve(config), True))
+  built = run.open_run(config, path, args.mode == 'train')
   from latent_reasoning import loop
   try:
     with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
