@@ -58,7 +58,7 @@ def learning(path: pathlib.Path, folder: Folder) -> pathlib.Path:
                linewidth=2.5 if last else 1.5,
                label='the answer' if count == 1 else f'block {k + 1}' + ' (final)' * last)
   for before, after in zip(stages, stages[1:], strict=False):
-    switch = max(r['step'] for r in train if r['stage'] == before)
+    switch = max(r['step'] for r in folder.metrics if r['stage'] == before)
     for axis in (left, right):
       axis.axvline(switch, color='black', linestyle=':', linewidth=1)
     left.annotate(f'stage {after} ', (switch, 0.97), ha='left', va='top', fontsize=8,
@@ -188,7 +188,7 @@ def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
     axis.set_ylabel(f'memory {number}\nslot')
     axis.yaxis.get_major_locator().set_params(integer=True)
-    drawing.colorbar(image, ax=axis, pad=0.01)
+    drawing.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
   axes[-1, 0].set_xticks(range(len(tokens)), shown(tokens), fontsize=7, family='monospace')
   axes[0, 0].set_title('share of each slot in what a token reads'
                        + ('' if causal else ' (NOT CAUSAL: reads the future)'))

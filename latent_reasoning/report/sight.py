@@ -31,6 +31,7 @@ def mask(path: pathlib.Path, row: dict[str, Any]) -> pathlib.Path:
   axis.xaxis.tick_top()
   axis.set_ylabel('a token of the row …')
   axis.set_title('… may see', fontsize=10)
+  axis.text(n - 0.2, -1.1, 'predicts', ha='left', va='center', fontsize=10, clip_on=False)
   for i, token in enumerate(shown(row['predicts'])):
     axis.text(n - 0.2, i, token and f'→ {token}', ha='left', va='center', clip_on=False,
               **style)
@@ -62,7 +63,7 @@ def leak(path: pathlib.Path, found: dict[str, dict[str, Any]], other: str) -> pa
         f"{name}{mark}: just before it, p({tokens[place]}) is {one['p'][0]:.3f}, and "
         f"{one['p'][1]:.3f} once {shown([other])[0]} stands there", fontsize=10, loc='left',
         color='#b2182b' if mark else 'black')
-    axis.set_ylim(0, 105)
+    axis.set(xlim=(-0.6, len(moved) - 0.4), ylim=(0, 105))
     axis.grid(alpha=0.3, axis='y')
   axes[-1, 0].set_xticks(range(len(tokens)), tokens, fontsize=8, family='monospace')
   axes[-1, 0].set_xlabel(f'right of the line, {tokens[place]} becomes {shown([other])[0]}; a '
