@@ -220,11 +220,15 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
     InputError: from weights, folder or data.
   """
   config = pretrained.resolve(config)
+  _keep_programs(config)
+  return build(config, open_workdir(path, config, training))
+
+
+def _keep_programs(config: Config) -> None:
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',
                       str(pathlib.Path(config.train.compilation_cache).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
-  return build(config, open_workdir(path, config, training))
 
 
 def reopen(path: str | pathlib.Path) -> Run:
@@ -238,7 +242,9 @@ def reopen(path: str | pathlib.Path) -> Run:
     config = ml_collections.ConfigDict(json.loads(place.config.read_text()))
   except (OSError, ValueError) as error:
     raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
-  return build(pretrained.resolve(config_check.from_dict(config)), place)
+  config = pretrained.resolve(config_check.from_dict(config))
+  _keep_programs(config)
+  return build(config, place)
 
 
 def build(config: Config, workdir: Workdir) -> Run:
