@@ -13,7 +13,7 @@ imports only from its left:
   models | thoughts | hf_format, pretrained | objectives | adapt, optim, sharding | step |
   checkpoint, metrics, workdir | decode | answers, protocol, evaluate | blocks, choose,
   inside, intervene | text | memory_state | run, loop | explicit, export | flops, plan |
-  audit, latency, benchmark | report (needs config alone), sweep |
+  sight, audit, latency, benchmark | report (needs config alone), sweep |
   contamination | modes, modes_blocks | main
 """
 

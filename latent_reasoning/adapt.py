@@ -1,5 +1,7 @@
 """Which parameters are trained, and LoRA merged into the weights it adapts.
 
+LoRA (Hu et al., arXiv 2106.09685): x W + alpha / rank · x A B, B zero at first.
+
 With config.optim.trained 'new', what pretraining did not know is trained alone: LoRA's
 maps, the rows of new tokens, and a memory or explicit decoder. Gradients and optimizer
 state exist for those only.
@@ -56,3 +58,19 @@ def merge(params: dict, lora: LoraConfig) -> dict:
     elif path[-1] == 'new_head':
       merged['head',] = jnp.concatenate([flat['head',], a], axis=1)
   return traverse_util.unflatten_dict(merged)
+
+
+def growth(params: dict, lora: LoraConfig) -> dict[str, dict[int, float]]:
+  """How much LoRA adds to each matrix, |A B| alpha / rank over |W| (Frobenius), by kind and
+  layer: {'qkv': {0: share, …}, …}."""
+  flat, found = traverse_util.flatten_dict(params), {}
+  for path, a in flat.items():
+    if path[-1] == 'lora_a':
+      added = a @ flat[*path[:-1], 'lora_b'] * (lora.alpha / lora.rank)
+      kernel = flat[*path[:-1], 'kernel'].astype(jnp.float32)
+      share = jnp.atleast_1d(jnp.linalg.norm(added, axis=(-2, -1))
+                             / jnp.linalg.norm(kernel, axis=(-2, -1)))
+      first = 0 if path[0] == 'blocks' else int(path[0].rpartition('_')[2])  # stacked, or not
+      found.setdefault('/'.join(path[1:-1]), {}).update(
+          enumerate(share.tolist(), first))
+  return found

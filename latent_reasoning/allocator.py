@@ -2,9 +2,11 @@
 
 JAX on a CPU takes and frees large arrays at every step. glibc backs them with
 small pages and gives them back, and the page faults cost up to half of a step.
-glibc reads its settings when a process starts, so `tune` starts it again.
+glibc reads its settings when a process starts, so `tune` starts it again; `tune_here` is
+for a process that cannot be, such as a notebook's.
 """
 
+import ctypes
 import os
 import sys
 
@@ -14,6 +16,8 @@ SETTINGS = {
     'MALLOC_TRIM_THRESHOLD_': '17179869184',
     'MALLOC_TOP_PAD_': '268435456',
 }
+# The same for a process that runs, by the numbers of malloc.h; huge pages cannot be had so.
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
 KEEP = 'LATENT_REASONING_KEEP_ALLOCATOR'
 
 
@@ -23,8 +27,19 @@ def tune() -> None:
   Only on Linux with glibc, and not where the user chose settings or an
   allocator, or set LATENT_REASONING_KEEP_ALLOCATOR.
   """
-  if any(name in os.environ for name in (*SETTINGS, KEEP, 'LD_PRELOAD')):
-    return
-  if sys.platform.startswith('linux') and 'CS_GNU_LIBC_VERSION' in os.confstr_names:
+  if _may():
     os.environ.update(SETTINGS)
     os.execv(sys.executable, sys.orig_argv)
+
+
+def tune_here() -> None:
+  """Sets what can be set while a process runs, under the conditions of `tune`."""
+  if _may():
+    libc = ctypes.CDLL(None)
+    for number, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 1 << 28)):
+      libc.mallopt(number, value)
+
+
+def _may() -> bool:
+  return (not any(name in os.environ for name in (*SETTINGS, KEEP, 'LD_PRELOAD'))
+          and sys.platform.startswith('linux') and 'CS_GNU_LIBC_VERSION' in os.confstr_names)

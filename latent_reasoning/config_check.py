@@ -6,7 +6,9 @@
 import dataclasses
 import math
 import re
+import runpy
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -68,6 +70,27 @@ POSITIVE = (
     'train.peer_timeout',
     'eval.batch_size', 'eval.valid_problems', 'eval.max_tokens',
     'eval.latency_repeats', 'eval.audit_rows')
+
+
+def read(file: str, changes: Mapping[str, Any]) -> Config:
+  """A configuration file with some keys changed, as the command line has it.
+
+  Args:
+    file: FILE.py or FILE.py:variant.
+    changes: {dotted key: value}.
+
+  Raises:
+    InputError: no such file or variant, or as `from_dict`.
+  """
+  path, _, variant = file.partition(':')
+  try:
+    config = runpy.run_path(path)['get_config'](variant)
+    config.update_from_flattened_dict(changes)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    text = error.args[0] if isinstance(error, KeyError) else error
+    raise InputError(f'{file}: {text}; expected FILE.py or FILE.py:variant, and keys that '
+                     'the file has') from None
+  return from_dict(config)
 
 
 def from_dict(config: ml_collections.ConfigDict) -> Config:

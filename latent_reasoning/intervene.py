@@ -93,6 +93,27 @@ def edit(rows: Sequence[layout.Row], lengths: Sequence[int], width: int, other: 
   return Edit(at, np.asarray(other, np.int32), position.astype(np.int32), np.float32(scale))
 
 
+def transplant(answerer: Answerer, question: str, donor: str,
+               block: int | None = None) -> tuple[str, str, str]:
+  """The final answer to a question, that to a donor, and that to the question with the
+  donor's block in place of its own.
+
+  Args:
+    donor: another question; of as many tokens, or positions do not match.
+    block: which, from 0; None: all.
+  """
+  blocks.require(answerer)
+  wide = answerer.config.rim.block_tokens + 2
+  prompts = [answerer.row(q) for q in (question, donor)]
+  lengths = [len(r.prefix) - wide * answerer.blocks for r in prompts]
+  rows = [reread(r, answerer.symbols.block_close) for r in prompts]
+  change = edit(rows, lengths, prefix_width(rows, answerer.config), np.array([1, 0]), 1, block,
+                wide)
+  (own,), (other,) = answerer.read(answerer.generate(rows))
+  (changed,), _ = answerer.read(answerer.generate(rows, edit=change))
+  return own, other, changed
+
+
 def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict[str, Any]:
   """Accuracy of the final answer under each intervention.
 

@@ -20,10 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from latent_reasoning import config_check, decode, layout, pipeline, pretrained, workdir
+from latent_reasoning import decode, layout, pipeline, workdir
 from latent_reasoning import run as run_lib
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
@@ -171,16 +170,14 @@ def subject(path: pathlib.Path, name: str) -> Subject:
   Raises:
     InputError: it has no checkpoint or no results.
   """
-  place = workdir.Workdir(path.absolute())
+  run = run_lib.reopen(path)
+  config = run.config
   try:
-    config = pretrained.resolve(config_check.from_dict(
-        ml_collections.ConfigDict(json.loads(place.config.read_text()))))
-    results = json.loads(place.results.read_text())
+    results = json.loads(run.workdir.results.read_text())
   except (OSError, ValueError) as error:
     raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
   if config.method == 'lm':
     raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
-  run = run_lib.build(config, place)
   found = run.restore()
   if found is None:
     raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')

@@ -15,7 +15,8 @@ last prefix token it sees, so that training equals decoding. Continuous thoughts
 (Coconut, CODI) stand in a readout before its first token; what they read is no
 token, but the hidden state before them (thoughts).
 
-This module needs no JAX. A method is one row of `METHODS`.
+This module needs no JAX. A method is one row of `METHODS`; the docstring of its function
+has its loss and its source, for a question x, steps r_1 … r_T and an answer y.
 """
 
 import dataclasses
@@ -222,14 +223,16 @@ def steps_prompt(row: Row, ids: Symbols) -> Row:
 
 def direct(example: Encoded, stage: int, progress: float, rim: RimConfig,
            ids: Symbols) -> Row:
-  """x y: the answer right after the question."""
+  """x y, the answer right after the question: L = -log p(y | x)."""
   x = example.question
   return plain(x, [Readout(len(x), [*example.answer, ids.end])])
 
 
 def direct_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
                  ids: Symbols) -> Row:
-  """`direct` with RiM's step readouts as an auxiliary loss, and no memory.
+  """`direct` with RiM's step readouts as an auxiliary loss, and no memory: a control of ours.
+
+    L = -log p(y | x) - Σ_{t<T} λ_t(s) log p(r_{t+1} | x, <step_t>)  (offset 1)
 
   Readout t starts with an index token of its own and sees the question only.
   It is annealed like RiM's and gone in stage 2.
@@ -254,7 +257,9 @@ def _with_steps(x: Sequence[int], example: Encoded, stage: int, progress: float,
 
 def cot(example: Encoded, stage: int, progress: float, rim: RimConfig,
         ids: Symbols) -> Row:
-  """x r_1 … r_T y: the steps line by line, then the marked answer."""
+  """Chain of thought (Wei et al., arXiv 2201.11903): the steps line by line, then the marked
+  answer. L = -log p(r_1 … r_T y | x).
+  """
   x = example.question
   return plain(x, [Readout(len(x), _trace(example.steps, example.answer, ids))])
 
@@ -287,7 +292,7 @@ def told(name: str, example: Encoded, row: Row, rim: RimConfig, ids: Symbols) ->
 
 def pause(example: Encoded, stage: int, progress: float, rim: RimConfig,
           ids: Symbols) -> Row:
-  """x, P pause tokens, y."""
+  """Pause tokens (Goyal et al., arXiv 2310.02226): L = -log p(y | x, <pause> × P)."""
   x = [*example.question, *[ids.pause] * rim.pause_tokens]
   return plain(x, [Readout(len(x), [*example.answer, ids.end])])
 
@@ -321,7 +326,8 @@ def _rest(example: Encoded, gone: int, ids: Symbols) -> list[int]:
 def icot(example: Encoded, stage: int, progress: float, rim: RimConfig,
          ids: Symbols) -> Row:
   """Stepwise internalization (Deng et al., arXiv 2405.14838): `cot` whose first steps are
-  removed, one more in each part of stage 1, and in stage 2 all.
+  removed, one more in each part of stage 1, and in stage 2 all: with n steps gone,
+  L = -log p(r_{n+1} … r_T y | x).
 
   Removal smoothing: o more are gone, P(o) ∝ exp(-λ o), o = floor(-log(1 - u) / λ).
   """
@@ -338,6 +344,8 @@ def coconut(example: Encoded, stage: int, progress: float, rim: RimConfig,
 
   x <b> h … h </b> r_{n+1} … r_T y in part n of stage 1: n steps are gone and n·c thoughts
   stand for them, also where a problem has fewer steps. In stage 2 no step is left.
+
+    L = -log p(r_{n+1} … r_T y | x, h_1 … h_{n·c})
   """
   x, gone = [*example.question, ids.block_open], _gone(stage, progress, rim)
   rest = _rest(example, gone if stage == 1 else len(example.steps), ids)

@@ -271,11 +271,6 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                      f'with {distributed.count()}')
   if not distributed.writes():
     sys.stdout = open(os.devnull, 'w')
-  config = pretrained.resolve(config)
-  if config.train.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path(config.train.compilation_cache).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   path = args.workdir or default_workdir(config_flag, config.method)
   if args.mode == 'compare' and not config.sweep.runs:
     raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
@@ -286,18 +281,16 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     if '://' in str(path):
       raise InputError(f'--workdir={path}: the runs of a comparison need a folder here')
     return sweep.run(config.sweep, [f'--config={config_flag}', *own],
-                     workdir.open_workdir(path, config, True))
-  place = distributed.first(
-      lambda: workdir.open_workdir(path, config, args.mode == 'train'))
-  built = distributed.first(lambda: run.build(config, place))
+                     workdir.open_workdir(path, pretrained.resolve(config), True))
+  built = run.open_run(config, path, args.mode == 'train')
   from latent_reasoning import loop
   try:
     with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
       status = MODES[args.mode](built, args)
-    place.push()
+    built.workdir.push()
     return status
   except loop.Interrupted as stop:
-    place.push()
+    built.workdir.push()
     print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
           file=sys.stderr)
     return 128 + stop.signal

@@ -91,8 +91,8 @@ def look_inside(run: Run) -> int:
   budget = blocks.by_budget(_with_blocks(run, answerer), run.test, rules['test'])
   say(_choice(chosen, test, budget))
   examples = run.test
-  earlier, steps = _earlier(run, found.step, examples[:TRAJECTORY])
-  path_of = inside.trajectories([*earlier, test])
+  before, steps = earlier(run, found.step, examples[:TRAJECTORY])
+  path_of = inside.trajectories([*before, test])
   values, lens = inside.value_probes(valid, test), inside.lens(answerer, test)
   attention = inside.attention(answerer, examples)
   say(_states(path_of, values, lens, attention))
@@ -129,7 +129,7 @@ def _with_blocks(run: Run, answerer):
   return more
 
 
-def _earlier(run: Run, last: int, examples):
+def earlier(run: Run, last: int, examples):
   """What the checkpoints before a step hold: collected, and their steps."""
   checkpoints = run.checkpoints()
   steps = sorted(s for s in checkpoints.steps() if s < last)

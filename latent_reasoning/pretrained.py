@@ -234,6 +234,9 @@ def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex
     raise InputError(f'{name} has {value.shape[axis]} rows, but the tokenizer knows {tokens} '
                      'tokens; expected a tokenizer.json of this model')
   sizes = tuple(like[n].shape[axis] for n in names)
+  if len(sizes) == 2 and tokens > sizes[0]:
+    raise InputError("the weights know our special tokens already: they are of an exported "
+                     "model. Expected config.optim.trained='all'")
   for part, rows in zip(names, _widen(value, rng, sizes, tokens, axis), strict=True):
     out[part] = jax.block_until_ready(_place(rows, like[part], placed and placed[part]))
 

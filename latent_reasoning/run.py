@@ -4,18 +4,23 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 
 from latent_reasoning import (
   adapt,
   answers,
+  config_check,
   curriculum,
   data,
+  distributed,
   layout,
   objectives,
   optim,
@@ -35,7 +40,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer, evaluate
 from latent_reasoning.models import attention, explicit_decoder, memory
 from latent_reasoning.models.gpt import GPT
-from latent_reasoning.workdir import Workdir
+from latent_reasoning.workdir import Workdir, open_workdir
 
 SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
@@ -119,7 +124,7 @@ class Run:
     if not self.config.model.init_from:
       return jax.jit(lambda: self.fresh(stage), out_shardings=placed)()
     params = pretrained.load(
-        self.config.model, like.params, self.tokenizer.size,
+        self.config.model, like.params, self.tokenizer.known,
         step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params,
         placed and placed.params)
     return self.begin(params, stage or self.curriculum.at(0).stage, placed)
@@ -206,7 +211,6 @@ class Run:
     checkpoints.close()
     return restored
 
-
   def kept(self) -> Iterator[Restored]:
     """Every checkpoint there is, the oldest first."""
     checkpoints = self.checkpoints()
@@ -216,6 +220,49 @@ class Run:
 
 
 _watched = jax.jit(memory.watched, static_argnums=0)
+
+
+def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Run:
+  """The run of a configuration in a folder, new or begun.
+
+  Compiled programs are kept where train.compilation_cache says, from then on in the whole
+  process.
+
+  Args:
+    config: as `config_check` makes it.
+    path: of the folder.
+    training: as `workdir.open_workdir`.
+
+  Raises:
+    InputError: from weights, folder or data.
+  """
+  config = pretrained.resolve(config)
+  _keep_programs(config)
+  place = distributed.first(lambda: open_workdir(path, config, training))
+  return distributed.first(lambda: build(config, place))
+
+
+def _keep_programs(config: Config) -> None:
+  if config.train.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir',
+                      str(pathlib.Path(config.train.compilation_cache).expanduser()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def reopen(path: str | pathlib.Path) -> Run:
+  """The run that a folder holds, by the configuration in it.
+
+  Raises:
+    InputError: it holds none.
+  """
+  place = Workdir(pathlib.Path(path).expanduser().absolute())
+  try:
+    config = ml_collections.ConfigDict(json.loads(place.config.read_text()))
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
+  config = pretrained.resolve(config_check.from_dict(config))
+  _keep_programs(config)
+  return build(config, place)
 
 
 def build(config: Config, workdir: Workdir) -> Run:

@@ -5,8 +5,10 @@ does not know, so no text can produce one, not even its literal spelling.
 """
 
 import functools
+import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
@@ -28,6 +30,8 @@ class Tokenizer:
 
   Attributes:
     size: entries of the base vocabulary.
+    known: entries that weights with this tokenizer know: `size`, or with our special
+      tokens, where the file is of an exported model.
     index_tokens: how many <step_t> there are.
     vocab_size: base and special entries, padded to a multiple of `pad_to`.
     pad, end, block_open, memory, block_close, pause: ids of `SPECIAL`.
@@ -38,10 +42,13 @@ class Tokenizer:
     """Wraps `base`, and switches off what it would do beyond its vocabulary.
 
     Raises:
-      InputError: the base vocabulary has an entry spelt like a special token.
+      InputError: the base vocabulary has an entry spelt like a special token, and is no
+        tokenizer that `export` wrote.
     """
+    ours = (*SPECIAL, *(f'<step_{t + 1}>' for t in range(index_tokens)))
+    self._kept, base = base, _without(base, ours)
     vocabulary = base.get_vocab(with_added_tokens=True)
-    for token in (*SPECIAL, *(f'<step_{t + 1}>' for t in range(index_tokens))):
+    for token in ours:
       if token in vocabulary:
         raise InputError(
             f"the tokenizer already has an entry '{token}'; expected none spelt like "
@@ -53,6 +60,7 @@ class Tokenizer:
     # Steps and answers repeat: looking one up is a hundred times faster.
     self._known = functools.lru_cache(1 << 14)(lambda text: tuple(self.encode(text)))
     self.size = max(vocabulary.values()) + 1  # ids may have gaps
+    self.known = self.size + len(ours) * (self._kept is not base)
     self.index_tokens = index_tokens
     used = max(self.size + len(SPECIAL) + index_tokens, at_least)
     self.vocab_size = -(-used // pad_to) * pad_to
@@ -88,12 +96,26 @@ class Tokenizer:
     return self._base.to_str()
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes the base tokenizer as a tokenizer.json, whole or not at all."""
+    """Writes the tokenizer that was given as a tokenizer.json, whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(self._base.to_str(), encoding='utf-8')
+    temporary.write_text(self._kept.to_str(), encoding='utf-8')
     os.replace(temporary, path)
+
+
+def _without(base: tokenizers.Tokenizer, ours: Sequence[str]) -> tokenizers.Tokenizer:
+  """A tokenizer without our special tokens, if they stand where `export` puts them."""
+  at = [base.token_to_id(t) for t in ours]
+  first = at[0]
+  if first is None or at != list(range(first, first + len(ours))):
+    return base
+  text = json.loads(base.to_str())
+  text['added_tokens'] = [t for t in text['added_tokens'] if t['content'] not in ours
+                          and not re.fullmatch(r'<step_\d+>', t['content'])]
+  stripped = tokenizers.Tokenizer.from_str(json.dumps(text))
+  last = max(stripped.get_vocab(with_added_tokens=True).values())
+  return stripped if last + 1 == first else base
 
 
 def build(config: TokenizerConfig, texts: Callable[[], Iterable[str]],

@@ -41,6 +41,25 @@ def logits():
 @pytest.mark.parametrize('changes', [
     {}, {'model.scan': True, 'model.tied': False},
     {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False}])
+def test_growth(tiny_config, random_params, changes):
+  """The share of what merging adds in the merged weight, by kind and layer."""
+  config = tiny_config(**LORA, **changes)
+  params = random_params(GPT(config.model, 16, known=11), BATCH)
+  before, after = flat(params), flat(adapt.merge(params, config.model.lora))
+  found = adapt.growth(params, config.model.lora)
+  assert {tuple(own) for own in found.values()} == {(0, 1)}
+  def at(tree, layer):
+    return (tree['blocks', 'up', 'kernel'][layer] if config.model.scan else
+            tree[f'block_{layer}', 'up', 'kernel'])
+  for layer in (0, 1):
+    w = at(before, layer)
+    share = np.linalg.norm(at(after, layer) - w) / np.linalg.norm(w)
+    assert found['up'][layer] == pytest.approx(share, rel=1e-4)
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'model.scan': True, 'model.tied': False},
+    {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False}])
 def test_merged_is_beside(tiny_config, random_params, logits, changes):
   """A plain model with merged weights says what LoRA and rows of their own say."""
   config = tiny_config(**LORA, **changes)

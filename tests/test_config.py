@@ -9,7 +9,7 @@ import pytest
 
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import NOT_CAUSAL, TEXTS, difference, flatten, get
-from latent_reasoning.config_check import CHOICES, POSITIVE, SIGNED, from_dict
+from latent_reasoning.config_check import CHOICES, POSITIVE, SIGNED, from_dict, read
 from latent_reasoning.errors import InputError
 
 FILE = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
@@ -31,6 +31,23 @@ def put(raw: dict, key: str, value) -> None:
   for group in groups:
     raw = raw[group]
   raw[last] = value
+
+
+def test_read(default_config):
+  """A file, its variant and changed keys."""
+  assert read(str(FILE), {}) == from_dict(default_config())
+  found = read(f'{FILE}:3', {'optim.stage1.steps': 7, 'method': 'cot', 'imm.layers': (1,)})
+  assert (found.rim.blocks, found.optim.stage1.steps, found.method) == (3, 7, 'cot')
+
+
+@pytest.mark.parametrize('file, changes, message', [
+    ('none.py', {}, 'none.py'), (f'{FILE}:nosuch', {}, "no variant 'nosuch'"),
+    (str(FILE), {'optim.stepz': 1}, 'stepz'), (str(FILE), {'optin.steps': 1}, 'optin'),
+    (str(FILE), {'seed': 'x'}, 'seed'), (str(FILE), {'seed.x': 1}, 'seed'),
+    (str(FILE), {'optim.batch_size': 0}, 'config.optim.batch_size is 0')])
+def test_read_names_the_mistake(file, changes, message):
+  with pytest.raises(InputError, match=message):
+    read(file, changes)
 
 
 def test_default_config_converts(raw):

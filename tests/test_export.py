@@ -92,6 +92,26 @@ def test_same_answers(trained, own):
   assert answers(trained, 'hf')[0] == own
 
 
+def test_comes_back(trained, own, tmp_path):
+  """An export is read as it is, our tokens too, and answers the same; its weights have no
+  new rows to train alone."""
+  path = trained.workdir.path / 'export/hf'
+  model = dataclasses.replace(trained.config.model, init_from=str(path),
+                              lora=dataclasses.replace(trained.config.model.lora, rank=0))
+  optim = dataclasses.replace(trained.config.optim, trained='all')
+  run = run_lib.open_run(dataclasses.replace(trained.config, model=model, optim=optim),
+                         tmp_path)
+  assert run.tokenizer.special() == trained.tokenizer.special()
+  assert run.tokenizer.encode('<m>1') == trained.tokenizer.encode('<m>1')
+  questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
+  assert [t[-1] for t in run.answerer(run.init().params).texts(questions)] == own
+  assert run_lib.reopen(tmp_path).tokenizer.known == run.tokenizer.known > run.tokenizer.size
+  new = dataclasses.replace(optim, trained='new')
+  again = dataclasses.replace(run, config=dataclasses.replace(run.config, optim=new))
+  with pytest.raises(InputError, match="trained='all'"):
+    again.init()
+
+
 def test_same_answers_of_an_adapter(trained, own):
   """PEFT puts LoRA and the new rows on the pretrained model; nothing else is stored."""
   peft = pytest.importorskip('peft', reason="pip install 'latent_reasoning[test-hf]'")

@@ -48,6 +48,16 @@ def test_rereading_changes_nothing(answerer):
   assert len(np.unique(plain)) > 3
 
 
+def test_transplant(answerer):
+  """One pair: what each says untouched; the donor's blocks change it, the own do not."""
+  one, two = QUESTIONS[:2]
+  plain = [texts[-1] for texts in answerer.texts([one, two])]
+  assert list(intervene.transplant(answerer, one, two)[:2]) == plain
+  assert intervene.transplant(answerer, one, one) == (plain[0],) * 3
+  assert len({intervene.transplant(answerer, q, d)[2] for q in QUESTIONS[:1]
+              for d in QUESTIONS}) > 1
+
+
 @pytest.mark.parametrize('block', [None, 1])
 def test_own_states_change_nothing(answerer, block):
   """A question that is given its own states back says what it said."""

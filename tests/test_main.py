@@ -188,6 +188,21 @@ def test_allocator_starts_again_once(execv):
   assert len(execv) == 1
 
 
+@pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in os.confstr_names, reason='glibc only')
+def test_allocator_of_a_process_that_runs(execv, monkeypatch):
+  """glibc accepts the settings, and nothing starts again; the user's are kept."""
+  libc, said = allocator.ctypes.CDLL(None), []
+  class Library:
+    mallopt = staticmethod(lambda number, value: said.append((number, value)))
+  monkeypatch.setattr(allocator.ctypes, 'CDLL', lambda name: Library)
+  allocator.tune_here()
+  assert len(said) == 3 and execv == []
+  assert libc.mallopt(*said[-1]) == 1  # TOP_PAD alone: what is set stays set in this process
+  os.environ[allocator.KEEP] = '1'
+  allocator.tune_here()
+  assert len(said) == 3
+
+
 @pytest.mark.parametrize('name', [*allocator.SETTINGS, allocator.KEEP, 'LD_PRELOAD'])
 def test_allocator_of_the_user_is_kept(execv, name):
   """Where anything is set already, nothing is changed."""

@@ -39,6 +39,18 @@ def test_init_is_a_function_of_the_seed(built):
   assert (other.params['embedding'] != one.params['embedding']).any()
 
 
+def test_opened_again(tiny_config, tmp_path):
+  """A folder is opened by its configuration, or reopened by what it holds."""
+  config = tiny_config(**ONE_LAYER)
+  run = run_lib.open_run(config, tmp_path / 'run')
+  again = run_lib.reopen(tmp_path / 'run')
+  assert again.config == run.config == config and again.workdir == run.workdir
+  with pytest.raises(InputError, match='config.seed: 0 -> 1'):
+    run_lib.open_run(dataclasses.replace(config, seed=1), tmp_path / 'run')
+  with pytest.raises(InputError, match='folder of a finished run'):
+    run_lib.reopen(tmp_path)
+
+
 def test_nothing_to_restore(built):
   """Before training there is no checkpoint, which is no error."""
   assert built.restore() is None

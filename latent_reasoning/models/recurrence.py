@@ -10,6 +10,9 @@ u_t = β_t w_t; M_0 = 0:
   gated          M_t[i] = (1 - u_t[i]) M_{t-1}[i] + u_t[i] s_t
   delta          M_t[i] = M_{t-1}[i] + u_t[i] (s_t - M_{t-1}ᵀ w_t)
 
+`gated` is close to gated slot attention (arXiv 2409.07146), `delta` to the delta rule of
+linear attention and its form by chunks (arXiv 2406.06484).
+
 Every causal policy has two implementations that are equal: `naive`, one token
 after another, and `chunked`, matrix products over chunks of tokens.
 """
@@ -159,7 +162,14 @@ def _ring_chunk(bank: Bank, x: Writes, q):
 
 
 def _gated_chunk(bank: Bank, x: Writes, q):
-  """Decay products in log space, centred at mid-chunk; exponents stay under 80 at C = 16."""
+  """Decay products in log space, centred at mid-chunk; exponents stay under 80 at C = 16.
+
+  With G = cumsum log(1 - U), ρ = G at mid-chunk (no gradient) and ⊙ by element:
+
+    a = softmax(exp(G-ρ) ⊙ (tril(Q Sᵀ) (exp(ρ-G) ⊙ U)) + exp(G) ⊙ (Q M_0ᵀ))
+    r = (a ⊙ exp G) M_0 + tril((a ⊙ exp(G-ρ)) (exp(ρ-G) ⊙ U)ᵀ) S
+    M_C = diag(exp G_C) M_0 + (exp(G_C-G) ⊙ U)ᵀ S
+  """
   marks, u = _Marks.of(bank, x), x.u
   g = jnp.cumsum(jnp.log1p(-u), axis=1)  # [B, C, N]
   centre = jax.lax.stop_gradient(g[:, g.shape[1] // 2, None])
@@ -176,7 +186,8 @@ def _gated_chunk(bank: Bank, x: Writes, q):
 def _delta_chunk(bank: Bank, x: Writes, q):
   """The WY form: what each token really adds, by one triangular system a chunk.
 
-  (I + tril(W Uᵀ, -1)) V = S - W M_0;  M_t = M_0 + Σ_{j ≤ t} u_j v_jᵀ.
+    (I + tril(W Uᵀ, -1)) V = S - W M_0,  M_t = M_0 + Σ_{j ≤ t} u_j v_jᵀ
+    a = softmax(Q M_0ᵀ + tril(Q Vᵀ) U),  r = a M_0 + tril(a Uᵀ) V
   """
   marks, u = _Marks.of(bank, x), x.u
   size = x.s.shape[1]

@@ -1,9 +1,17 @@
 """Tables, figures and pages of runs. Needs no JAX."""
 
 from latent_reasoning.report.comparison import document, mcnemar, summarize
-from latent_reasoning.report.figures import comparison_figures, figure, slots
+from latent_reasoning.report.figures import (
+  accuracy_and_time,
+  adapters,
+  comparison_figures,
+  figure,
+  learning,
+  slots,
+)
 from latent_reasoning.report.page import write
 from latent_reasoning.report.runs import find
+from latent_reasoning.report.sight import leak, mask
 from latent_reasoning.report.tables import (
   audit,
   compare,
@@ -20,6 +28,7 @@ from latent_reasoning.report.tables import (
   text,
 )
 
-__all__ = ['audit', 'compare', 'comparison_figures', 'contamination', 'data', 'document',
-           'explicit', 'figure', 'find', 'latency', 'losses', 'markdown', 'mcnemar', 'paper',
-           'percent', 'results', 'slots', 'summarize', 'table', 'text', 'write']
+__all__ = ['accuracy_and_time', 'adapters', 'audit', 'compare', 'comparison_figures',
+           'contamination', 'data', 'document', 'explicit', 'figure', 'find', 'latency', 'leak',
+           'learning', 'losses', 'markdown', 'mask', 'mcnemar', 'paper', 'percent', 'results',
+           'slots', 'summarize', 'table', 'text', 'write']

@@ -6,17 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report.figures import load_pyplot
+from latent_reasoning.report.figures import load_pyplot, save, shown
 
 NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
          'probe': 'the probe trusts the answer'}
-
-
-def _save(pyplot, drawing, file: pathlib.Path) -> pathlib.Path:
-  drawing.tight_layout()
-  drawing.savefig(file, dpi=120)
-  pyplot.close(drawing)
-  return file
 
 
 def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
@@ -34,7 +27,7 @@ def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   axis.set_xlabel(f"exact match % on {found['n']:,} test problems; dashed: some block is right "
                   f"({100 * found['any']:.1f}),\nan upper bound that no rule knows")
   axis.set_title('which block answers')
-  return _save(pyplot, drawing, path / 'block_choice.png')
+  return save(pyplot, drawing, path / 'block_choice.png')
 
 
 def adaptive(path: pathlib.Path, found: dict[str, Any],
@@ -62,7 +55,7 @@ def adaptive(path: pathlib.Path, found: dict[str, Any],
   right.set_xlabel('blocks at inference (dotted: as trained)')
   right.set_title('a fixed number of blocks')
   right.xaxis.get_major_locator().set_params(integer=True)
-  return _save(pyplot, drawing, path / 'adaptive.png')
+  return save(pyplot, drawing, path / 'adaptive.png')
 
 
 def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int],
@@ -101,7 +94,7 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
   for axis in axes:
     axis.set_xlabel(f'axis 1 ({100 * first:.0f}% of the variance)')
     axis.set_ylabel(f'axis 2 ({100 * second:.0f}%)')
-  return _save(pyplot, drawing, path / 'trajectories.png')
+  return save(pyplot, drawing, path / 'trajectories.png')
 
 
 def _layers(depth: int) -> list[str]:
@@ -135,7 +128,7 @@ def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     _grid(axis, accuracy[s], [f'block {k + 1}' for k in range(count)], _layers(depth),
           f'result of step {s + 1}\n(commonest value: {100 * commonest[s]:.0f}%)')
   drawing.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
-  return _save(pyplot, drawing, path / 'probes.png')
+  return save(pyplot, drawing, path / 'probes.png')
 
 
 def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
@@ -148,7 +141,7 @@ def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
     _grid(axis, values, [f'block {k + 1}' for k in range(count)], _layers(depth), titles[name])
   drawing.supxlabel('layer that the head reads; % of problems where its top token is it',
                     fontsize=10)
-  return _save(pyplot, drawing, path / 'lens.png')
+  return save(pyplot, drawing, path / 'lens.png')
 
 
 def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
@@ -160,7 +153,7 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   drawing, axes = pyplot.subplots(
       layers, 3, figsize=(15, layers * (0.33 * count + 0.9) + 0.8), squeeze=False,
       gridspec_kw={'width_ratios': [max(4, min(12, 0.5 * length)), count + 1, count + 3]})
-  tokens = ['\\n' if t == '\n' else t.replace('$', r'\$') for t in found['tokens']]
+  tokens = shown(found['tokens'])
   for i, (one, two, three) in enumerate(axes):
     _grid(one, question[i], names, tokens if length <= 40 else [''] * length,
           f'layer {i + 1}: </b> to the question', max(1, 100 * question.max()))
@@ -170,4 +163,27 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     one.set_ylabel('from')
   drawing.suptitle(f"attention %, mean over heads and {found['n']} problems (tokens: the first "
                    'of them)', fontsize=10)
-  return _save(pyplot, drawing, path / 'attention.png')
+  return save(pyplot, drawing, path / 'attention.png')
+
+
+def controls(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+  """Accuracy under each intervention, and how often the answer becomes that of the question
+  whose blocks were put in (intervene.controls)."""
+  pyplot = load_pyplot()
+  lines = [line for line in found['lines'] if line['n']]
+  drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.4 + 0.3 * len(lines)),
+                                           sharey=True)
+  names = [line['name'] for line in lines]
+  for axis, title, shares, color in (
+      (left, 'answer is right', [line['accuracy'] for line in lines], '#31688e'),
+      (right, "answer became the donor's", [line.get('donor') for line in lines], '#d95f02')):
+    bars = axis.barh(names, [100 * (s or 0) for s in shares], color=color)
+    axis.bar_label(bars, ['' if s is None else f'{100 * s:.1f}' for s in shares], padding=3,
+                   fontsize=8)
+    axis.set(xlim=(0, 115), title=title, xlabel='% of problems')
+  chance = [line['chance'] for line in lines if 'chance' in line]
+  if chance:
+    right.axvline(100 * sum(chance) / len(chance), color='black', linestyle='--', linewidth=1)
+    right.set_xlabel("% of problems with a donor that says something else; dashed: by chance")
+  left.invert_yaxis()
+  return save(pyplot, drawing, path / 'controls.png')

@@ -64,7 +64,8 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
     inside = sorted(p for p in path.iterdir() if p.is_dir() and re.fullmatch(r'\w+-\d+', p.name)
                     and any((p / f'{n}.json').exists() for n in ('config', 'results')))
     if inside:
-      config = read_json(path / 'config.json', problems)
+      own = path / 'config.json'  # of a comparison; runs may also have come one by one
+      config = read_json(own, problems) if own.exists() else {}
       sweep = config.get('sweep') if isinstance(config.get('sweep'), dict) else {}
       control = control or sweep.get('control', '')
       order = [*names, *(r.split()[0] for r in sweep.get('runs', ()))]
