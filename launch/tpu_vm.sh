@@ -135,9 +135,11 @@ all() {
 }
 
 fetch() {
-  run mkdir -p "$to"
+  local here
+  here=$to/$(basename "$workdir")
+  run mkdir -p "$here"
   case $workdir in
-    gs://*) run gcloud storage rsync --recursive "$workdir" "$to/$(basename "$workdir")" ;;
+    gs://*) run gcloud storage rsync --recursive "$workdir" "$here" ;;
     /*) tpus tpu-vm scp "$name:$workdir" "$to" --recurse --worker=0 ;;
     *) tpus tpu-vm scp "$name:latent_reasoning/$workdir" "$to" --recurse --worker=0 ;;
   esac
