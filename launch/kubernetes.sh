@@ -22,7 +22,7 @@
 #   FROM python:3.12
 #   COPY . /latent_reasoning
 #   WORKDIR /latent_reasoning
-#   RUN pip install -e '.[gpu,hf]'
+#   RUN pip install -e '.[gpu,hf,gcs]'
 # Pods have no disk that lasts: the workdir is a bucket's.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -19,7 +19,7 @@
 #   --type=v5litepod-16     accelerator type
 #   --version=VERSION       of the TPU's software; known for v2 to v4, v5litepod, v5p, v6e
 #   --spot, --reserved      what to ask for
-#   --extras=tpu,hf         of pyproject.toml
+#   --extras=tpu,hf,gcs     of pyproject.toml
 #   --tries=100             of `all`
 #   --poll=30               seconds between looks at the TPU's state
 #   --to=runs               folder here, for fetch
@@ -34,7 +34,7 @@ cd "$(dirname "$0")/.."
 command=${1-}
 [ $# -eq 0 ] || shift
 name='' zone='' project='' type='' version='' spot='' reserved=''
-extras=tpu,hf tries=100 poll=30 to=runs
+extras=tpu,hf,gcs tries=100 poll=30 to=runs
 case $command in
   create | wait | install | run | resume | all | stop | fetch | delete) ;;
   --help | -h) help; exit ;;

@@ -6,7 +6,7 @@
 #   launch/worker.sh run NAME TRIES COMMAND [ARGUMENT ...]
 #   launch/worker.sh stop NAME
 #
-# install  puts Python 3.12 and the package with EXTRAS (tpu,hf) into .venv, by uv: TPU VMs
+# install  puts Python 3.12 and the package with EXTRAS (tpu,hf,gcs) into .venv, by uv: TPU VMs
 #          come with 3.10, too old
 # run      starts COMMAND, again while its status says that it resumes (TRIES starts at
 #          most); shows what it prints (kept in runs/NAME.log), ends with its status. While
