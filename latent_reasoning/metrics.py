@@ -99,7 +99,7 @@ def seconds(records: Sequence[dict[str, Any]]) -> float:
 
 
 class Progress:
-  """A bar on a terminal; elsewhere a plain line every `every` steps."""
+  """A bar on a terminal or in a notebook; elsewhere a plain line every `every` steps."""
 
   def __init__(self, total: int, start: int, every: int, causal: bool = True, stream=None):
     self._mark = '' if causal else ' (NOT CAUSAL)'  # beside every such loss
@@ -107,9 +107,10 @@ class Progress:
     self._stream = stream or (sys.stderr if distributed.writes() else open(os.devnull, 'w'))
     self._began = time.monotonic()
     self._bar = None
-    if self._stream.isatty():
+    notebook = type(self._stream).__module__.startswith('ipykernel')  # its output is kept
+    if notebook or self._stream.isatty():
       self._bar = tqdm.tqdm(total=total, initial=start, unit='step', file=self._stream,
-                            dynamic_ncols=True)
+                            dynamic_ncols=not notebook, mininterval=2 if notebook else 0.1)
 
   def update(self, step: int, stage: int, loss: float, speed: str = '') -> None:
     """Shows that `step` steps are done, and what the loop says of its speed."""

@@ -134,9 +134,14 @@ def test_rate_counts_from_where_it_resumed(monkeypatch):
   assert '1.0 steps/s 98 s left' in stream.getvalue()
 
 
-def test_bar_on_a_terminal():
-  """A terminal gets a bar with the count, the stage and the loss; lines go above it."""
-  stream = Stream(True)
+class Notebook(Stream):
+  __module__ = 'ipykernel.iostream'
+
+
+@pytest.mark.parametrize('stream', [Stream(True), Notebook(False)],
+                         ids=['terminal', 'notebook'])
+def test_bar(stream):
+  """A bar with the count, the stage and the loss; lines go above it."""
   progress = Progress(10, 4, 3, stream=stream)
   for step in range(5, 11):
     progress.update(step, 2, 0.25)
