@@ -146,7 +146,7 @@ class Watch:
 
   Args:
     patience: seconds from one `beat` to the next, from the first on; longer than the
-      longest step, validation or save.
+      longest step with its compilation, validation or save.
   """
 
   def __init__(self, patience: float):
