@@ -16,8 +16,9 @@ SETTINGS = {
     'MALLOC_TRIM_THRESHOLD_': '17179869184',
     'MALLOC_TOP_PAD_': '268435456',
 }
-# The same for a process that runs, by the numbers of malloc.h; huge pages cannot be had so.
-MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2
+# For a process that runs, by the numbers of malloc.h: (M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD,
+# M_ARENA_MAX). Huge pages cannot be had so; one arena for all threads keeps what is freed.
+RUNNING = {-4: 0, -1: 2**31 - 1, -2: 1 << 28, -8: 1}
 KEEP = 'LATENT_REASONING_KEEP_ALLOCATOR'
 
 
@@ -36,7 +37,7 @@ def tune_here() -> None:
   """Sets what can be set while a process runs, under the conditions of `tune`."""
   if _may():
     libc = ctypes.CDLL(None)
-    for number, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 1 << 28)):
+    for number, value in RUNNING.items():
       libc.mallopt(number, value)
 
 
