@@ -64,7 +64,7 @@ class Group:
 
   def reaches(self, step: int) -> None:
     """Waits until a step is in the log."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while not any(r['step'] >= step for r in records(self.path)):
       assert all(p.poll() is None for p in self.processes), self.errors()
       assert time.monotonic() < deadline, self.errors()
@@ -72,7 +72,7 @@ class Group:
 
   def statuses(self) -> list[int]:
     try:
-      return [p.wait(timeout=180) for p in self.processes]
+      return [p.wait(timeout=600) for p in self.processes]
     finally:
       for process in self.processes:
         process.kill()
@@ -139,7 +139,7 @@ def test_lost_peer(number, lost, cache, tmp_path):
   group.reaches(9)
   group.processes[lost].send_signal(number)
   began = time.monotonic()
-  left = group.processes[1 - lost].wait(timeout=120)
+  left = group.processes[1 - lost].wait(timeout=300)
   print(f'process {lost} got {number.name}: the other ended with status {left} after '
         f'{time.monotonic() - began:.1f} s')
   group.processes[lost].kill()
