@@ -70,19 +70,17 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
   pyplot = load_pyplot()
   last, (first, second) = found['points'], found['explained']
   count = last.shape[1]
-  drawing, axes = pyplot.subplots(1, 3, figsize=(15, 4.6))
+  drawing, axes = pyplot.subplots(1, 3, figsize=(15, 5.2))
   for k in range(count):
     axes[0].scatter(*last[:shown, k].T, s=6, alpha=0.5, color=f'C{k}', label=f'block {k + 1}')
   for one in last[:lines]:
     axes[0].plot(*one.T, color='black', linewidth=0.7, alpha=0.7)
   axes[0].set_title(f'by block; lines: {min(lines, len(last))} problems')
-  axes[0].legend(markerscale=2)
   kinds = sorted(set(answers), key=lambda a: (len(a), a))[:10]
   for i, kind in enumerate(kinds):
     axes[1].scatter(*last[answers == kind][:shown, -1].T, s=6, alpha=0.6, color=f'C{i}',
                     label=kind)
   axes[1].set_title('last block, by true answer')
-  axes[1].legend(markerscale=2, fontsize=8, ncols=2, loc='upper left')
   for k in range(count):
     means = found['means'][:, k]
     axes[2].plot(*means.T, '-', color=f'C{k}', linewidth=1)
@@ -90,8 +88,9 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
                     label=f'block {k + 1}')
   axes[2].set_title('means by training step, small to large:\n'
                     + ', '.join(f'{s:,}' for s in steps))
-  axes[2].legend()
-  for axis in axes:
+  for axis, scale in zip(axes, (2, 2, 1), strict=True):  # below, where no point is
+    axis.legend(ncols=5, fontsize=9, loc='upper center', bbox_to_anchor=(0.5, -0.14),
+                markerscale=scale)
     axis.set_xlabel(f'axis 1 ({100 * first:.0f}% of the variance)')
     axis.set_ylabel(f'axis 2 ({100 * second:.0f}%)')
   return save(pyplot, drawing, path / 'trajectories.png')
@@ -184,6 +183,6 @@ def controls(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   chance = [line['chance'] for line in lines if 'chance' in line]
   if chance:
     right.axvline(100 * sum(chance) / len(chance), color='black', linestyle='--', linewidth=1)
-    right.set_xlabel("% of problems with a donor that says something else; dashed: by chance")
+    right.set_xlabel('% of problems whose donor says something else\n(dashed: by chance)')
   left.invert_yaxis()
   return save(pyplot, drawing, path / 'controls.png')
