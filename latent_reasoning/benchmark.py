@@ -41,7 +41,14 @@ from latent_reasoning import (
   text,
 )
 from latent_reasoning import step as step_lib
-from latent_reasoning.config import ImmConfig, LoraConfig, ModelConfig, RimConfig, RopeConfig
+from latent_reasoning.config import (
+  ImmConfig,
+  LoraConfig,
+  ModelConfig,
+  PeersConfig,
+  RimConfig,
+  RopeConfig,
+)
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import recurrence
 from latent_reasoning.models.gpt import GPT
@@ -61,7 +68,8 @@ VOCABULARY = 1024
 def rows(shape: tuple[int, int, int, int], batch: int, seed: int = 0):
   """Random stage-2 rows, and the same readouts as K lists of rows of one readout."""
   question, blocks, memory, readout = shape
-  rim = RimConfig(blocks, memory, blocks, 1, 'uniform', 'causal', True, 0)
+  rim = RimConfig(blocks, memory, blocks, 1, 'uniform', 'causal', True, False, 0.0, 0,
+                  PeersConfig(1, 0.0, 1, False, 0.0, 0.0))
   ids = layout.Symbols(0, 1, 2, 3, 4, 5, (), (), ())
   draw = np.random.default_rng(seed).integers
   packed = [layout.rim(layout.Encoded(draw(6, VOCABULARY, question).tolist(), [],

@@ -103,11 +103,10 @@ def in_turn(subjects: Sequence[Subject], repeats: int,
             pad=subject.symbols.pad, max_tokens=tokens).compile()
         programs[subject.name, kind] = (subject.params, head, batch, compiled)
     times = {key: [] for key in programs}
-    # No program right after another of the same weights, which would find them in the cache.
-    turns = sorted(programs, key=lambda key: key[1])
+    # All first tokens, then all answers: each run finds the caches as another model left them.
+    turns = sorted(programs.items(), key=lambda item: item[0][1])
     for repeat in range(-1, repeats):
-      for key in turns:
-        params, head, batch, compiled = programs[key]
+      for key, (params, head, batch, compiled) in turns:
         began = time.perf_counter()
         jax.block_until_ready(compiled(params, head, batch, rng, 1.0))
         if repeat >= 0:  # the first one warms up

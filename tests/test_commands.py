@@ -324,6 +324,7 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
   """In the order in which they stand, so that what is asked has been trained. Of commands
   that differ in the seed alone, one; fragments, installation and tests are left to others."""
   monkeypatch.chdir(world)
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))  # of the processes that --mode=plan starts
   monkeypatch.setattr(benchmark, 'SHAPES', ((8, 2, 1, 3),))
   monkeypatch.setattr(benchmark_decode, 'SHAPES', ((1, 16, 2),))
 
