@@ -78,7 +78,7 @@ class _Pending:
   stage: int
   sums: dict[str, Any]
   learning_rate: float
-  work: tuple[int, float]  # performance.Speed
+  work: tuple[int, float] = (0, 0.0)  # performance.Speed
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -101,9 +101,9 @@ def train(run: Run) -> TrainState:
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
+  loop = _Loop(run, checkpoints, metrics, progress)
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
                     progress.say)
-  loop = _Loop(run, checkpoints, metrics, progress, profile)
   progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))
   progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
@@ -111,11 +111,10 @@ def train(run: Run) -> TrainState:
   if restored:
     progress.say(f'resuming from step {start}')
   try:
-    with Signals() as signals:
-      return loop.run_from(state, start, signals)
+    with Signals() as signals, profile:
+      return loop.run_from(state, start, signals, profile)
   finally:
     loop.watch.stop()
-    profile.close()
     progress.close()
     metrics.close()
     checkpoints.close()
@@ -139,10 +138,9 @@ def same(run: Run, meta: dict[str, Any]) -> None:
 class _Loop:
   """What the steps share: where metrics go, and the step that is in flight."""
 
-  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress,
-               profile: Profile):
+  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress):
     self.run, self.checkpoints = run, checkpoints
-    self.metrics, self.progress, self.profile = metrics, progress, profile
+    self.metrics, self.progress = metrics, progress
     self.speed = Speed(run)
     self.limit = run.config.train.max_loss or 3 * math.log(run.tokenizer.vocab_size)
     self.pending: _Pending | None = None
@@ -150,7 +148,8 @@ class _Loop:
     self.warned: set[str] = set()
     self.watch = distributed.Watch(run.config.train.peer_timeout)
 
-  def run_from(self, state: TrainState, start: int, signals: Signals) -> TrainState:
+  def run_from(self, state: TrainState, start: int, signals: Signals,
+               profile: Profile) -> TrainState:
     config, curriculum = self.run.config, self.run.curriculum
     steppers = {}
     for step, batch in enumerate(self.run.batches.iterate(start), start):
@@ -164,7 +163,7 @@ class _Loop:
             self.run.tx(moment.stage), config.seed, config.optim.accumulate,
             self.run.trained, self.run.placed(state))}
       rate = curriculum.learning_rate(step)
-      self.profile.at(step, state)
+      profile.at(step, state)
       work = self.speed.work(moment.stage, state, batch)
       batch = sharding.batch(batch, self.run.mesh)
       state, sums = steppers[moment.stage](state, batch, rate)

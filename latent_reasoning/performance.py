@@ -84,6 +84,12 @@ class Profile:
       jax.block_until_ready(state)
       self.close()
 
+  def __enter__(self) -> 'Profile':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
   def close(self) -> None:
     if self._running:
       self._running = False

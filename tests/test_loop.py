@@ -366,7 +366,8 @@ def outcome(path):
   """The train lines, with those of the clock removed, and the test accuracy."""
   train = [r for r in metrics.read(path / 'metrics.jsonl') if r['split'] == 'train']
   for record in train:
-    record.pop('steps_per_second')
+    for name in ('steps_per_second', 'tokens_per_second'):
+      record.pop(name)
   return train, json.loads((path / 'results.json').read_text())['accuracy']
 
 
