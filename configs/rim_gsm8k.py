@@ -207,7 +207,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
   train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
   train.prefetch = 2  # batches made ahead in a thread
-  train.peer_timeout = 600.0  # seconds without a step, compiling too: a process is lost
+  train.peer_timeout = 600  # seconds without a step, compiling too: a process is lost
   train.profile_steps = 0  # traced into the folder profile after the first ten; 0: none
 
   c.eval = evaluation = ml_collections.ConfigDict()

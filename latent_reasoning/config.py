@@ -230,7 +230,7 @@ class TrainConfig:
   max_loss: float  # a loss above this stops the run; 0: 3 ln(vocabulary)
   compilation_cache: str  # directory of compiled programs; '': none
   prefetch: int  # batches made ahead of time in a thread
-  peer_timeout: float  # seconds without a step, longer than compiling: a process is lost
+  peer_timeout: int  # seconds without a step, longer than compiling: a process is lost
   profile_steps: int  # steps traced into the folder profile after the first ten; 0: none
 
 

@@ -83,6 +83,7 @@ def found():
 SCALARS = 200  # bytes at most, of sums and norms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES)
 def test_bytes_are_those_of_a_state(found, mesh):
   """Which lies on four devices."""
@@ -90,6 +91,7 @@ def test_bytes_are_those_of_a_state(found, mesh):
   assert found[mesh]['gradient_bytes'] == found[mesh]['parameter_bytes']  # float32, all
 
 
+@pytest.mark.slow
 def test_data_reduces_the_gradients(found):
   """Once, and nothing else; the model says so exactly."""
   one = found['data']
@@ -98,6 +100,7 @@ def test_data_reduces_the_gradients(found):
   assert 0 < one['collectives']['all-reduce'] - one['gradient_bytes'] < SCALARS
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_twice_and_reduces_once(found):
   """Matrices of layers forward and backward, others once. A CPU reduces gradients whole where
   the model reduces and scatters them."""
@@ -109,6 +112,7 @@ def test_fsdp_gathers_twice_and_reduces_once(found):
   assert 0 <= real['all-reduce'] + real.get('reduce-scatter', 0) - whole < SCALARS
 
 
+@pytest.mark.slow
 def test_tensor_reduces_activations(found):
   """Two a layer and direction; the vocabulary's head adds its own."""
   real, model = (found['tensor'][key] for key in ('collectives', 'expected_collectives'))
@@ -116,5 +120,6 @@ def test_tensor_reduces_activations(found):
   assert model['all-reduce'] <= real['all-reduce'] < 2 * model['all-reduce']
 
 
+@pytest.mark.slow
 def test_flops_do_not_depend_on_the_mesh(found):
   assert len({one['flops'] for one in found.values()}) == 1

@@ -102,6 +102,7 @@ def test_off_costs_nothing(trained):
   assert program(text(params)) == program(text({**params, 'explicit': own}))
 
 
+@pytest.mark.slow
 def test_joint(tiny_config, make_run, tmp_path, capsys):
   """Trained with the model, it is kept in its checkpoint and used by --mode=explain."""
   run = make_run(tiny_config(**{**SMALL, 'explicit.source': 'memory', 'explicit.joint': True,

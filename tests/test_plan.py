@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize('changes', [
-    {}, {'model.lora.rank': 2, 'optim.trained': 'new', 'model.scan': True,
+    {}, *(pytest.param(c, marks=pytest.mark.slow) for c in (
+        {'model.lora.rank': 2, 'optim.trained': 'new', 'model.scan': True,
          'model.frozen_dtype': 'bfloat16'},
-    {'method': 'lm', 'data.name': 'text', 'imm.write': 'gated', 'data.block': 8}])
+        {'method': 'lm', 'data.name': 'text', 'imm.write': 'gated', 'data.block': 8}))])
 def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
   """Of parameters, optimizer state and gradients, on the device there is; and its FLOPs."""
   changes = {'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
@@ -71,6 +72,7 @@ def test_known_checkpoints(tiny_config):
     assert old == count, name
 
 
+@pytest.mark.slow
 def test_on_fake_devices():
   """By command: what 4 devices hold is a quarter of what one does."""
   done = subprocess.run(

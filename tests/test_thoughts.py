@@ -19,7 +19,8 @@ EXAMPLES = [layout.Encoded([1, 2, 3], [[4, 5], [6, 7]], [8]),
 VOCABULARY = 32
 
 
-@pytest.fixture(params=[False, True], ids=['layers', 'scanned, projected'])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)],
+                ids=['layers', 'scanned, projected'])
 def subject(request, make):
   return make(request.param)
 

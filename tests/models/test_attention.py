@@ -107,6 +107,7 @@ def test_kernels_are_packed(tiny_config, name):
     assert np.abs(expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_splash_compiles_for_a_tpu(make):
   """As far as it goes without one: tiles and layouts that the kernel's compiler accepts."""
   batch = make('rim')
