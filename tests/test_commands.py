@@ -311,6 +311,8 @@ def shortened(words):
   if args.mode == 'report':
     return words
   keys = {**SHORT, 'optim.stage2.steps': 0 if args.config.method == 'lm' else 2}
+  if args.config.data.name.startswith('gsm8k'):
+    keys['data.dir'] = 'DIRECTORY'  # not from the hub
   if args.config.sweep.runs:
     runs = {r.split()[0]: r for r in args.config.sweep.runs}
     last = 'rim' if 'rim' in runs else list(runs)[-1]
@@ -327,6 +329,7 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))  # of the processes that --mode=plan starts
   monkeypatch.setattr(benchmark, 'SHAPES', ((8, 2, 1, 3),))
   monkeypatch.setattr(benchmark_decode, 'SHAPES', ((1, 16, 2),))
+  monkeypatch.setattr(latency, 'BATCHES', (1,))
 
   def python(module, flags, log):  # in this process: importing JAX takes longer than a run
     module = importlib.import_module(module)
