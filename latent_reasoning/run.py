@@ -85,12 +85,7 @@ class Run:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    mesh, size = sharding.make(self.config.mesh), self.config.optim.batch_size
-    cut = mesh.shape['data'] * mesh.shape['fsdp']
-    if size % cut:
-      raise InputError(f'config.optim.batch_size is {size}, but config.mesh cuts a batch into '
-                       f'{cut} parts (data × fsdp); expected a multiple of that')
-    return mesh
+    return sharding.make(self.config.mesh)
 
   def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
     """Where a state lies on the mesh; None: whole, on the one device."""

@@ -139,6 +139,10 @@ def batch(tree: Any, mesh: Mesh) -> Any:
   """Puts a batch on the mesh, cut over `data` and `fsdp`; every process holds it whole."""
   if mesh.size == 1:
     return tree
+  cut, size = mesh.shape['data'] * mesh.shape['fsdp'], len(jax.tree.leaves(tree)[0])
+  if size % cut:
+    raise InputError(f'config.optim.batch_size is {size}, but config.mesh cuts a batch into '
+                     f'{cut} parts (data × fsdp); expected a multiple of that')
   place = NamedSharding(mesh, BATCH)
   return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else
                       jax.make_array_from_callback(a.shape, place, lambda at: a[at]), tree)
