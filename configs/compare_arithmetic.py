@@ -8,6 +8,7 @@ that stands in its run below. Ends in compare.json, table.md and figures; resume
 Variants:
 
   :short     1,300 steps
+  :four      chains of exactly four, as long as the model has layers
   :smoke     the whole path on a toy, in minutes; its numbers mean nothing
   :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
   :length    chains of 2, 4 and 6 operations, a model for each
@@ -91,7 +92,7 @@ VARIED = {
     'scale': lambda c: _mapped('size', MAPPED, {
         size: f'model.layers={layers} model.width={width} model.heads={heads} '
         f'model.hidden={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
-VARIANTS = ('', 'short', 'smoke', 'controls', *VARIED)
+VARIANTS = ('', 'short', 'four', 'smoke', 'controls', *VARIED)
 
 
 def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from latent_reasoning import decode, layout, pipeline, workdir
+from latent_reasoning import decode, layout, performance, pipeline, workdir
 from latent_reasoning import run as run_lib
 from latent_reasoning import step as step_lib
 from latent_reasoning.config import Config
@@ -75,7 +75,7 @@ def measure(config: Config, model, params, tokenizer,
     entry['first_vs_direct'] = entry['first_ms'] / direct['first_ms']
     entry['full_vs_direct'] = entry['full_ms'] / direct['full_ms']
   return {'entries': entries, 'trace_tokens': trace, 'answer_tokens': answer,
-          'repeats': config.eval.latency_repeats, 'device': jax.devices()[0].device_kind,
+          'repeats': config.eval.latency_repeats, 'device': performance.machine(),
           'dtype': config.model.dtype}
 
 
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str]) -> int:
   repeats = subjects[0].config.eval.latency_repeats
   workdir.write_json(pathlib.Path(out), {
       'entries': in_turn(subjects, repeats), 'repeats': repeats,
-      'device': jax.devices()[0].device_kind})
+      'device': performance.machine()})
   return 0
 
 

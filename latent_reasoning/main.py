@@ -280,9 +280,11 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
     if '://' in str(path):
       raise InputError(f'--workdir={path}: the runs of a comparison need a folder here')
-    return sweep.run(config.sweep, [f'--config={config_flag}', *own],
-                     workdir.open_workdir(path, pretrained.resolve(config), True))
+    place = workdir.open_workdir(path, pretrained.resolve(config), True)
+    place.note(argv[1:])
+    return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
   built = run.open_run(config, path, args.mode == 'train')
+  built.workdir.note(argv[1:])
   from latent_reasoning import loop
   try:
     with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():

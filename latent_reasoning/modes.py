@@ -22,6 +22,7 @@ from latent_reasoning import (
   layout,
   loop,
   metrics,
+  performance,
   pipeline,
   protocol,
   report,
@@ -51,9 +52,8 @@ def restored(run: Run) -> Restored:
 
 def environment() -> dict[str, Any]:
   """Versions and machine, for whoever reads a result later."""
-  return {'date': datetime.date.today().isoformat(), 'python': platform.python_version(),
-          'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
-          **versions()}
+  return {'date': datetime.date.today().isoformat(), 'machine': performance.machine(),
+          'devices': jax.device_count(), 'python': platform.python_version(), **versions()}
 
 
 def verify(run: Run) -> int:

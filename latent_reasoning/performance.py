@@ -1,6 +1,9 @@
 """What a training tells of its speed: tokens a second, MFU, a trace of some steps."""
 
+import os
 import pathlib
+import platform
+import re
 from collections.abc import Callable, Hashable
 
 import jax
@@ -8,6 +11,18 @@ import jax
 from latent_reasoning import flops, peaks
 from latent_reasoning.run import Run
 from latent_reasoning.step import TrainState
+
+
+def machine() -> str:
+  """The accelerator, or the processor and how many cores of it may be used."""
+  kind = jax.devices()[0].device_kind
+  if kind != 'cpu':
+    return kind
+  info = pathlib.Path('/proc/cpuinfo')  # of Linux; platform.processor() is empty there
+  text = info.read_text(encoding='utf-8') if info.exists() else ''
+  name = re.search(r'model name\s*:\s*(.+)', text)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{name[1] if name else platform.processor() or platform.machine()}, {cores} cores'
 
 
 class Speed:

@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -49,6 +51,14 @@ class Workdir:
   explained = property(lambda self: self.path / 'explicit.json')
   controls = property(lambda self: self.path / 'controls.json')
   inside = property(lambda self: self.path / 'inside.json')
+  commands = property(lambda self: self.path / 'commands.txt')
+
+  def note(self, argv: Sequence[str]) -> None:
+    """Keeps the arguments of `main` that made what is here, each command once."""
+    command = ' '.join(shlex.join(['python', '-m', 'latent_reasoning.main', *argv]).split())
+    old = self.commands.read_text(encoding='utf-8') if self.commands.exists() else ''
+    if command not in old.splitlines():
+      write_text(self.commands, f'{old}{command}\n')
 
   def pull(self) -> None:
     """Fetches what lies in the bucket."""

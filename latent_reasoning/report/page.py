@@ -10,7 +10,9 @@ import datetime
 import json
 import pathlib
 import re
+import shutil
 import sys
+import urllib.parse
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -70,6 +72,11 @@ class Page:
     self.html.append(f'<details><summary>{escape(title)}</summary><div class="scroll">'
                      f'<pre>{escape(text)}</pre></div></details>')
 
+  def commands(self, lines: Sequence[str]) -> None:
+    """Commands as they are typed; a line is one command."""
+    self.html.append(f'<div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>')
+    self.plain.append('\n'.join(['```sh', *lines, '```']))
+
 
 def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   """Writes report.html, or prints and writes report.md, in `where` or the first folder.
@@ -84,12 +91,14 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
                      + '. Expected folders of runs or comparisons')
-  page = build(found, [pathlib.Path(p) for p in paths])
-  folder = pathlib.Path(where or paths[0])
+  folders, folder = [pathlib.Path(p) for p in paths], pathlib.Path(where or paths[0])
+  page = build(found, folders)
   file = folder / ('report.md' if markdown else 'report.html')
-  text = '\n\n'.join(page.plain) + '\n' if markdown else html(page)
+  text = html(page)
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    if markdown:
+      text = '\n\n'.join([*page.plain, *_pictures(folders, folder)]) + '\n'
     file.write_text(text, encoding='utf-8')
   except OSError as error:
     raise InputError(f'cannot write {file}: {error}; name another folder with --workdir=DIR'
@@ -134,7 +143,7 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
   _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)])
   _predictions(page, groups)
   _configuration(page, groups)
-  _origin(page, found.folders)
+  _origin(page, found.folders, paths)
   return page
 
 
@@ -235,16 +244,28 @@ def _one_model(page: Page, folders: Sequence[runs.Folder]) -> None:
 
 
 def _figures(page: Page, paths: Sequence[pathlib.Path]) -> None:
-  """Pictures found in the folders, inside the page."""
+  """Pictures found in the folders, inside the page; Markdown links them (`_pictures`)."""
   files = [f for path in paths if path.is_dir() for f in sorted(path.glob('*.png'))
            if f.name not in DRAWN]
   if files:
-    page.section('Figures')
+    page.html.append('<h2>Figures</h2>')
     page.charts([
         f'<figure><figcaption>{escape(f.parent.name)}/{escape(f.name)}</figcaption><img alt='
         f'"{escape(f.stem)}" src="data:image/png;base64,'
         f'{base64.b64encode(f.read_bytes()).decode()}"></figure>' for f in files])
-    page.plain.append('\n'.join(f'- {_plain(str(f))}' for f in files))
+
+
+def _pictures(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> list[str]:
+  """Markdown of all pictures in the folders, where need be copied to lie beside it."""
+  found = []
+  for path in paths:
+    for file in sorted(path.glob('*.png')):
+      name = file.name
+      if not path.samefile(folder):
+        name = f'{path.resolve().name}-{file.name}'
+        shutil.copyfile(file, folder / name)
+      found.append(f'![{_plain(file.stem)}]({urllib.parse.quote(name)})')
+  return ['## Figures', *found] if found else []
 
 
 def _predictions(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
@@ -285,14 +306,20 @@ def _configuration(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
                            for k, v in config.items()))
 
 
-def _origin(page: Page, folders: Sequence[runs.Folder]) -> None:
-  """Where each number comes from: folder, seed, checkpoint, versions, machine."""
+def _origin(page: Page, folders: Sequence[runs.Folder],
+            paths: Sequence[pathlib.Path]) -> None:
+  """Where each number comes from: commands, folder, seed, checkpoint, versions, machine."""
   known = [{'folder': f.path.name, 'seed': f.seed, 'step': f.results.get('step', ''),
             'checkpoint': f.results.get('checkpoint', ''),
             **({k: v for k, v in f.results['environment'].items()}
                if isinstance(f.results.get('environment'), dict) else {})} for f in folders]
   columns = list(dict.fromkeys(k for one in known for k in one))
   page.section('Where this comes from')
+  files = [path / 'commands.txt' for path in paths]  # of comparisons, not of their runs
+  lines = [line for file in files if file.exists()
+           for line in file.read_text(encoding='utf-8').splitlines() if line]
+  if lines:
+    page.commands(lines)
   page.table([columns, *([one.get(k, '') for k in columns] for one in known)])
 
 
