@@ -8,7 +8,7 @@ that stands in its run below. Ends in compare.json, table.md and figures; resume
 Variants:
 
   :short     1,300 steps
-  :four      chains of exactly four, as long as the model has layers
+  :four      chains of exactly four, as many as layers: where memory decides
   :smoke     the whole path on a toy, in minutes; its numbers mean nothing
   :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
   :length    chains of 2, 4 and 6 operations, a model for each
@@ -45,6 +45,9 @@ CONTROLS = (
     'rim_no_reset optim.stage2.optimizer=muon optim.stage2.reset_optimizer=False',
     'rim_blind rim.readout_sees_question=False', 'rim_offset_0 rim.readout_offset=0')
 
+# Without shorter chains to begin from, step supervision alone does not get there.
+FOUR = ('direct', 'direct_steps', 'pause_steps', 'coconut', 'rim', 'cot')
+
 SIZES = {'tiny': (2, 32, 4), 'small': (4, 64, 4), 'medium': (6, 128, 8), 'large': (8, 256, 8)}
 
 
@@ -64,6 +67,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.data.arithmetic.test_size = 1_000
   elif variant == 'smoke':
     _smoke(c)
+  elif variant == 'four':
+    c.sweep.runs = tuple(f'{name} method={name}' for name in FOUR)
   c.sweep.runs = _longer_parts(c)
   if variant == 'controls':
     c.sweep.runs = CONTROLS

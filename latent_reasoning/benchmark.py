@@ -1,6 +1,6 @@
 """Speed, by hand: medians and ratios.
 
-  python -m latent_reasoning.benchmark [rows | memory | layer | torch | decode | cache]
+  python -m latent_reasoning.benchmark [rows] [memory] [layer] [torch] [decode] [cache]
 
 rows: forward and backward of the training objective over a stage-2 RiM row (K
 readouts of one question), three ways: K sequences one after another, one row with
@@ -18,6 +18,7 @@ compiled programs and with a full one, of --config=FILE ... (rim_arithmetic).
 
 import argparse
 import dataclasses
+import datetime
 import functools
 import importlib.util
 import os
@@ -37,6 +38,7 @@ from latent_reasoning import (
   benchmark_decode,
   layout,
   objectives,
+  performance,
   pipeline,
   text,
 )
@@ -49,7 +51,7 @@ from latent_reasoning.config import (
   RimConfig,
   RopeConfig,
 )
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, nearest
 from latent_reasoning.models import recurrence
 from latent_reasoning.models.gpt import GPT
 from latent_reasoning.report import table
@@ -284,26 +286,32 @@ def one(args) -> str:
 
 
 TABLES = {'rows': rows_table, 'memory': memory_table, 'layer': layer_table,
-          'torch': torch_table, 'one': one, 'cache': benchmark_cache.cache_table,
-          'decode': functools.partial(benchmark_decode.decode_table, base=MODEL)}
+          'torch': torch_table, 'decode': functools.partial(
+              benchmark_decode.decode_table, base=MODEL),
+          'cache': benchmark_cache.cache_table, 'one': one}
 
 
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('what', nargs='?', default='rows', choices=list(TABLES))
+  parser.add_argument('what', nargs='*', help=f"of {', '.join(list(TABLES)[:-1])}; else rows")
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--repeats', type=int, default=7)
   parser.add_argument('--config', nargs='+', default=['configs/rim_arithmetic.py'])
   parser.add_argument('--one', default='', help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   try:
-    found = TABLES[args.what](args)
+    for name in (names := args.what or ['rows']):
+      if name not in TABLES:
+        raise InputError(f'there is no benchmark {name!r}; {nearest(name, list(TABLES)[:-1])}')
+    for name in names:
+      found = TABLES[name](args)
+      if name != 'one':
+        print(f'{name}, {performance.machine()}, jax {jax.__version__}, '
+              f'{datetime.date.today().isoformat()}\n')
+      print(found, flush=True)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  if args.what != 'one':
-    print(f'{args.what}, {jax.devices()[0].device_kind}, jax {jax.__version__}\n')
-  print(found)
   return 0
 
 
