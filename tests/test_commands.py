@@ -13,6 +13,7 @@ import pathlib
 import re
 import subprocess
 import tomllib
+import urllib.parse
 
 import pytest
 from packaging.requirements import Requirement
@@ -30,6 +31,7 @@ from latent_reasoning import (
 from latent_reasoning.config import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / '.github/results').rglob('*.md'))
 PROGRAMS = ('python', 'pip', 'pytest', 'bash')
 SYNOPSIS = re.compile(  # a usage, not a command
     r'(?<![.\w])\[|…|\.\.\.|--config\.key=|--config=FILE|(?<!=)\b[A-Z]{2,} --\w')
@@ -41,8 +43,8 @@ MAIN = 'python -m latent_reasoning.main'
 
 def sources():
   """Yields (name, Markdown or docstring) of everything that tells a reader what to type."""
-  for path in [*ROOT.glob('*.md'), *ROOT.glob('launch/*.md')]:
-    yield path.name, path.read_text(encoding='utf-8')
+  for path in [*ROOT.glob('*.md'), *ROOT.glob('launch/*.md'), *RESULTS]:
+    yield path.relative_to(ROOT).as_posix(), path.read_text(encoding='utf-8')
   for folder in ('configs', 'latent_reasoning'):
     for path in sorted((ROOT / folder).rglob('*.py')):
       text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')), clean=False)
@@ -231,6 +233,19 @@ def test_every_command_parses(commands, monkeypatch):
     except (Exception, SystemExit) as error:
       failed.append(f"{source}: {' '.join(words)}\n    {type(error).__name__}: {error}")
   assert not failed, '\n'.join(failed)
+
+
+def test_results_are_those_of_the_reports():
+  """Each row of the README's results is one of a page in .github/results, and links lead on."""
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  part = text[text.index('## Results'):].partition('\n## ')[0]
+  rows = [line for line in part.splitlines() if line.startswith('|')]
+  known = {line for path in RESULTS for line in path.read_text(encoding='utf-8').splitlines()}
+  assert len(rows) > 8 and [row for row in rows if row not in known] == []
+  for source, text in sources():
+    for link in re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', text):
+      file = (ROOT / source).parent / urllib.parse.unquote(link)
+      assert file.exists(), (source, link)
 
 
 def test_keys_named_alone_exist():

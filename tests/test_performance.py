@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from latent_reasoning import flops, loop, metrics, peaks
-from latent_reasoning.performance import Profile, Speed
+from latent_reasoning.performance import Profile, Speed, machine
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 PEAK = dataclasses.replace(peaks.PEAKS['v4'], kinds=('cpu',), flops=1e9)
@@ -26,6 +27,16 @@ def trained(tiny_config, make_run, tmp_path_factory, quick_compilation):
     patch.setitem(peaks.PEAKS, 'cpu', PEAK)
     state = loop.train(run)
   return run, state, [r for r in metrics.read(run.workdir.metrics) if r['split'] == 'train']
+
+
+def test_machine(monkeypatch):
+  """A processor has a name and the cores that this process may use; an accelerator a name."""
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {3, 5}, raising=False)
+  name, _, cores = machine().rpartition(', ')
+  assert name and cores == '2 cores'
+  kind = type('Device', (), {'device_kind': 'TPU v4'})
+  monkeypatch.setattr(jax, 'devices', lambda: [kind])
+  assert machine() == 'TPU v4'
 
 
 def test_tokens_are_real(trained):

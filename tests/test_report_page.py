@@ -71,6 +71,27 @@ def test_markdown_has_the_same_numbers(folder, capsys):  # noqa: F811
   assert '| rim | 0, 1 | 75.0 ±12.5 |' in text and '**By block, %**' in text
 
 
+def test_commands_and_pictures_in_markdown(folder):  # noqa: F811
+  """The folder's commands, not those of its runs; pictures beside the page where it lies
+  elsewhere, links where it lies with them, and the same when it is made again."""
+  (folder / 'commands.txt').write_text('python -m x --a="<b>"\n')
+  (folder / 'rim-0/commands.txt').write_text('python -m y\n')
+  (folder / 'accuracy.png').write_bytes(b'1')
+  (folder / 'rim-0/in side.png').write_bytes(b'2')
+  for _ in range(2):
+    report.write([str(folder)], None, True)
+    text = (folder / 'report.md').read_text()
+    assert '```sh\npython -m x --a="<b>"\n```' in text and 'python -m y' not in text
+    assert '![accuracy](accuracy.png)\n\n![in side](rim-0/in%20side.png)' in text
+  elsewhere = folder / 'elsewhere'
+  report.write([str(folder)], str(elsewhere), True)
+  names = [f'{folder.name}-accuracy.png', 'rim-0-in side.png']
+  assert [(elsewhere / n).read_bytes() for n in names] == [b'1', b'2']
+  assert names[0] in (elsewhere / 'report.md').read_text()
+  report.write([str(folder)], None, False)
+  assert 'python -m x --a="<b>"' in ' '.join(parsed(folder).text)
+
+
 @pytest.mark.parametrize('markdown', [False, True])
 def test_everything_is_escaped(folder, markdown):  # noqa: F811
   """A question, a name of a figure or a value of a config cannot become markup."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 
 import pytest
 
@@ -30,6 +31,18 @@ def test_path_is_absolute(tiny_config, tmp_path, monkeypatch):
                'results', 'audit', 'latency'):
     path = getattr(made, name)
     assert path.is_absolute() and path.parent == made.path
+
+
+def test_commands_are_kept(tiny_config, tmp_path):
+  """Each once, as a shell takes it, on a line of its own."""
+  made = open_workdir(tmp_path, tiny_config(), True)
+  for _ in range(2):
+    made.note(['--config=a b.py:1'])
+    made.note(['--question=7+2\n"x"'])
+  lines = made.commands.read_text().splitlines()
+  assert [shlex.split(line) for line in lines] == [
+      ['python', '-m', 'latent_reasoning.main', own]
+      for own in ('--config=a b.py:1', '--question=7+2 "x"')]
 
 
 def test_home_is_expanded(tiny_config, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ Everything that comes from data, configs or users is escaped; what cannot be rea
 import base64
 import datetime
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -36,6 +37,7 @@ class Page:
   def __init__(self, title: str):
     self.html = [f'<h1>{escape(title)}</h1>']
     self.plain = [f'# {_plain(title)}']
+    self.pictures: list[pathlib.Path] = []
 
   def section(self, title: str) -> None:
     self.html.append(f'<h2>{escape(title)}</h2>')
@@ -91,14 +93,13 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
                      + '. Expected folders of runs or comparisons')
-  folders, folder = [pathlib.Path(p) for p in paths], pathlib.Path(where or paths[0])
-  page = build(found, folders)
+  page, folder = build(found, [pathlib.Path(p) for p in paths]), pathlib.Path(where or paths[0])
   file = folder / ('report.md' if markdown else 'report.html')
   text = html(page)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if markdown:
-      text = '\n\n'.join([*page.plain, *_pictures(folders, folder)]) + '\n'
+      text = '\n\n'.join([*page.plain, *_linked(page.pictures, folder, bool(where))]) + '\n'
     file.write_text(text, encoding='utf-8')
   except OSError as error:
     raise InputError(f'cannot write {file}: {error}; name another folder with --workdir=DIR'
@@ -244,9 +245,9 @@ def _one_model(page: Page, folders: Sequence[runs.Folder]) -> None:
 
 
 def _figures(page: Page, paths: Sequence[pathlib.Path]) -> None:
-  """Pictures found in the folders, inside the page; Markdown links them (`_pictures`)."""
-  files = [f for path in paths if path.is_dir() for f in sorted(path.glob('*.png'))
-           if f.name not in DRAWN]
+  """Pictures found in the folders, inside the page; Markdown links them."""
+  page.pictures = [f for path in paths if path.is_dir() for f in sorted(path.glob('*.png'))]
+  files = [f for f in page.pictures if f.name not in DRAWN]
   if files:
     page.html.append('<h2>Figures</h2>')
     page.charts([
@@ -255,16 +256,16 @@ def _figures(page: Page, paths: Sequence[pathlib.Path]) -> None:
         f'{base64.b64encode(f.read_bytes()).decode()}"></figure>' for f in files])
 
 
-def _pictures(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> list[str]:
-  """Markdown of all pictures in the folders, where need be copied to lie beside it."""
+def _linked(pictures: Sequence[pathlib.Path], folder: pathlib.Path, copied: bool) -> list[str]:
+  """Pictures in Markdown that lies in a folder, with copies of them beside it if asked."""
   found = []
-  for path in paths:
-    for file in sorted(path.glob('*.png')):
-      name = file.name
-      if not path.samefile(folder):
-        name = f'{path.resolve().name}-{file.name}'
-        shutil.copyfile(file, folder / name)
-      found.append(f'![{_plain(file.stem)}]({urllib.parse.quote(name)})')
+  for file in pictures:
+    name = os.path.relpath(file, folder)
+    if copied and name != file.name:
+      name = f'{file.resolve().parent.name}-{file.name}'
+      shutil.copyfile(file, folder / name)
+    alt = re.sub(r'[][]', ' ', _plain(file.stem))
+    found.append(f'![{alt}]({urllib.parse.quote(pathlib.Path(name).as_posix())})')
   return ['## Figures', *found] if found else []
 
 
