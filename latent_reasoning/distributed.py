@@ -6,6 +6,7 @@ that is lost ends the others with the status `LOST`, and the same command goes o
 newest checkpoint. With one process all of this does nothing.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -50,7 +51,8 @@ def start(coordinator: str | None, processes: int | None, process: int | None, d
                      'number')
   import jax
   try:
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=max(10, int(patience)),
+    # JAX aborts without a word of ours, so `Watch` has to be first to run out of patience.
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=int(patience) + 30,
                                shutdown_timeout_seconds=60)
   except (RuntimeError, ValueError, TypeError) as error:
     raise InputError(f'the processes could not join: {str(error).splitlines()[0]}; check '
@@ -165,7 +167,20 @@ class Watch:
       time.sleep(min(1.0, self._patience / 4))
       if self._last is not None and time.monotonic() - self._last > self._patience:
         leave(LOST, f'no step was finished within config.train.peer_timeout '
-                    f'{self._patience:g} s: another process hangs')
+                    f'{self._patience:g} s: another process hangs or is gone')
+
+
+@contextlib.contextmanager
+def together():
+  """Ends this process where an error of JAX's says that another one is gone, before
+  anything else waits for that one."""
+  import jax
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if count() == 1:
+      raise
+    leave(LOST, f'another process was lost ({str(error)[:200]})')
 
 
 def leave(status: int, reason: str = '') -> None:

@@ -111,7 +111,7 @@ def train(run: Run) -> TrainState:
   if restored:
     progress.say(f'resuming from step {start}')
   try:
-    with Signals() as signals, profile:
+    with distributed.together(), Signals() as signals, profile:
       return loop.run_from(state, start, signals, profile)
   finally:
     loop.watch.stop()

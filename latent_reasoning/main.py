@@ -43,8 +43,8 @@ Several processes train one model, where the mesh (config.mesh) spans their devi
 --num_processes=N --process_id=I. They need one folder for checkpoints.
 
 Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
-command or its input, 75 another process was lost, 128 + n stopped by signal n, saved.
-After 75 and 143 (SIGTERM) the same command goes on.
+command or its input, 75 another process was lost (134 where JAX noticed first), 128 + n
+stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on.
 """
 
 import contextlib
@@ -287,7 +287,8 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   built.workdir.note(argv[1:])
   from latent_reasoning import loop
   try:
-    with jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext():
+    with distributed.together(), (
+        jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext()):
       status = MODES[args.mode](built, args)
     built.workdir.push()
     return status
@@ -296,10 +297,6 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
           file=sys.stderr)
     return 128 + stop.signal
-  except jax.errors.JaxRuntimeError as error:
-    if distributed.count() == 1:
-      raise
-    distributed.leave(distributed.LOST, f'another process was lost ({str(error)[:200]})')
 
 
 if __name__ == '__main__':
