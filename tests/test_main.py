@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -268,6 +269,9 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   found = json.loads((folder / 'latency.json').read_text())
   assert {e['method'] for e in found['entries']} == {'direct', 'rim', 'cot'}
   assert 'first answer token ms' in capsys.readouterr().out
+  lines = (folder / 'commands.txt').read_text().splitlines()
+  assert len(lines) == len(set(lines)) and lines[0].endswith(shlex.join(base))
+  assert any(line.endswith('--mode=audit') for line in lines)
 
 
 @pytest.mark.parametrize('mode', ['train', 'compare'])
