@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,6 +37,15 @@ SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
 # Orbax logs the traceback of a failed save beside raising it; the raise becomes our error.
 logging.get_absl_logger().addFilter(
     lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname)
+
+
+def _without_echo(raised, hook=sys.unraisablehook):
+  # Threads that write a checkpoint's files say this, file by file, after a save has failed.
+  if str(raised.exc_value) != 'Event loop is closed':
+    hook(raised)
+
+
+sys.unraisablehook = _without_echo
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
