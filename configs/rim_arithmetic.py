@@ -20,7 +20,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   question = 2 * (steps + 1)  # tokens, at least: 7+2-5*3+4 and a line's end
 
   c = ml_collections.ConfigDict()
-  c.method = 'rim'  # rim | direct | direct_steps | cot | pause | pause_steps
+  # rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi
+  c.method = 'rim'
   c.seed = 0  # of parameters, data and order
 
   c.data = data = ml_collections.ConfigDict()

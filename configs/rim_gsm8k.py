@@ -24,7 +24,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"rim_gsm8k has no variant '{variant}'; known: "
                      f"{', '.join(filter(None, PRETRAINED))}")
   c = ml_collections.ConfigDict()
-  c.method = 'rim'  # rim | direct | direct_steps | cot | pause | pause_steps
+  # rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi
+  c.method = 'rim'
   c.seed = 0  # of parameters, data and order
 
   c.data = data = ml_collections.ConfigDict()

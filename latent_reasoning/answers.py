@@ -123,7 +123,7 @@ def library(rule: str):
       return rouge_scorer
   except ImportError as error:
     raise InputError(f"answers by rule '{rule}' need {error.name}, which is not installed; "
-                     "pip install 'latent_reasoning[eval]'") from None
+                     "pip install -e '.[eval]'") from None
   return None
 
 

@@ -263,7 +263,7 @@ def torch_step(shape: tuple[int, ...], repeats: int, compiled: bool) -> float:
 
 def torch_table(args) -> str:
   if importlib.util.find_spec('torch') is None:
-    raise InputError("torch is not installed; pip install 'latent_reasoning[torch]'")
+    raise InputError("torch is not installed; pip install -e '.[torch]'")
   lines = [['layers, width, length, batch, heads', 'torch eager ms', 'torch compiled ms',
             'jax ms', 'faster than the better']]
   for number, shape in enumerate(TORCH_SHAPES):

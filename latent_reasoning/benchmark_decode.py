@@ -68,7 +68,7 @@ def decode_table(args, base: ModelConfig) -> str:
   try:
     import transformers  # noqa: F401 said here, in one line
   except ImportError:
-    raise InputError("transformers is not installed; pip install 'latent_reasoning[test-hf]'"
+    raise InputError("transformers is not installed; pip install -e '.[test-hf]'"
                      ) from None
   lines = [['layers, width', 'batch', 'transformers tokens/s', 'ours', 'faster',
             'transformers first ms', 'ours', 'faster', 'same tokens']]

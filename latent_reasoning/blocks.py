@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from latent_reasoning import answers, layout, objectives, pipeline
+from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
@@ -53,11 +54,11 @@ class Seen:
       return cls(**found)
 
 
-def require(answerer: Answerer) -> None:
+def require(config: Config) -> None:
   """Raises InputError where there are no blocks to look at."""
-  if answerer.config.method != 'rim':
-    raise InputError(f'method {answerer.config.method} has no blocks; expected method rim')
-  if answerer.config.imm.write:
+  if config.method != 'rim':
+    raise InputError(f'method {config.method} has no blocks; expected method rim')
+  if config.imm.write:
     raise InputError("config.imm.write is set, and its banks would carry what the blocks' "
                      "keys and values do not; expected ''")
 
@@ -84,7 +85,7 @@ def collect(answerer: Answerer, examples: Sequence[Example], rule: str) -> Seen:
 
   `rule` says how answers are compared (answers.RULES).
   """
-  require(answerer)
+  require(answerer.config)
   size, collected = answerer.config.eval.batch_size, []
   for index, rows in parts(answerer, examples):
     filled = fill(rows, size)
@@ -174,7 +175,7 @@ def by_budget(answerer: Answerer, examples: Sequence[Example], rule: str) -> lis
 
   A readout sees no block after its own, so one row holds every budget.
   """
-  require(answerer)
+  require(answerer.config)
   size, hits = answerer.config.eval.batch_size, []
   for index, rows in parts(answerer, examples):
     with_none = [dataclasses.replace(row, readouts=[

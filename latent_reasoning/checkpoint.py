@@ -161,7 +161,7 @@ class Checkpoints:
       self.path.mkdir(parents=True, exist_ok=True)
     except (OSError, ImportError) as error:
       raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
-                       "--workdir=DIR (gs://… needs pip install 'latent_reasoning[gcs]')"
+                       "--workdir=DIR (gs://… needs pip install -e '.[gcs]')"
                        ) from None
     distributed.check_shared(self.path)
     self._manager = ocp.CheckpointManager(

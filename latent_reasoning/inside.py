@@ -113,7 +113,7 @@ def attention(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]
     of block j, 'readouts': [layers, K, K + 2] from the first token that a readout says to
     the question, to each block, and to itself}.
   """
-  blocks.require(answerer)
+  blocks.require(answerer.config)
   lengths = [len(answerer.row(e.question).prefix) for e in examples]
   common = max(set(lengths), key=lengths.count)
   examples = [e for e, n in zip(examples, lengths, strict=True) if n == common][:LOOKED_AT]

@@ -102,7 +102,7 @@ def transplant(answerer: Answerer, question: str, donor: str,
     donor: another question; of as many tokens, or positions do not match.
     block: which, from 0; None: all.
   """
-  blocks.require(answerer)
+  blocks.require(answerer.config)
   wide = answerer.config.rim.block_tokens + 2
   prompts = [answerer.row(q) for q in (question, donor)]
   lengths = [len(r.prefix) - wide * answerer.blocks for r in prompts]
@@ -127,7 +127,7 @@ def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict
     'donor', among those whose donor says something else untouched, the share that becomes
     what the donor says; 'chance', the share that is what another's donor says.
   """
-  blocks.require(answerer)
+  blocks.require(answerer.config)
   if not answerer.config.rim.readout_sees_question:
     raise InputError('config.rim.readout_sees_question is False: only the `</b>` a readout '
                      'hangs off sees the question, and it cannot be read again; expected True')
@@ -156,7 +156,7 @@ def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict
 
     own = np.arange(size)
     alike = np.append(donors(lengths[:n]), own[n:])
-    any_one = np.append(donors([0] * n), own[n:])
+    any_one = np.append(donors([0] * n, seed=1), own[n:])
     plain = say(rows)
     lines = {
         'untouched': (plain, own),

@@ -158,6 +158,9 @@ class _Loop:
         fresh = self.run.begin(state.params, moment.stage)
         state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
+        if step > start and steppers:
+          self.progress.say(f'stage {moment.stage} begins after step {step}; losses of stages '
+                            'that predict other tokens do not compare')
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
             self.run.tx(moment.stage), config.seed, config.optim.accumulate,

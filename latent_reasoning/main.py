@@ -30,7 +30,7 @@ Modes:
 Three commands to start with:
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py --mode=generate \\
-      --question="7+2-5*3+4*6"
+      --question="7+2-5*3+4"
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py --config.method=direct
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
@@ -113,6 +113,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
 def _explain(error: Exception) -> str:
   """One line about a flag error: `config_flags` quotes whole tracebacks and reprs."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if wrong := re.search(r'(?s)Error whilst parsing config file:\s.*\n\w*Error: (.+)', text):
+    return ' '.join(wrong[1].split())
   if close := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
     return f"config key '{close[2]}' is unknown; did you mean '{close[1]}'? (see --help)"
   if key := re.fullmatch(r"""["']*(\w+)["']*""", text):
@@ -284,12 +286,15 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     place.note(argv[1:])
     return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
   built = run.open_run(config, path, args.mode == 'train')
-  built.workdir.note(argv[1:])
   from latent_reasoning import loop
+  if args.mode == 'train':  # of a training that is killed, too
+    built.workdir.note(argv[1:])
   try:
     with distributed.together(), (
         jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext()):
       status = MODES[args.mode](built, args)
+    if not status:
+      built.workdir.note(argv[1:])
     built.workdir.push()
     return status
   except loop.Interrupted as stop:

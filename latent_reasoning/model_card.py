@@ -19,7 +19,7 @@ model = PeftModel.from_pretrained(base, '.')'''}
 ABOUT = {
     'hf': 'These are whole weights.',
     'peft': 'These are LoRA maps and the rows of new tokens, to be put on the weights that '
-            'training began with. The second line but one makes room for the new rows.'}
+            'training began with. `resize_token_embeddings` makes room for the new rows.'}
 
 
 def prompt(config: Config) -> str:
@@ -75,6 +75,7 @@ causal attention: no code of its own. {ABOUT[kind]}
 
 ```python
 {load(config, tokenizer, kind)}
+question = '…'  # yours
 prompt = question + {prompt(config)!r}
 ids = tokenizer(prompt, return_tensors='pt')
 out = model.generate(**ids, max_new_tokens={config.eval.max_tokens}, do_sample=False,

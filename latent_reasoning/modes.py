@@ -206,8 +206,14 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
                            run.config.eval.max_tokens)
   else:
     answer = functools.partial(say or reply, run.answerer(params))
+
+  def ask(line):
+    read = run.tokenizer.decode(run.tokenizer.encode(line))
+    if unknown := sorted(set(line) - set(read)):
+      print(f'warning: the tokenizer does not know {unknown}', file=sys.stderr)
+    print(answer(line))
   if question is not None:
-    print(answer(question))
+    ask(question)
     return 0
   prompt = 'question> ' if sys.stdin.isatty() else ''
   while True:
@@ -217,7 +223,7 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
       return 0
     if line:
       try:
-        print(answer(line))
+        ask(line)
       except InputError as error:
         print(f'error: {error}', file=sys.stderr)
 
@@ -238,7 +244,8 @@ def reply(answerer: Answerer, question: str) -> str:
         f'config.eval.max_tokens {config.eval.max_tokens} more; the model has '
         f'{config.model.max_positions}. Ask a shorter question')
   texts = next(iter(answerer.texts([question])))
-  lines = [f'block {k}: {text}' for k, text in enumerate(texts, 1)] if len(texts) > 1 else []
+  several = texts if len(texts) > 1 else []
+  lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
   if answerer.method.trace:
     lines.append(texts[-1])
   return '\n'.join([*lines, f'answer: {answers.extract(texts[-1])}'])

@@ -24,6 +24,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.evaluate import Answerer
 from latent_reasoning.modes import environment, restored
 from latent_reasoning.report import blocks as figures
+from latent_reasoning.report.figures import load_pyplot
 from latent_reasoning.run import Run
 
 
@@ -60,24 +61,25 @@ TRAJECTORY = 300  # problems that older checkpoints are collected on
 
 
 def controls(run: Run) -> int:
-  """Prints the table of interventions and writes controls.json."""
+  """Prints the table of interventions, writes controls.json and draws it."""
+  blocks.require(run.config)
   found = restored(run)
   result = {**_of(run, found.step), **intervene.controls(
       run.answerer(found.state.params), run.test, run.splits.report['rules']['test'])}
   workdir.write_json(run.workdir.controls, result)
-  rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
-           "became the donor's %", 'by chance %']]
-  for line in result['lines']:
-    rows.append([line['name'], line['n'], report.percent(
-        line['accuracy'], line['standard_error']) if line['n'] else '', *(
-            report.percent(line[key]) if key in line else ''
-            for key in ('changed', 'donor', 'chance'))])
-  print(f"{report.table(rows)}\n\nwritten to {run.workdir.controls}")
+  print(f'{report.table(report.controls(result))}\n\ndonor: the problem whose blocks are put '
+        f'in, where it has another answer\n\nwritten to {run.workdir.controls}')
+  try:
+    print(f'figure {figures.controls(run.workdir.path, result)}')
+  except InputError as error:
+    print(f'no figure: {error}')
   return 0
 
 
 def look_inside(run: Run) -> int:
   """Collects states, prints what was found in them, writes inside.json and figures."""
+  blocks.require(run.config)
+  load_pyplot()  # said before minutes of work, not behind them
   config, found = run.config, restored(run)
   answerer, path = run.answerer(found.state.params), run.workdir.path
   say = tqdm.tqdm.write if sys.stderr.isatty() else print
@@ -148,10 +150,6 @@ def earlier(run: Run, last: int, examples):
 
 def _choice(found: dict[str, Any], test, budget) -> str:
   percent, count = report.percent, test.correct.shape[1]
-  rows = [['answer of', 'accuracy %', '% right where some block is', 'mean block']]
-  rows += [[name, percent(r['accuracy'], r['standard_error']), percent(r['selection']),
-            f"{r['block']:.2f}"] for name, r in found['rules'].items()]
-  rows.append(['any (no rule knows it)', percent(found['any']), '', ''])
   columns = [f'block {k + 1}' for k in range(count)]
   tests = [['AUROC % of', 'all', *columns],
            ['probe', _interval(found['auroc']), *map(_interval, found['auroc_by_block'])],
@@ -162,7 +160,7 @@ def _choice(found: dict[str, Any], test, budget) -> str:
   budgets = [['blocks at inference', *range(len(budget))],
              ['accuracy %', *map(percent, budget)]]
   return (f"{found['n']} test problems; probes and thresholds from validation problems\n\n"
-          f'{report.table(rows)}\n\n{report.table(tests)}\nAUPRC of the probe '
+          f'{report.table(report.choice(found))}\n\n{report.table(tests)}\nAUPRC of the probe '
           f"{_interval(found['auprc'])} (a guess: {percent(found['right'])}); 95% intervals by "
           f'bootstrap over problems\n\n{report.table(adaptive)}\n\n{report.table(budgets)}')
 

@@ -42,15 +42,16 @@ def directory(init_from: str) -> pathlib.Path:
     import huggingface_hub  # only who asks the hub needs it
   except ImportError:
     raise InputError(f'config.model.init_from {init_from!r} is no directory here, and the hub '
-                     "needs a library: pip install 'latent_reasoning[hf]'") from None
+                     "needs a library: pip install -e '.[hf]'") from None
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
                                    'tokenizer*.json']))
   except Exception as error:
     raise InputError(
-        f'{init_from} could not be loaded from the hub, {type(error).__name__}: {error}; '
-        'expected the hub, a cached copy, or a directory in --config.model.init_from=DIR'
+        f'config.model.init_from {init_from!r} is no directory here, and could not be had from '
+        f"the hub, {type(error).__name__}: {' '.join(str(error).split())}; expected the hub, a "
+        'cached copy, or a directory in --config.model.init_from=DIR'
         ) from error
 
 

@@ -116,7 +116,7 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str) -> None:
     print(f"figures: {', '.join(f.name for f in figures)}; all on one page with "
           f'--mode=report {path}')
   elif done:
-    print("no figure: matplotlib is missing (pip install 'latent_reasoning[report]')")
+    print("no figure: matplotlib is missing (pip install -e '.[report]')")
 
 
 def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]],

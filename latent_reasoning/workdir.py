@@ -111,21 +111,23 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
   except (OSError, ImportError) as error:
     raise InputError(f'cannot use {remote or workdir.path} as a workdir: {error}; give a '
                      'folder that can be written with --workdir=DIR (gs://… needs pip install '
-                     "'latent_reasoning[gcs]')") from None
+                     "-e '.[gcs]')") from None
   except ValueError as error:
     raise InputError(f'{workdir.config} is not valid JSON ({error}); restore it, or give '
                      'another --workdir=DIR') from None
   new = json.loads(json.dumps(dataclasses.asdict(config)))
-  # What only looks at a run binds nothing that training may still choose.
+  # Nothing binds where no step was logged, of a run or of those of a comparison: a first try
+  # may have ended in an error that asks for another configuration.
+  begun = workdir.metrics.exists() or any(workdir.path.glob('*/metrics.jsonl'))
   trains_on = training and workdir.metrics.exists()
   changed = config_lib.difference(old, new, PLACE if trains_on else free)
-  if changed:
+  if changed and begun:
     listed = '\n  '.join(changed)
     raise InputError(
         f'{workdir.path} holds a run of another configuration; these keys differ '
         f'(there -> here):\n  {listed}\nGive the keys as they were, or another '
         '--workdir=DIR')
-  if training and old != new:
+  if old != new and (training or not begun):
     workdir.tokenizer.unlink(missing_ok=True)  # it may be of the data looked at
     write_json(workdir.config, dataclasses.asdict(config))
   return workdir

@@ -120,9 +120,9 @@ def make_checkpoint():
 
   Its byte-level BPE is trained on `texts` and has `tokens` entries, its table has `rows`.
   """
-  torch = pytest.importorskip('torch', reason="pip install 'latent_reasoning[test-hf]'")
+  torch = pytest.importorskip('torch', reason="pip install -e '.[test-hf]'")
   transformers = pytest.importorskip('transformers',
-                                     reason="pip install 'latent_reasoning[test-hf]'")
+                                     reason="pip install -e '.[test-hf]'")
 
   def make(folder, kind, sizes, texts=('1+2',), tokens=256, rows=260, std=0.02):
     import tokenizers

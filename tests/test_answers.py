@@ -214,7 +214,7 @@ def test_overlap():
 def test_a_missing_library_names_the_extra(monkeypatch, rule, module):
   """What a rule needs is told; the other rules need nothing."""
   monkeypatch.setitem(sys.modules, module, None)  # makes `import` fail
-  with pytest.raises(InputError, match=r"pip install 'latent_reasoning\[eval\]'"):
+  with pytest.raises(InputError, match=r"pip install -e '.\[eval\]'"):
     answers.library(rule)
   assert answers.library('numeric') is None
 

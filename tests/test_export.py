@@ -114,7 +114,7 @@ def test_comes_back(trained, own, tmp_path):
 
 def test_same_answers_of_an_adapter(trained, own):
   """PEFT puts LoRA and the new rows on the pretrained model; nothing else is stored."""
-  peft = pytest.importorskip('peft', reason="pip install 'latent_reasoning[test-hf]'")
+  peft = pytest.importorskip('peft', reason="pip install -e '.[test-hf]'")
   config, path = trained.config, trained.workdir.path / 'export/peft'
   if not config.model.lora.rank:
     with pytest.raises(InputError, match='--format=hf'):

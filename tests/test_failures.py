@@ -159,7 +159,7 @@ def test_bucket_without_its_library(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   assert main.main(['main', f'--config={CONFIG}', '--workdir=gs://nowhere/run']) == 2
-  assert 'latent_reasoning[gcs]' in capsys.readouterr().err
+  assert ".[gcs]" in capsys.readouterr().err
 
 
 @pytest.mark.slow

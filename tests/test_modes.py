@@ -53,7 +53,7 @@ def test_reply_block_by_block(tiny_config):
   """RiM's reply shows each block, the headline last."""
   said = Said(tiny_config(), ['1', '2', '3'])
   assert modes.reply(said, '1+2').splitlines() == [
-      'block 1: 1', 'block 2: 2', 'block 3: 3', 'answer: 3']
+      'after block 1: 1', 'after block 2: 2', 'after block 3: 3', 'answer: 3']
 
 
 def test_reply_of_direct(tiny_config):
@@ -96,7 +96,7 @@ def test_one_question(trained, capsys):
   assert modes.generate(trained, '1+2-3') == 0
   found = capsys.readouterr().out.splitlines()
   names = [line.split(':')[0] for line in found]
-  assert names == ['block 1', 'block 2', 'block 3', 'answer']
+  assert names == ['after block 1', 'after block 2', 'after block 3', 'answer']
 
 
 @pytest.mark.parametrize('mode', [modes.evaluate, lambda run: modes.generate(run, '1+1')])

@@ -12,9 +12,9 @@ import pytest
 from latent_reasoning import adapt, config_check, main, pretrained, workdir
 from latent_reasoning import run as run_lib
 
-torch = pytest.importorskip('torch', reason="pip install 'latent_reasoning[test-hf]'")
+torch = pytest.importorskip('torch', reason="pip install -e '.[test-hf]'")
 transformers = pytest.importorskip('transformers',
-                                   reason="pip install 'latent_reasoning[test-hf]'")
+                                   reason="pip install -e '.[test-hf]'")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZES = {'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 2,
@@ -117,7 +117,7 @@ def test_gsm8k(shared_data, make_checkpoint, tmp_path, variant):
                                                                      return_tensors='pt')
   logits = whole(**tokens).logits
   assert logits.shape[-1] == whole.config.vocab_size and logits.isfinite().all()
-  peft = pytest.importorskip('peft', reason="pip install 'latent_reasoning[test-hf]'")
+  peft = pytest.importorskip('peft', reason="pip install -e '.[test-hf]'")
   base = transformers.AutoModelForCausalLM.from_pretrained(weights)
   base.resize_token_embeddings(whole.config.vocab_size, mean_resizing=False)
   adapted = peft.PeftModel.from_pretrained(base, export / 'peft')

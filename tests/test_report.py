@@ -76,7 +76,7 @@ def test_paper_and_contamination_say_what_they_are():
       'n': 9, 'exact': 1, 'numbers_masked': 2, 'ngram_share': 0.125}}}
   text = report.contamination(found)
   assert 'a sample, 200 of 5,000 read' in text and '\n' not in text
-  assert 'test: 1 of 9 exact, 2 with numbers masked, 12.5 % of 8-grams' in text
+  assert 'test: 1 of 9 exact, 2 but for their numbers, 12.5 % of 8-grams' in text
   assert 'all of 5,000 read' in report.contamination({**found, 'read': 5000})
 
 

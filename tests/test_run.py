@@ -45,6 +45,7 @@ def test_opened_again(tiny_config, tmp_path):
   run = run_lib.open_run(config, tmp_path / 'run')
   again = run_lib.reopen(tmp_path / 'run')
   assert again.config == run.config == config and again.workdir == run.workdir
+  run.workdir.metrics.write_text('')  # it has begun
   with pytest.raises(InputError, match='config.seed: 0 -> 1'):
     run_lib.open_run(dataclasses.replace(config, seed=1), tmp_path / 'run')
   with pytest.raises(InputError, match='folder of a finished run'):

@@ -59,9 +59,16 @@ def test_same_configuration_again(tiny_config, tmp_path):
   assert first.config.stat().st_mtime_ns == before
 
 
+def begun(config, path):
+  """A workdir in which a step was logged."""
+  made = open_workdir(path, config, True)
+  made.metrics.write_text('')
+  return made
+
+
 def test_another_configuration_is_refused(tiny_config, tmp_path):
   """Every key that differs is named with both values, and no other."""
-  open_workdir(tmp_path, tiny_config(), True)
+  begun(tiny_config(), tmp_path)
   other = tiny_config(**{'model.width': 32, 'seed': 5, 'data.buckets.prefix': (64,)})
   with pytest.raises(InputError) as error:
     open_workdir(tmp_path, other, True)
@@ -77,22 +84,25 @@ def test_another_configuration_is_refused(tiny_config, tmp_path):
     ('data.test', 'a.jsonl'), ('model.attention', 'packed')])
 def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   """Such keys may differ in evaluation, where nothing is trained, and not in training."""
-  open_workdir(tmp_path, tiny_config(), True).metrics.write_text('')
+  begun(tiny_config(), tmp_path)
   other = tiny_config(**{key: value})
   open_workdir(tmp_path, other, False)
   with pytest.raises(InputError, match=f'config.{key}'):
     open_workdir(tmp_path, other, True)
 
 
-def test_looking_first_binds_no_free_key(tiny_config, tmp_path):
-  """An audit or a question in a new folder leaves evaluation keys open to training."""
-  open_workdir(tmp_path, tiny_config(), False).tokenizer.write_text('{}')
-  other = tiny_config(**{'eval.blocks': 2})
-  made = open_workdir(tmp_path, other, True)
+@pytest.mark.parametrize('first', [False, True])
+def test_nothing_binds_before_a_step(tiny_config, tmp_path, first):
+  """A look at a new folder, or a training that ended in an error at once, leaves every key
+  open; a logged step binds them, of a run or of one of a comparison's."""
+  open_workdir(tmp_path, tiny_config(), first).tokenizer.write_text('{}')
+  other = tiny_config(**{'eval.blocks': 2, 'optim.batch_size': 2, 'seed': 9})
+  made = open_workdir(tmp_path, other, not first)
   assert not made.tokenizer.exists()  # it may be of other data
   assert json.loads(made.config.read_text())['eval']['blocks'] == 2
-  with pytest.raises(InputError, match='config.seed'):
-    open_workdir(tmp_path, tiny_config(seed=9), True)
+  begun(other, tmp_path / 'rim-0')
+  with pytest.raises(InputError, match='config.seed: 9 -> 0'):
+    open_workdir(tmp_path, tiny_config(), True)
 
 
 @pytest.mark.parametrize('key, value', [
@@ -100,14 +110,14 @@ def test_looking_first_binds_no_free_key(tiny_config, tmp_path):
     ('tokenizer.pad_to', 4), ('data.name', 'files')])
 def test_what_makes_the_model_may_never_differ(tiny_config, tmp_path, key, value):
   """Evaluation with another method or model is refused."""
-  open_workdir(tmp_path, tiny_config(), True)
+  begun(tiny_config(), tmp_path)
   with pytest.raises(InputError, match=f'config.{key}'):
     open_workdir(tmp_path, tiny_config(**{key: value}), False)
 
 
 def test_key_of_another_version(tiny_config, tmp_path):
   """A key that one of both lacks is told as absent."""
-  made = open_workdir(tmp_path, tiny_config(), True)
+  made = begun(tiny_config(), tmp_path)
   old = json.loads(made.config.read_text())
   del old['model']['bias']
   old['model']['gone'] = 1

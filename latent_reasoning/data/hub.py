@@ -93,7 +93,7 @@ def rows(repository: str, name: str | None, config: DataConfig, local: str,
   except ImportError as e:
     raise InputError(
         f'{repository} without a local path needs the library `datasets`, which is not '
-        "installed; pip install 'latent_reasoning[hf]', or give a local path with "
+        "installed; pip install -e '.[hf]', or give a local path with "
         f'{local}') from e
   try:
     data = datasets.load_dataset(repository, name, cache_dir=config.cache_dir or None,

@@ -14,8 +14,10 @@ from latent_reasoning.report.runs import find
 from latent_reasoning.report.sight import leak, mask
 from latent_reasoning.report.tables import (
   audit,
+  choice,
   compare,
   contamination,
+  controls,
   data,
   explicit,
   latency,
@@ -28,7 +30,8 @@ from latent_reasoning.report.tables import (
   text,
 )
 
-__all__ = ['accuracy_and_time', 'adapters', 'audit', 'compare', 'comparison_figures',
-           'contamination', 'data', 'document', 'explicit', 'figure', 'find', 'latency', 'leak',
-           'learning', 'losses', 'markdown', 'mask', 'mcnemar', 'paper', 'percent', 'results',
-           'slots', 'summarize', 'table', 'text', 'write']
+__all__ = ['accuracy_and_time', 'adapters', 'audit', 'choice', 'compare',
+           'comparison_figures', 'contamination', 'controls', 'data', 'document', 'explicit',
+           'figure', 'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
+           'mcnemar', 'paper', 'percent', 'results', 'slots', 'summarize', 'table', 'text',
+           'write']

@@ -40,9 +40,12 @@ def adaptive(path: pathlib.Path, found: dict[str, Any],
   for i, (name, one) in enumerate(found.items()):
     x, y = ([p[key] for p in one['curve']] for key in ('blocks', 'accuracy'))
     fixed = name == 'fixed number'
+    label = 'fixed number'
+    if not fixed:
+      label = (f"until {NAMES[name]}: {one['chosen']['blocks']:.2f} blocks, "
+               f"{100 * one['chosen']['accuracy']:.1f}%")
     left.plot(x, 100 * np.array(y), color='gray' if fixed else f'C{i}',
-              linestyle='--' if fixed else '-', marker='o', markersize=3.5,
-              label='fixed number' if fixed else f'until {NAMES[name]}')
+              linestyle='--' if fixed else '-', marker='o', markersize=3.5, label=label)
     if not fixed:
       left.plot(one['chosen']['blocks'], 100 * one['chosen']['accuracy'], '*', markersize=13,
                 color=f'C{i}', markeredgecolor='black')
@@ -70,7 +73,8 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
   pyplot = load_pyplot()
   last, (first, second) = found['points'], found['explained']
   count = last.shape[1]
-  drawing, axes = pyplot.subplots(1, 3, figsize=(15, 5.2))
+  drawing, axes = pyplot.subplots(1, 3, figsize=(15, 5.5))
+  drawing.suptitle("final states at each block's </b>, on their principal axes", fontsize=11)
   for k in range(count):
     axes[0].scatter(*last[:shown, k].T, s=6, alpha=0.5, color=f'C{k}', label=f'block {k + 1}')
   for one in last[:lines]:
@@ -126,6 +130,7 @@ def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   for s, axis in enumerate(axes[0]):
     _grid(axis, accuracy[s], [f'block {k + 1}' for k in range(count)], _layers(depth),
           f'result of step {s + 1}\n(commonest value: {100 * commonest[s]:.0f}%)')
+  drawing.suptitle('what a linear probe of the state at </b> reads', fontsize=11)
   drawing.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
   return save(pyplot, drawing, path / 'probes.png')
 
@@ -138,6 +143,7 @@ def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
   titles = {'next step': 'first token of the true next step', 'answer': 'first of the answer'}
   for axis, (name, values) in zip(axes, found.items(), strict=True):
     _grid(axis, values, [f'block {k + 1}' for k in range(count)], _layers(depth), titles[name])
+  drawing.suptitle('logit lens: what the head says of the state at </b>', fontsize=11)
   drawing.supxlabel('layer that the head reads; % of problems where its top token is it',
                     fontsize=10)
   return save(pyplot, drawing, path / 'lens.png')
@@ -152,13 +158,14 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   drawing, axes = pyplot.subplots(
       layers, 3, figsize=(15, layers * (0.33 * count + 0.9) + 0.8), squeeze=False,
       gridspec_kw={'width_ratios': [max(4, min(12, 0.5 * length)), count + 1, count + 3]})
-  tokens = shown(found['tokens'])
+  tokens, top = shown(found['tokens']), 100 * max(
+      float(np.nanmax(a)) for a in (question, between, readouts))
   for i, (one, two, three) in enumerate(axes):
     _grid(one, question[i], names, tokens if length <= 40 else [''] * length,
-          f'layer {i + 1}: </b> to the question', max(1, 100 * question.max()))
-    _grid(two, between[i], names, range(1, count + 1), '</b> to block')
+          f'layer {i + 1}: </b> to the question', top)
+    _grid(two, between[i], names, range(1, count + 1), '</b> to block', top)
     _grid(three, readouts[i], names, ['question', *range(1, count + 1), 'itself'],
-          "readout's first token to block")
+          "readout's first token to block", top)
     one.set_ylabel('from')
   drawing.suptitle(f"attention %, mean over heads and {found['n']} problems (tokens: the first "
                    'of them)', fontsize=10)

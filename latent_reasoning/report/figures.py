@@ -208,11 +208,11 @@ def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
                                   squeeze=False, sharex=True)
   for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
-    axis.set_ylabel(f'memory {number}\nslot')
+    axis.set_ylabel(f'memory {number + 1}\nslot')
     axis.yaxis.get_major_locator().set_params(integer=True)
     drawing.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
   axes[-1, 0].set_xticks(range(len(tokens)), shown(tokens), fontsize=7, family='monospace')
-  axes[0, 0].set_title('share of each slot in what a token reads'
+  axes[0, 0].set_title('share of each slot in what a token reads, a scale for each memory'
                        + ('' if causal else ' (NOT CAUSAL: reads the future)'))
   return save(pyplot, drawing, path / 'slots.png')
 
@@ -254,7 +254,7 @@ def load_pyplot():
   try:
     import matplotlib
   except ImportError:
-    raise InputError("figures need matplotlib; pip install 'latent_reasoning[report]'"
+    raise InputError("figures need matplotlib; pip install -e '.[report]'"
                      ) from None
   matplotlib.use('Agg')
   from matplotlib import pyplot

@@ -93,7 +93,8 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
                      + '. Expected folders of runs or comparisons')
-  page, folder = build(found, [pathlib.Path(p) for p in paths]), pathlib.Path(where or paths[0])
+  page = build(found, [pathlib.Path(p) for p in paths])
+  folder = pathlib.Path(where or next(p for p in paths if pathlib.Path(p).is_dir()))
   file = folder / ('report.md' if markdown else 'report.html')
   text = html(page)
   try:
@@ -140,7 +141,7 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
     page.section('In detail')
     for title, rows in others:
       page.table(rows, title)
-  _one_model(page, found.folders)
+  _one_model(page, found)
   _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)])
   _predictions(page, groups)
   _configuration(page, groups)
@@ -230,18 +231,28 @@ def _curves(groups: dict[str, list[runs.Folder]]) -> list[str]:
   return charts
 
 
-def _one_model(page: Page, folders: Sequence[runs.Folder]) -> None:
-  """Times of --mode=latency, where a run has them."""
-  for folder in folders:
-    entries = folder.latency.get('entries', ())
-    rows = [['method', 'batch', 'first token ms', 'full answer ms', 'first vs direct']]
+def _one_model(page: Page, found: runs.Found) -> None:
+  """What other modes found of single runs: times, audits, blocks."""
+  for folder in found.folders:
+    def of(name, folder=folder):
+      file = folder.path / f'{name}.json'
+      return runs.read_json(file, found.problems) if file.exists() else {}
     try:
+      rows = [['method', 'batch', 'first token ms', 'full answer ms', 'first vs direct']]
       rows += [[e['method'], e['batch'], f"{e['first_ms']:.2f}", f"{e['full_ms']:.2f}",
-                f"{e['first_vs_direct']:.2f}"] for e in entries]
-    except (KeyError, TypeError):
-      page.text(f'{folder.path}/latency.json is damaged', 'warning')
-      continue
-    page.table(rows, f'Latency of every method on the weights of {folder.name}')
+                f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries', ())]
+      page.table(rows, f'Latency of every method on the weights of {folder.name}')
+      if audit := of('audit'):
+        page.table([['check', '', 'found'], *([c['check'], 'ok' if c['ok'] else 'FAIL',
+                                               c['found']] for c in audit['checks'])],
+                   f"Audit of {folder.name}, {audit['weights']}")
+      if inside := of('inside'):
+        page.table(tables.choice(inside['choice']), f'Which block answers, {folder.name}')
+      if controls := of('controls'):
+        page.table(tables.controls(controls), f'Blocks changed, {folder.name}')
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+      page.text(f'{folder.path}: latency, audit, inside or controls is damaged '
+                f'({type(error).__name__})', 'warning')
 
 
 def _figures(page: Page, paths: Sequence[pathlib.Path]) -> None:

@@ -62,8 +62,8 @@ def paper(found: dict[str, Any]) -> str:
 def contamination(found: dict[str, Any]) -> str:
   """The result of `contamination.measure` in one line."""
   said = '; '.join(
-      f"{name}: {one['exact']} of {one['n']} exact, {one['numbers_masked']} with numbers "
-      f"masked, {percent(one['ngram_share'])} % of 8-grams"
+      f"{name}: {one['exact']} of {one['n']} exact, {one['numbers_masked']} but for their "
+      f"numbers, {percent(one['ngram_share'])} % of 8-grams"
       for name, one in found['sets'].items())
   part = 'all' if found['read'] == found['train'] else f"a sample, {found['read']:,}"
   return f"test questions in the training data ({part} of {found['train']:,} read): {said}"
@@ -124,6 +124,26 @@ def explicit(found: dict[str, Any]) -> str:
           if example else '')
   return (f"explicit decoder of {found['source']}, {found['parameters']:,} parameters, {how}, "
           f'exact match\n\n{table(rows)}\n\n{table(times)}{said}')
+
+
+def controls(found: dict[str, Any]) -> list[list[Any]]:
+  """Rows of `intervene.controls`: what becomes of the answer when blocks are changed."""
+  rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
+           "became the donor's %", 'by chance %']]
+  for line in found['lines']:
+    rows.append([line['name'], line['n'], percent(
+        line['accuracy'], line['standard_error']) if line['n'] else '', *(
+            percent(line[key]) if key in line else ''
+            for key in ('changed', 'donor', 'chance'))])
+  return rows
+
+
+def choice(found: dict[str, Any]) -> list[list[Any]]:
+  """Rows of `choose.compare`: how good the answer is that a rule takes."""
+  rows = [['answer of', 'accuracy %', '% right where some block is', 'mean block']]
+  rows += [[name, percent(r['accuracy'], r['standard_error']), percent(r['selection']),
+            f"{r['block']:.2f}"] for name, r in found['rules'].items()]
+  return [*rows, ['any (no rule knows it)', percent(found['any']), '', '']]
 
 
 def audit(checks: Sequence[dict[str, Any]]) -> str:

@@ -72,7 +72,7 @@ def test_a_malformed_row_is_told_by_number_or_counted(stand_in, data_config):
 
 def test_a_missing_library_names_the_extra(monkeypatch, data_config):
   monkeypatch.setitem(sys.modules, 'datasets', None)  # makes `import` fail
-  with pytest.raises(InputError, match=r"pip install 'latent_reasoning\[hf\]'"):
+  with pytest.raises(InputError, match=r"pip install -e '.\[hf\]'"):
     hub.read(dataclasses.replace(data_config, name='gsm8k'))
 
 
@@ -126,5 +126,5 @@ def test_a_set_without_the_library_or_with_other_splits(stand_in, monkeypatch, d
   with pytest.raises(InputError, match="MATH-500 has the splits .*expected 'test'"):
     data.load_set('math500', data_config)
   monkeypatch.setitem(sys.modules, 'datasets', None)
-  with pytest.raises(InputError, match=r"latent_reasoning\[hf\].*config.eval.sets"):
+  with pytest.raises(InputError, match=r"\.\[hf\].*config.eval.sets"):
     data.load_set('gpqa', data_config)

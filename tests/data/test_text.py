@@ -70,5 +70,5 @@ def test_hub(config, monkeypatch):
 def test_hub_without_library(config, monkeypatch):
   """The error names the extra and the way around it."""
   monkeypatch.setitem(sys.modules, 'datasets', None)
-  with pytest.raises(InputError, match=r"latent_reasoning\[hf\].*--config.data.path=FILE"):
+  with pytest.raises(InputError, match=r"\.\[hf\].*--config.data.path=FILE"):
     text.load(dataclasses.replace(config, name='shakespeare'))
