@@ -1,11 +1,13 @@
-"""The one error a user's mistake ends in."""
+"""The one error a user's mistake ends in, and checks at the boundary."""
 
 import difflib
+import pathlib
+import re
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-  """Bad input at the door: a config, a data line, a tokenizer, a file, a flag.
+  """Bad input at the boundary: a config, a data line, a tokenizer, a file, a flag.
 
   The message says what was found, what was expected and what to do. `main`
   prints it without a traceback and exits with status 2.
@@ -22,3 +24,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
   hint = f"did you mean '{close[0]}'? " if close else ''
   return f"{hint}known: {', '.join(known)}"
+
+
+def ensure(condition: object, message: str) -> None:
+  """Raises InputError with a message unless a condition holds."""
+  if not condition:
+    raise InputError(message)
+
+
+def local_path(text: str | pathlib.Path, key: str) -> pathlib.Path:
+  """A path on this machine, with a leading ~ as the home directory.
+
+  Raises:
+    InputError: an address such as file://, a home directory that is not there, or no path;
+      names the `key` that it is the value of.
+  """
+  text = str(text)
+  ensure('://' not in text, f'{key} is {text!r}, an address; expected a path on this machine'
+         + (f', such as {text.partition("://")[2]}' if text.startswith('file://') else ''))
+  ensure('\0' not in text, f'{key} is {text!r}; expected a path, without a null character')
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError:
+    raise InputError(f'{key} is {text!r}; {re.split(r"[/]", text)[0]} is the home directory of '
+                     'nobody here; expected a path') from None

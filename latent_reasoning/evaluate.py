@@ -165,6 +165,7 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str, s
   per_block = [sum(column) / n for column in zip(*padded, strict=True)]
   return {
       'method': config.method, 'dataset': dataset, 'split': split, 'n': n, 'rule': rule,
+      **({'tolerance': answers.TOLERANCE} if rule == 'numeric_close' else {}),
       'accuracy': {**accuracy, 'per_block': per_block},
       'standard_error': {**{name: _error(a, n) for name, a in accuracy.items()},
                          'per_block': [_error(a, n) for a in per_block]},

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, local_path
 from latent_reasoning.hf_format import BUFFERS, PREFIX, model_config, names
 
 # --- finding it ---------------------------------------------------------------
@@ -31,7 +31,7 @@ def directory(init_from: str) -> pathlib.Path:
   Raises:
     InputError: neither, or the library for the hub is missing.
   """
-  path = pathlib.Path(init_from).expanduser()
+  path = local_path(init_from, 'config.model.init_from')
   if path.is_dir():
     return path
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', init_from) or init_from.startswith('.'):

@@ -36,7 +36,7 @@ from latent_reasoning.checkpoint import Checkpoints, Restored
 from latent_reasoning.config import Config
 from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, local_path
 from latent_reasoning.evaluate import Answerer, evaluate
 from latent_reasoning.models import attention, explicit_decoder, memory
 from latent_reasoning.models.gpt import GPT
@@ -240,7 +240,8 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
 def _keep_programs(config: Config) -> None:
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path(config.train.compilation_cache).expanduser()))
+                      str(local_path(config.train.compilation_cache,
+                                     'config.train.compilation_cache')))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
@@ -250,7 +251,7 @@ def reopen(path: str | pathlib.Path) -> Run:
   Raises:
     InputError: it holds none.
   """
-  place = Workdir(pathlib.Path(path).expanduser().absolute())
+  place = Workdir(local_path(path, 'a workdir').absolute())
   try:
     config = ml_collections.ConfigDict(json.loads(place.config.read_text()))
   except (OSError, ValueError) as error:

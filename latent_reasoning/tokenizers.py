@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from latent_reasoning.config import TokenizerConfig
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, local_path
 
 SPECIAL = ('<pad>', '<end>', '<b>', '<m>', '</b>', '<pause>')
 
@@ -136,7 +136,7 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
   if path.exists():
     base = _read(path, 'delete it, and it is made again')
   elif config.kind == 'file':
-    base = _read(pathlib.Path(config.path).expanduser(),
+    base = _read(local_path(config.path, 'config.tokenizer.path'),
                  'set config.tokenizer.path to a tokenizer.json')
   else:
     base = {'char': _characters, 'bpe': _bpe}[config.kind](config, texts())

@@ -6,7 +6,7 @@ r"""Data files, recognised by what is in them.
 | icot       | text: `question||<<3*4=12>> <<12+1=13>> #### 13`     | numeric   | GSM8K-Aug    |
 | coconut    | an item, question, steps, answer, of one JSON list   | *         | ProsQA       |
 | steps      | question, steps, answer                              | *         | own data     |
-| gsm_hard   | input, target (a number)                             | numeric   | GSM-Hard     |
+| gsm_hard   | input, target (a number)                             | close     | GSM-Hard     |
 | pairs      | input, target (text, or a list of right ones)        | free_text | text to text |
 | svamp      | Body, Question, Answer                               | numeric   | SVAMP        |
 | multiarith | question, final_ans                                  | numeric   | MultiArith   |
@@ -14,9 +14,9 @@ r"""Data files, recognised by what is in them.
 | math       | problem, solution (`\boxed{…}`), perhaps answer      | latex     | MATH         |
 | gpqa       | Question, Correct Answer, Incorrect Answer 1, 2, 3   | letter    | GPQA         |
 
-The rule says how answers are compared (answers.RULES); *: numeric where some answer is a
-number, else text. A row is a JSON object, one on a line or an item of one list, but for
-iCoT's. Other keys are ignored.
+The rule says how answers are compared (answers.RULES; close: numeric_close); *: numeric where
+some answer is a number, else text. A row is a JSON object, one on a line or an item of one
+list, but for iCoT's. Other keys are ignored.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from typing import Any
 
 from latent_reasoning.config import DataConfig
 from latent_reasoning.data.example import Example, is_number, make, normalise, number
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, local_path
 
 KNOWN = ('JSON lines, or a JSON list, with question and answer (GSM8K), question, steps and '
          'answer (ProsQA), input and target (GSM-Hard, text), Body, Question and Answer '
@@ -135,9 +135,11 @@ def from_multiarith(row: Any, config: DataConfig) -> Example:
 
 
 def from_asdiv(row: Any, config: DataConfig) -> Example:
-  """Converts body, question and answer, a number and its unit in brackets."""
+  """Converts body, question and answer, a number and its unit in brackets: `9 (apples)`."""
   del config
-  answer = re.sub(r'\s*\([^()]*\)$', '', _value(row, 'answer'))
+  answer = _value(row, 'answer').strip()
+  if unit := re.fullmatch(r'([^()\s][^()]*?)\s*\([^()\d]*\)', answer):
+    answer = unit[1]
   return make(f"{_text(row, 'body')} {_text(row, 'question')}", (), answer)
 
 
@@ -181,7 +183,7 @@ def from_gpqa(row: Any, config: DataConfig) -> Example:
 FORMS = {
     'gsm8k': (from_gsm8k, 'numeric'), 'icot': (from_icot, 'numeric'),
     'coconut': (from_steps, ''), 'steps': (from_steps, ''),
-    'gsm_hard': (from_target, 'numeric'), 'pairs': (from_pair, 'free_text'),
+    'gsm_hard': (from_target, 'numeric_close'), 'pairs': (from_pair, 'free_text'),
     'svamp': (from_svamp, 'numeric'), 'multiarith': (from_multiarith, 'numeric'),
     'asdiv': (from_asdiv, 'numeric'), 'math': (from_math, 'latex'),
     'gpqa': (from_gpqa, 'letter'), 'hub': (from_columns, 'numeric')}
@@ -203,7 +205,7 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
     InputError: no such file, an unknown form, no usable row, or, unless
       config.on_error is 'skip', a malformed row.
   """
-  path = pathlib.Path(path).expanduser()
+  path = local_path(path, 'a data file')
   if path.is_dir():
     raise InputError(f'{path}: found a directory; expected a file; name one inside it')
   try:
@@ -222,7 +224,7 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
     first = list(itertools.islice(items, 1))
     form = next((form_of(row) for _, row in first), '')
     return collect(itertools.chain(first, items), config, str(path),
-                   form if form not in ('', 'steps', 'gsm8k') else 'coconut')
+                   'coconut' if form in ('', 'steps') else form)
   lines = [(f'{path}:{n}', line.strip())
            for n, line in enumerate(content.split(b'\n'), 1) if line.strip()]
   form = _recognise(path, lines)
@@ -292,12 +294,15 @@ def _items(path: pathlib.Path, content: bytes) -> Iterator[tuple[str, Any]]:
   except UnicodeDecodeError as e:
     line = content.count(b'\n', 0, e.start) + 1
     raise InputError(f'{path}:{line}: {_not_utf8(e)}; convert the file') from e
-  decoder, space, line, counted = json.JSONDecoder(), re.compile(r'\s*'), 1, 0
+  decoder = json.JSONDecoder(object_pairs_hook=_unique)
+  space, line, counted = re.compile(r'\s*'), 1, 0
   at = space.match(text, text.index('[') + 1).end()
   while text[at:at + 1] != ']' or counted:  # the list may be empty
     line, counted = line + text.count('\n', counted, at), at
     try:
       item, at = decoder.raw_decode(text, at)
+    except InputError as e:
+      raise InputError(f'{path}:{line}: {e}; correct the file') from None
     except (ValueError, RecursionError) as e:
       raise InputError(f'{path}:{line}: found invalid JSON, {e}; expected an item of a '
                        'JSON list; correct the file') from e
@@ -327,9 +332,18 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
   return f'found the byte {error.object[error.start]:#04x}; expected UTF-8 text'
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object whose keys differ: of two values of one key, one would be lost."""
+  row = dict(pairs)
+  if len(row) < len(pairs):
+    twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
+    raise InputError(f"found the key '{twice}' twice in one object; expected it once")
+  return row
+
+
 def _json(line: str) -> Any:
   try:
-    return json.loads(line)
+    return json.loads(line, object_pairs_hook=_unique)
   except (ValueError, RecursionError) as e:
     raise InputError(f'found invalid JSON, {e}; expected one JSON object on the line'
                      ) from e

@@ -11,7 +11,7 @@ from latent_reasoning.data import files, hub
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.graphs import Graphs
-from latent_reasoning.errors import InputError, nearest
+from latent_reasoning.errors import InputError, local_path, nearest
 
 # Stems of files by split; also, after '_', endings of stems.
 STEMS = {'train': ('train',), 'valid': ('valid', 'validation', 'val', 'dev'),
@@ -87,7 +87,7 @@ def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
   """
   if entry in hub.SETS:
     return hub.read_set(entry, config)
-  if not pathlib.Path(entry).expanduser().exists() and not re.search(r'[./\\]', entry):
+  if not local_path(entry, 'config.eval.sets').exists() and not re.search(r'[./\\]', entry):
     raise InputError(f'config.eval.sets has {entry!r}; expected the path of a file or the '
                      f'name of a set; {nearest(entry, hub.SETS)}')
   return files.read(entry, config)
@@ -108,11 +108,11 @@ def _generated(config: DataConfig, seed: int) -> Splits:
 
 def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
   """Returns the files of the splits that there are files for."""
-  paths = {s: pathlib.Path(getattr(config, s)).expanduser()
+  paths = {s: local_path(getattr(config, s), f'config.data.{s}')
            for s in STEMS if getattr(config, s)}
   listing = []
   if config.dir:
-    place = pathlib.Path(config.dir).expanduser()
+    place = local_path(config.dir, 'config.data.dir')
     if place.is_dir():
       listing = sorted(p for p in place.iterdir()
                        if p.is_file() and not p.name.startswith('.'))

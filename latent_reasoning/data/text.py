@@ -1,11 +1,10 @@
 """Plain text to model: one file, or a hub data set by name, in nanoGPT's splits."""
 
 import dataclasses
-import pathlib
 
 from latent_reasoning.config import DataConfig
 from latent_reasoning.data import hub
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, local_path
 
 # Name: (repository, its configuration, most characters read of a streamed one).
 REPOSITORIES = {
@@ -59,7 +58,7 @@ def load(config: DataConfig) -> Text:
 
 
 def _read(path: str) -> str:
-  file = pathlib.Path(path).expanduser()
+  file = local_path(path, 'config.data.path')
   try:
     return file.read_text(encoding='utf-8')
   except UnicodeDecodeError as error:

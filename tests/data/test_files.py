@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latent_reasoning import answers
 from latent_reasoning.data import files
 from latent_reasoning.data.example import Example, make, number
 from latent_reasoning.errors import InputError
@@ -68,7 +69,8 @@ def write(tmp_path):
 ])
 def test_a_form_is_recognised_by_content(write, data_config, content, form, expected):
   path = write(content)
-  rule = {'pairs': 'free_text', 'math': 'latex', 'gpqa': 'letter'}.get(form, 'numeric')
+  rule = {'pairs': 'free_text', 'math': 'latex', 'gpqa': 'letter',
+          'gsm_hard': 'numeric_close'}.get(form, 'numeric')
   rule = 'text' if expected.answer.startswith('A is') else rule
   assert files.read(path, data_config) == (
       [expected], {'path': str(path), 'form': form, 'rule': rule, 'read': 1, 'skipped': 0,
@@ -281,7 +283,13 @@ def test_an_example_has_no_blank_edges_or_new_lines(question, steps, answer):
 def test_published_files(shared_data, data_config, name, form, count, steps, answer):
   examples, report = files.read(shared_data / name, data_config)
   assert (report['form'], report['read'], report['skipped']) == (form, count, 0)
-  assert report['rule'] == ('text' if name.startswith('prosqa') else 'numeric')
+  assert report['rule'] == {'prosqa': 'text', 'gsm_hard': 'numeric_close'}.get(
+      name.partition('/')[0], 'numeric')
+  # Every reference is right by its own rule, also as a file of another program spells it.
+  for e in examples:
+    assert answers.correct(report['rule'], e.answer, [e.answer]), e
+    assert answers.correct(report['rule'], f'The answer is {e.answer}', [e.answer]) or (
+        report['rule'] == 'text'), e
   assert len(examples) == count
   assert (examples[0].steps, examples[0].answer) == (steps, answer)
   if name.startswith('gsm'):
@@ -292,3 +300,52 @@ def test_both_forms_of_gsm8k_tell_the_same(shared_data, data_config):
   ours, _ = files.read(shared_data / 'gsm8k/test.jsonl', data_config)
   theirs, _ = files.read(shared_data / 'gsm8k/icot_test.txt', data_config)
   assert [(e.steps, e.answer) for e in ours] == [(e.steps, e.answer) for e in theirs]
+
+
+@pytest.mark.parametrize('answer, expected', [
+    ('9 (apples)', '9'), ('-(1/3)', '-(1/3)'), ('16 (red); 21 (blue)', '16 (red); 21 (blue)'),
+    ('1/3', '1/3'), ('5(km/h)', '5'), ('3 (2 each)', '3 (2 each)'), ('(4)', '(4)'),
+    ('10:30 (AM)', '10:30'), ('0.5 (square feet)', '0.5')])
+def test_units_of_asdiv(answer, expected, data_config, tmp_path):
+  """A unit in brackets goes; any other bracket is part of the answer."""
+  row = {'body': 'b.', 'question': 'q?', 'answer': answer}
+  assert files.from_asdiv(row, data_config).answer == expected
+  assert answers.correct('numeric', expected, [expected])
+
+
+def test_a_list_of_gsm8k_rows(data_config, tmp_path):
+  """One JSON list holds what lines hold."""
+  rows = [{'question': 'q?', 'answer': '<<1+2=3>>3\n#### 3'}] * 2
+  path = tmp_path / 'rows.json'
+  path.write_text(json.dumps(rows))
+  found, report = files.read(path, data_config)
+  assert report['form'] == 'gsm8k' and found[0] == Example('q?', ('1+2=3',), '3')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"question": "q", "answer": "#### 1", "question": "r"}', "key 'question' twice"),
+    ('[{"question": "q", "steps": [], "answer": "1", "answer": "2"}]', "key 'answer' twice"),
+    ('{"question": ' + '[' * 100_000, 'invalid JSON'), ('[' * 100_000, 'invalid JSON'),
+    ('{"a":' * 100_000, 'invalid JSON')])
+def test_lines_that_lose_or_nest(data_config, tmp_path, text, message):
+  path = tmp_path / 'rows.json'
+  path.write_text(text)
+  with pytest.raises(InputError, match=message):
+    files.read(path, data_config)
+
+
+@pytest.mark.parametrize('path, message', [
+    ('~nosuchuser/x', 'home directory of nobody'), ('file:///x.jsonl', 'expected a path'),
+    ('a\0b', 'null character')])
+def test_paths_that_are_none(data_config, path, message):
+  with pytest.raises(InputError, match=message):
+    files.read(path, data_config)
+
+
+def test_records_hold_any_line_separator(data_config, tmp_path):
+  """A line ends where JSON lines end, not at U+2028 inside a string."""
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(json.dumps({'question': 'a\u2028b\x85c', 'steps': [], 'answer': '1'},
+                             ensure_ascii=False) + '\n', encoding='utf-8')
+  found, _ = files.read(path, data_config)
+  assert [e.question for e in found] == ['a b c']
