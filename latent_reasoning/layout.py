@@ -363,11 +363,19 @@ def codi(example: Encoded, stage: int, progress: float, rim: RimConfig,
          ids: Symbols) -> Row:
   """The student of CODI (Shen et al., arXiv 2502.21074): x <b> h … h </b> y.
 
-  Its teacher is `cot` in the same model; objectives.codi says what it teaches.
+  Its teacher is `codi_teacher` in the same model; objectives.codi says what it teaches.
   """
   x = [*example.question, ids.block_open]
   return plain(x, [Readout(len(x), [*example.answer, ids.end], start=ids.block_close,
                            thoughts=rim.peers.thoughts)])
+
+
+def codi_teacher(example: Encoded, stage: int, progress: float, rim: RimConfig,
+                 ids: Symbols) -> Row:
+  """A chain of thought without its last step, whose result is the answer: else the state
+  that is taught would copy it instead of working it out."""
+  x = example.question
+  return plain(x, [Readout(len(x), _trace(example.steps[:-1], example.answer, ids))])
 
 
 def codi_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
@@ -383,7 +391,7 @@ METHODS = {
     'pause': Method(pause, pause_prompt),
     'icot': Method(icot, question_prompt, parts=True),
     'coconut': Method(coconut, coconut_prompt, parts=True, thinks=True),
-    'codi': Method(codi, codi_prompt, 'codi', teacher=cot, thinks=True),
+    'codi': Method(codi, codi_prompt, 'codi', teacher=codi_teacher, thinks=True),
     'pause_steps': Method(pause_steps, pause_prompt),
     'rim': Method(rim, rim_prompt),
     # Plain text; the audit reads its second half as an answer to the first.

@@ -228,7 +228,8 @@ class _Loop:
           **({'explicit_loss': sums['explicit_loss'] / max(1.0, sums['explicit_weight']),
               'explicit_token_accuracy': sums['explicit_correct'] / max(
                   1.0, sums['explicit_weight'])} if 'explicit_loss' in sums else {}),
-          **{k: v / sums['weight'] for k, v in sums.items() if k.startswith('aux_')},
+          **{k: v / sums['weight'] for k, v in sums.items()
+             if k.startswith('aux_') or k in ('teacher_loss', 'distance')},
           **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
       self.warn({**sums, **p.watched})
     self.progress.update(p.step, p.stage, loss, self.speed.text)

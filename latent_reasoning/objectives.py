@@ -1,8 +1,14 @@
 """Losses: pure functions (model, params, batch, rng) -> sums, found by name.
 
 Each returns weighted sums, never means: sums add over microbatches, devices and
-processes, and are divided once.
+processes, and are divided once, by the weight of the whole batch. A term that is a mean over
+something else, or compares the problems of a batch, needs to know of the whole batch however
+it is cut: such a loss is a `BatchLoss`.
 """
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -51,45 +57,82 @@ def _of_hidden(model, params, batch: Batch, hidden: chex.Array):
   return _sums(logits, targets, weights)
 
 
-def codi(peers: PeersConfig):
+@dataclasses.dataclass(frozen=True)
+class BatchLoss:
+  """A loss that depends on statistics of the whole batch.
+
+  Attributes:
+    statistics: (model, params, batch, rng) -> a pytree of arrays whose leading axis is the
+      batch's, so that those of its parts are put together; no gradient goes through them.
+    terms: (model, params, batch, rng, statistics, first) -> as `next_token`; of the whole
+      batch's statistics, the first row that is this part's is `first`.
+  """
+  statistics: Callable[..., Any]
+  terms: Callable[..., Any]
+
+  def __call__(self, model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+               statistics: Any = None, first: chex.Array | int = 0):
+    """The loss of a batch, or of a part of one whose statistics are given."""
+    if statistics is None:
+      statistics = self.statistics(model, params, batch, rng)
+    return self.terms(model, params, batch, rng, jax.lax.stop_gradient(statistics), first)
+
+
+def codi(peers: PeersConfig) -> BatchLoss:
   """CODI (arXiv 2502.21074): a student that thinks, taught by its own chain of thought.
 
-    L = L_student + teacher · L_cot + distil · Σ_b W_b Σ_l |h_l - sg(h*_l)|_1 / (D σ_l)
+    L = CE_student + teacher · CE_teacher + distil · mean_l smooth_L1(h_l, sg h*_l) / σ_l
 
-  h_l and h*_l are the residual streams behind layer l of student and teacher at the token
-  that predicts the answer, σ_l the spread of the teacher's over the batch, W_b the weight of
-  a problem's student loss, so that the distance counts as often as its tokens do.
+  Each CE is the mean over its own tokens. h_l and h*_l are the states behind layer l, the
+  last one normed, of student and teacher at the token that predicts the answer; smooth L1 is
+  the mean over problems and width, σ_l the standard deviation of h*_l over both.
 
-  Returns:
-    (model, params, batch, rng) -> sums of the student's rows and 'distance'.
+  The sums have those of the student, 'teacher_loss' and 'distance'.
   """
-  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
-    rngs = (None, None) if rng is None else jax.random.split(rng)
-    hidden, layers = thoughts.forward(model, params, batch, rngs[0])
-    loss, sums = _of_hidden(model, params, batch, hidden)
-    hidden, traced = thoughts.forward(model, params, batch.teacher, rngs[1])
-    taught, _ = _of_hidden(model, params, batch.teacher, hidden)
-    own = _before_answer(layers, batch.prefix + batch.thoughts)
+  def teach(model, params, batch: Batch, rng):
+    rng = None if rng is None else jax.random.split(rng)[1]
+    hidden, layers = thoughts.forward(model, params, batch.teacher, rng)
     # An answer is as long in both rows, the last tokens of the chain of thought.
     length = jnp.sum(batch.weights > 0, axis=1)
-    total = jnp.sum(batch.teacher.weights > 0, axis=1)
-    said = total - length  # tokens of the chain of thought before the answer
+    said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # before the answer
     place = jnp.where(said == 0, batch.teacher.anchors[:, 0], batch.teacher.prefix + said - 1)
-    theirs = jax.lax.stop_gradient(_before_answer(traced, place))
-    spread = jnp.std(theirs, axis=1, keepdims=True).mean(-1, keepdims=True) + 1e-6
-    each = (jnp.abs(own - theirs) / spread).mean(-1).sum(0)  # over layers: [B]
-    distance = jnp.sum(each * jnp.sum(batch.weights, axis=1))
-    return (loss + peers.teacher * taught + peers.distil * distance,
-            {**sums, 'distance': distance})
-  return objective
+    return hidden, jax.lax.stop_gradient(_states(hidden, layers, place))
+
+  def statistics(model, params, batch: Batch, rng):
+    return {'states': jnp.swapaxes(teach(model, params, batch, rng)[1], 0, 1),
+            'weight': jnp.sum(batch.weights, axis=1),
+            'teacher_weight': jnp.sum(batch.teacher.weights, axis=1)}
+
+  def terms(model, params, batch: Batch, rng, whole, first):
+    own_rng = None if rng is None else jax.random.split(rng)[0]
+    hidden, layers = thoughts.forward(model, params, batch, own_rng)
+    loss, sums = _of_hidden(model, params, batch, hidden)
+    own = _states(hidden, layers, batch.prefix + batch.thoughts)
+    hidden, theirs = teach(model, params, batch, rng)
+    taught, _ = _of_hidden(model, params, batch.teacher, hidden)
+    weight = whole['weight'].sum()  # by which the sums will be divided
+    spread = jnp.std(whole['states'], axis=(0, 2))[:, None, None] + 1e-6
+    distance = jnp.sum(_smooth_l1(own - theirs) / spread) / (
+        len(own) * own.shape[-1] * len(whole['states']))
+    sums = {**sums, 'teacher_loss': taught * weight / whole['teacher_weight'].sum(),
+            'distance': distance * weight}
+    return (loss + peers.teacher * sums['teacher_loss'] + peers.distil * sums['distance'], sums)
+  return BatchLoss(statistics, terms)
 
 
-def _before_answer(layers, place) -> chex.Array:
-  """Residual streams at one position of each row, float32 [layers, B, D]."""
-  layers = layers if isinstance(layers, jax.Array) else jnp.stack(layers)
-  place = jnp.broadcast_to(place, layers.shape[1])
-  return jnp.take_along_axis(layers, place[None, :, None, None],
-                             axis=2)[:, :, 0].astype(jnp.float32)
+def _smooth_l1(difference: chex.Array) -> chex.Array:
+  """|d| - 1/2 beyond 1, d² / 2 within (Girshick 2015)."""
+  size = jnp.abs(difference)
+  return jnp.where(size < 1, 0.5 * size**2, size - 0.5)
+
+
+def _states(hidden: chex.Array, layers, place) -> chex.Array:
+  """States behind each layer, the last one normed, at one position of each row: float32
+  [layers, B, D]."""
+  layers = [*layers][:-1] + [hidden]
+  place = jnp.broadcast_to(place, hidden.shape[0])[:, None, None]
+  return jnp.stack([jnp.take_along_axis(x, place, axis=1)[:, 0] for x in layers]).astype(
+      jnp.float32)
 
 
 def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
@@ -131,7 +174,7 @@ def with_told(decoder: ExplicitDecoder, kind: str, weight: float):
   return objective
 
 
-def with_aux(aux: AuxConfig):
+def with_aux(aux: AuxConfig) -> BatchLoss:
   """`next_token` with auxiliary losses on RiM's blocks, read at the anchors of a row, the
   `</b>` of the blocks that have a readout. For a batch of B rows:
 
@@ -141,27 +184,36 @@ def with_aux(aux: AuxConfig):
     smooth: mean over rows and inner blocks k of 1 - cos(z_k - z_{k-1}, z_{k+1} - z_k),
             0 where the states of the blocks lie on a line, 2 where they go back.
 
-  Returns:
-    (model, params, batch, rng) -> sums. Each mean counts with its weight times the total
-    weight, by which the sum is divided; the sums hold it as 'aux_align' and 'aux_smooth'.
+  The sums hold each mean, times the total weight, as 'aux_align' and 'aux_smooth'.
   """
-  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+  def statistics(model, params, batch: Batch, rng):
+    means, texts = _answers(model, params, batch)
+    return {'weight': jnp.sum(batch.weights, axis=1), 'means': means, 'texts': texts,
+            'inner': jnp.sum(batch.anchors[:, 2:] > 0, axis=1)}
+
+  def terms(model, params, batch: Batch, rng, whole, first):
     rngs = None if rng is None else {'dropout': rng}
     hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                             deterministic=rng is None, rngs=rngs)
     loss, sums = _of_hidden(model, params, batch, hidden)
     z = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1).astype(jnp.float32)
-    for name, weight, value in (
-        ('align', aux.align, lambda: _align(model, params, batch, z, aux.temperature)),
-        ('smooth', aux.smooth, lambda: turning(z, batch.anchors))):
-      if weight:
-        sums[f'aux_{name}'] = value() * sums['weight']
-        loss += weight * sums[f'aux_{name}']
+    weight = whole['weight'].sum()  # by which the sums will be divided
+    if aux.align:
+      last = jnp.take_along_axis(z, batch.anchors.argmax(1)[:, None, None], axis=1)[:, 0]
+      sums['aux_align'] = weight * jnp.sum(contrast(
+          last, whole['means'], whole['texts'], first, aux.temperature)) / len(whole['means'])
+    if aux.smooth:
+      sums['aux_smooth'] = weight * turning(z, batch.anchors) / jnp.maximum(
+          whole['inner'].sum(), 1)
+    for name, share in (('aux_align', aux.align), ('aux_smooth', aux.smooth)):
+      loss += share * sums.get(name, 0.0)
     return loss, sums
-  return objective
+  return BatchLoss(statistics, terms)
 
 
-def _align(model, params, batch: Batch, z: chex.Array, temperature: float):
+def _answers(model, params, batch: Batch) -> tuple[chex.Array, chex.Array]:
+  """Of each row, the mean embedding of the last block's text [B, D], float32, and its tokens
+  [B, R], -1 where there is none."""
   last = batch.anchors.argmax(1)[:, None]  # the readout of the last block
   size, count = batch.anchors.shape
   def of_last(a):  # what its anchor predicts, and its own tokens: [B, 1 + R]
@@ -171,30 +223,32 @@ def _align(model, params, batch: Batch, z: chex.Array, temperature: float):
         own, last[..., None], axis=1)[:, 0]], axis=1)
   targets, spoken = of_last(batch.targets), of_last(batch.weights) > 0
   spoken &= jnp.cumsum(spoken, axis=1) < spoken.sum(1, keepdims=True)  # but the end token
-  texts = jnp.where(spoken, targets, -1)
   embedded = model.apply({'params': params}, targets, method='embed').astype(jnp.float32)
   means = jnp.sum(embedded * spoken[..., None], 1) / jnp.maximum(spoken.sum(1), 1)[:, None]
-  states = jnp.take_along_axis(z, last[..., None], axis=1)[:, 0]
-  return contrast(states, jax.lax.stop_gradient(means), texts, temperature)
+  return means, jnp.where(spoken, targets, -1)
 
 
 def contrast(states: chex.Array, means: chex.Array, texts: chex.Array,
-             temperature: float) -> chex.Array:
-  """InfoNCE (van den Oord et al. 2018) of states [B, D] against means [B, D]; rows whose
-  texts [B, R] are the same are no negatives of each other."""
+             first: chex.Array | int, temperature: float) -> chex.Array:
+  """InfoNCE (van den Oord et al. 2018) of b states [b, D] against B means [B, D]: [b].
+
+  The state of row i belongs to the mean of row first + i; rows whose texts [B, R] are the
+  same are no negatives of each other.
+  """
   logits = _unit(states) @ _unit(means).T / temperature
-  same = (texts[:, None] == texts[None]).all(-1) & ~jnp.eye(len(texts), dtype=bool)
-  logits = jnp.where(same, -1e30, logits)
-  return -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1)).mean()
+  own = first + jnp.arange(len(states))
+  same = (texts[own][:, None] == texts[None]).all(-1)
+  same &= own[:, None] != jnp.arange(len(means))
+  logits = jax.nn.log_softmax(jnp.where(same, -1e30, logits), axis=-1)
+  return -jnp.take_along_axis(logits, own[:, None], axis=-1)[:, 0]
 
 
 def turning(z: chex.Array, anchors: chex.Array) -> chex.Array:
-  """Mean of 1 - cos between successive changes of states [B, K, D], over those of three
-  blocks in a row; an anchor of 0 is no block. 0 where no row has three."""
+  """Sum of 1 - cos between successive changes of states [B, K, D], over those of three
+  blocks in a row; an anchor of 0 is no block."""
   d = _unit(jnp.diff(z, axis=1))
   turn = 1 - jnp.sum(d[:, 1:] * d[:, :-1], axis=-1)
-  real = anchors[:, 2:] > 0  # blocks come in order, what is no block after them
-  return jnp.sum(turn * real) / jnp.maximum(real.sum(), 1)
+  return jnp.sum(turn * (anchors[:, 2:] > 0))  # blocks come in order, no block after them
 
 
 def _unit(a: chex.Array) -> chex.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from latent_reasoning import adapt
+from latent_reasoning.objectives import BatchLoss
 from latent_reasoning.pipeline import Batch
 
 # What a random key is for; folded into the seed together with the step.
@@ -48,15 +49,16 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
   """Returns the jitted (state, batch, learning rate) -> (state, metrics).
 
   The state is donated. Gradients of the weighted sum add up over `accumulate`
-  microbatches and are divided once by the total weight, so that accumulation
-  does not change the loss. Metrics are sums and stay on the device. Nothing but what
+  microbatches and are divided once by the total weight, and a loss that compares the problems
+  of a batch (objectives.BatchLoss) sees the whole of it, so that accumulation does not change
+  the loss. Metrics are sums and stay on the device. Nothing but what
   is `trained` (adapt) has a gradient. On a mesh, the state stays as `placed` (sharding).
   """
   use_dropout = model.random
 
-  def micro(own, frozen, batch, rng):
+  def micro(own, frozen, batch, rng, *whole):
     def loss(own):
-      return objective(model, adapt.join(own, frozen) if frozen else own, batch, rng)
+      return objective(model, adapt.join(own, frozen) if frozen else own, batch, rng, *whole)
     return jax.grad(loss, has_aux=True)(own)
 
   def train_step(state: TrainState, batch: Batch, learning_rate: chex.Array):
@@ -66,16 +68,28 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
       grads, sums = micro(params, frozen, batch, rng)
     else:
       cut = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+      parts, size = (jnp.arange(accumulate), cut), jax.tree.leaves(cut)[0].shape[1]
+
+      def key_of(i):
+        return None if rng is None else jax.random.fold_in(rng, i)
+
+      def whole(i):  # what a part needs to know of the others
+        return (statistics, i * size) if statistics is not None else ()
 
       def body(total, part):
         i, rows = part
-        own = None if rng is None else jax.random.fold_in(rng, i)
-        return jax.tree.map(jnp.add, total, micro(params, frozen, rows, own)), None
+        return jax.tree.map(jnp.add, total, micro(
+            params, frozen, rows, key_of(i), *whole(i))), None
 
+      statistics = None
+      if isinstance(objective, BatchLoss):
+        found = jax.lax.map(lambda part: objective.statistics(
+            model, state.params, part[1], key_of(part[0])), parts)
+        statistics = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
       first = jax.tree.map(lambda a: a[0], cut)
       zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
-                           jax.eval_shape(micro, params, frozen, first, rng))
-      (grads, sums), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), cut))
+                           jax.eval_shape(micro, params, frozen, first, rng, *whole(0)))
+      (grads, sums), _ = jax.lax.scan(body, zeros, parts)
     grads = jax.tree.map(lambda g: g / sums['weight'], grads)
     updates, opt_state = tx.update(grads, state.opt_state, params)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, params, updates)

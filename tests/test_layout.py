@@ -283,13 +283,13 @@ def test_coconut(rim):
 
 
 def test_codi(rim):
-  """The student thinks and answers; its teacher is the chain of thought."""
+  """The student thinks and answers; its teacher is the chain of thought, but its last step."""
   rim = peers(rim, thoughts=2)
   for stage in (1, 2):
     check(train('codi', rim, stage=stage), [1, 2, 92],
           [Readout(3, [8, 9, 91], start=94, thoughts=2)])
   check(layout.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
-        [Readout(2, TRACES[0])])
+        [Readout(2, [3, 4, 10, 5, 6, 10, 35, 8, 9, 91])])
   assert Readout(3, [8, 9, 91], start=94, thoughts=2).inputs == [94, 94, 94, 8, 9]
 
 

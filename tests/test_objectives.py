@@ -182,7 +182,7 @@ def test_turning_by_hand():
                         [[0., 0], [1, 0], [0, 0]])
   for states, expected in ((line, 0), (corner, 1), (back, 2)):
     assert turning([states], [[1, 2, 3]]) == pytest.approx(expected, abs=1e-5)
-  assert turning([line, corner], [[1, 2, 3]] * 2) == pytest.approx(0.5, abs=1e-5)
+  assert turning([line, corner], [[1, 2, 3]] * 2) == pytest.approx(1, abs=1e-5)
   assert turning([line, back], [[1, 2, 3], [1, 2, 0]]) == pytest.approx(0, abs=1e-5)
   assert turning([line], [[1, 2, 0]]) == 0
 
@@ -192,8 +192,8 @@ def test_gradients_of_auxiliary_losses():
   rng = np.random.default_rng(0)
   z, means = rng.normal(size=(4, 5, 6)), rng.normal(size=(4, 6))
   texts, anchors = np.array([[1, 2], [1, 2], [3, -1], [4, 5]]), np.array([[1, 2, 3, 4, 0]] * 4)
-  for loss in (lambda z: objectives.contrast(z[:, 0], means, texts, 0.5),
-               lambda z: objectives.turning(z, anchors)):
+  for loss in (lambda z: objectives.contrast(z[:, 0], means, texts, 0, 0.5).mean(),
+               lambda z: objectives.turning(z, anchors) / 8):
     jax.test_util.check_grads(loss, (z,), order=1, modes=['rev'], rtol=0.02)
 
 

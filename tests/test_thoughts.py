@@ -122,7 +122,7 @@ def codi(one):
   """The objective, and a batch of student and teacher rows of unlike lengths."""
   rim = one.config.rim
   student = [layout.codi(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
-  teacher = [layout.cot(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
+  teacher = [layout.codi_teacher(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
   def collate(rows, more):
     return pipeline.collate(rows, *(n + m for n, m in zip(
         pipeline.sizes(rows), (more, 0, more), strict=True)))
@@ -144,11 +144,32 @@ def test_codi_terms(one, codi):
     return float(evaluate(objectives.next_token, one.model, one.params, batch)[0])
   assert alone == pytest.approx(plain(batch), rel=1e-5)
   taught, _ = value(teacher=1.0, distil=0.0)
-  assert taught - alone == pytest.approx(plain(batch.teacher), rel=1e-4)
+  # Each mean is over its own tokens; the sum is divided by the student's.
+  assert (taught - alone) / sums['weight'] == pytest.approx(
+      plain(batch.teacher) / batch.teacher.weights.sum(), rel=1e-4)
   near, _ = value(teacher=0.0, distil=1.0)
   assert near - alone == pytest.approx(sums['distance'], rel=1e-4) and sums['distance'] > 0
   assert value(3, teacher=1.0, distil=1.0)[0] == pytest.approx(
       value(teacher=1.0, distil=1.0)[0], rel=1e-4)
+
+
+def test_codi_distance_by_hand(one, codi):
+  """Smooth L1 over the spread of the teacher's states, means over layers, rows and width."""
+  objective, batch = codi()
+  rows = {}
+  for name, own in (('student', batch), ('teacher', batch.teacher)):
+    hidden, layers = thoughts.forward(one.model, one.params, own)
+    own_length = (np.asarray(batch.weights) > 0).sum(1)
+    said = (np.asarray(own.weights) > 0).sum(1) - own_length
+    at = own.prefix + (batch.thoughts if name == 'student' else said - 1)
+    states = np.stack([*np.asarray(layers)[:-1], hidden])
+    rows[name] = np.stack([states[:, b, p] for b, p in enumerate(
+        np.broadcast_to(at, len(states[0])))], 1).astype(np.float64)
+  d = np.abs(rows['student'] - rows['teacher'])
+  smooth = np.where(d < 1, d**2 / 2, d - 0.5).mean((1, 2))
+  expected = (smooth / rows['teacher'].std((1, 2))).mean()
+  sums = evaluate(objective, one.model, one.params, batch)[1]
+  assert float(sums['distance'] / sums['weight']) == pytest.approx(expected, rel=1e-4)
 
 
 def test_codi_compares_where_the_answer_is_predicted(one, codi):
