@@ -44,14 +44,18 @@ def check(config: Config) -> None:
                      'Only plain causal models can be exported')
 
 
-def tensors(config: Config, params: dict) -> dict[str, np.ndarray]:
-  """All weights by the names of files."""
+def tensors(config: Config, params: dict, tokens: int) -> dict[str, np.ndarray]:
+  """All weights by the names of files; tables have the rows of `tokens` tokens."""
   model = config.model
   found = {}
   for theirs, (name, layer) in hf_format.names(model).items():
     value = _at(config, params, name.ours, layer)
-    found[_full(config, theirs)] = value.T if name.transposed else value
+    value = value.T if name.transposed else value
+    found[_full(config, theirs)] = value[:tokens] if name.ours[-1] in TABLES else value
   return found
+
+
+TABLES = ('embedding', 'head')  # parameters with a row a token
 
 
 def _at(config: Config, params: dict, ours: tuple[str, ...], layer: int | None):
@@ -73,7 +77,8 @@ def _full(config: Config, theirs: str) -> str:
       hf_format.PREFIX[config.model.family] + theirs)
 
 
-def adapter(config: Config, params: dict) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def adapter(config: Config, params: dict,
+            tokens: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """What was trained beside the frozen weights, as PEFT names it, and its configuration.
 
   Rows of new tokens are PEFT's "trainable tokens": they replace rows of the resized
@@ -91,15 +96,16 @@ def adapter(config: Config, params: dict) -> tuple[dict[str, np.ndarray], dict[s
         'or export whole weights with --format=hf')
   found, modules, rows = {}, {}, {}
   for theirs, (name, layer) in hf_format.names(model).items():
-    if name.ours[-1] in ('embedding', 'head'):
+    if name.ours[-1] in TABLES:
       new = _at(config, params, (f'new_{name.ours[-1]}',), None)
       known = _at(config, params, name.ours, None)
       if new is not None:
         axis = name.ours[-1] == 'head'
         module = _full(config, theirs).removesuffix('.weight')
         first = known.shape[axis]
-        rows[module.rpartition('.')[2]] = list(range(first, first + new.shape[axis]))
-        found[f'{module}.token_adapter.trainable_tokens_delta'] = new.T if axis else new
+        rows[module.rpartition('.')[2]] = list(range(first, tokens))
+        found[f'{module}.token_adapter.trainable_tokens_delta'] = (
+            new.T if axis else new)[:tokens - first]
     elif name.ours[-1] == 'kernel':
       a, b = (_at(config, params, (*name.ours[:-1], f'lora_{x}'), layer) for x in 'ab')
       if a is not None:
@@ -154,16 +160,19 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     InputError: the model is none that others have code for, or no adapter.
   """
   check(config)
+  if path.is_symlink() or path.exists() and not path.is_dir():
+    raise InputError(f'{path} is a link or a file, which an export would replace; move it away')
   ids = {'bos_token_id': None, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
   if kind == 'peft':
     file = 'adapter_model.safetensors'
-    weights, values = adapter(config, jax.device_get(params))
+    weights, values = adapter(config, jax.device_get(params), tokenizer.used)
     files = {'adapter_config.json': values}
   else:
     file = 'model.safetensors'
-    weights = tensors(config, jax.device_get(adapt.merge(params, config.model.lora)))
+    weights = tensors(config, jax.device_get(adapt.merge(params, config.model.lora)),
+                      tokenizer.used)
     files = {
-        'config.json': hf_format.hf_config(config.model, tokenizer.vocab_size, **ids),
+        'config.json': hf_format.hf_config(config.model, tokenizer.used, **ids),
         'generation_config.json': {
             'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids}}
   files.update(tokenizer_files(tokenizer, config.model.max_positions))

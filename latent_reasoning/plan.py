@@ -99,7 +99,8 @@ def planned(config: Config) -> Planned:
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
-      size=known, vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
+      size=known, used=need,
+      vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
   if config.method == 'lm':
     p, count, r = config.data.block, 0, 1
   else:

@@ -5,22 +5,24 @@ from its file into its parameter. Every tensor is accounted for: what is missing
 or of another shape is named, and nothing is guessed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
 from latent_reasoning.errors import InputError, local_path
-from latent_reasoning.hf_format import BUFFERS, PREFIX, model_config, names
+from latent_reasoning.hf_format import BUFFERS, PREFIX, TABLE, model_config, names
 
 # --- finding it ---------------------------------------------------------------
 
@@ -46,7 +48,8 @@ def directory(init_from: str) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
-                                   'tokenizer*.json']))
+                                   'tokenizer*.json'],
+        ignore_patterns=['consolidated*', '*/*']))  # the same weights in another format
   except Exception as error:
     raise InputError(
         f'config.model.init_from {init_from!r} is no directory here, and could not be had from '
@@ -61,7 +64,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise InputError(f'{path} does not exist; expected a checkpoint with config.json and '
                      '*.safetensors') from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path} cannot be read as JSON: {error}') from None
   if not isinstance(found, dict):
     raise InputError(f'{path} holds a {type(found).__name__}; expected an object')
@@ -75,10 +78,30 @@ def resolve(config: Config) -> Config:
   path = directory(config.model.init_from)
   values = read_json(path / 'config.json')
   model = model_config(values, config.model, str(path / 'config.json'))
+  if model.tied and _own_head(path, model):
+    model = dataclasses.replace(model, tied=False)
   tokenizer = dataclasses.replace(
       config.tokenizer, kind='file', path=str(path / 'tokenizer.json'),
-      at_least=int(values['vocab_size']))
+      at_least=values['vocab_size'])
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+ROWS = 1 << 14  # of a table that are compared at a time
+
+
+def _own_head(path: pathlib.Path, model: ModelConfig) -> bool:
+  """Whether a checkpoint that calls its head tied has one that differs from its table."""
+  held, name = tensors(path), TABLE[model.family]
+  table, head = held.get(PREFIX[model.family] + name) or held.get(name), held.get(
+      'lm_head.weight')
+  if head is None or table is None:
+    return False
+  if head.shape != table.shape:
+    return True
+  count = table.shape[0]
+  parts = [slice(i, min(i + ROWS, count)) for i in range(0, count, ROWS)]
+  return any(not np.array_equal(np.asarray(head.read(part)), np.asarray(table.read(part)))
+             for part in parts)
 
 
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
@@ -93,13 +116,8 @@ def shards(path: pathlib.Path) -> list[pathlib.Path]:
   """
   index = path / 'model.safetensors.index.json'
   if index.exists():
-    wanted = read_json(index).get('weight_map')
-    if not isinstance(wanted, dict):
-      raise InputError(f"{index} has no object 'weight_map'")
-    files = sorted(set(wanted.values()))
+    files = sorted(set(weight_map(index).values()))
     for file in files:
-      if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-        raise InputError(f'{index} names {file!r}; expected a file beside it')
       if not (path / file).is_file():
         raise InputError(f'{path / file} is missing, which {index.name} names; download it')
     return [path / file for file in files]
@@ -111,16 +129,65 @@ def shards(path: pathlib.Path) -> list[pathlib.Path]:
   raise InputError(f'{path} has no model.safetensors and no index of shards{also}')
 
 
-def tensors(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], chex.Array], str]]:
-  """Yields (name, its reader, file) of every tensor of a checkpoint."""
+def weight_map(index: pathlib.Path) -> dict[str, str]:
+  """The file of each tensor, by an index of shards."""
+  found = read_json(index).get('weight_map')
+  if not isinstance(found, dict) or not found:
+    raise InputError(f"{index} has no object 'weight_map'")
+  for name, file in found.items():
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise InputError(f'{index} names {file!r} for {name}; expected a file beside it')
+  return found
+
+
+FLOATS = ('F16', 'BF16', 'F32', 'F64')  # types of tensors that are weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor of a checkpoint, by its header; the numbers are read when asked for."""
+  name: str
+  file: pathlib.Path
+  dtype: str  # as safetensors has it: F32, BF16, I8 …
+  shape: tuple[int, ...]
+
+  def read(self, rows: slice | None = None) -> chex.Array:
+    """The numbers, all or some rows of them."""
+    with _opened(self.file) as file:
+      return file.get_tensor(self.name) if rows is None else file.get_slice(self.name)[rows]
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path):
+  try:
+    with safe_open(str(file), framework='flax') as opened:
+      yield opened
+  except SafetensorError as error:
+    raise InputError(f'{file} is no sound safetensors file ({error}); it may be cut off: '
+                     'download it again') from None
+
+
+def tensors(path: pathlib.Path) -> dict[str, Tensor]:
+  """Every tensor of a checkpoint, in the order of its files.
+
+  Of several shards the index says which one has a tensor; what it does not name is there too.
+
+  Raises:
+    InputError: a file is not sound, or does not have what the index says.
+  """
+  index = path / 'model.safetensors.index.json'
+  wanted = weight_map(index) if index.exists() else {}
+  found = {}
   for file in shards(path):
-    try:
-      with safe_open(str(file), framework='flax') as opened:
-        for name in opened.keys():  # noqa: SIM118 it is no mapping
-          yield name, lambda name=name, opened=opened: opened.get_tensor(name), file.name
-    except SafetensorError as error:
-      raise InputError(f'{file} is no sound safetensors file ({error}); it may be cut off: '
-                       'download it again') from None
+    with _opened(file) as opened:
+      for name in opened.keys():  # noqa: SIM118 it is no mapping
+        if wanted.get(name, file.name) == file.name:
+          part = opened.get_slice(name)
+          found[name] = Tensor(name, file, part.get_dtype(), tuple(part.get_shape()))
+  if absent := sorted(wanted.keys() - found.keys()):
+    raise InputError(f'{index} names {_some(absent)}, which the files that it names for them '
+                     'do not have; download them again')
+  return found
 
 
 # --- in -----------------------------------------------------------------------
@@ -148,29 +215,36 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
   out = jax.tree.map(lambda a: None, like)
   seen, surplus, wrong = {}, [], []
   keys = dict(zip(('embedding', 'head'), jax.random.split(rng), strict=True))
-  for full, read, file in tensors(path):
+  for full, tensor in tensors(path).items():
     name = full.removeprefix(PREFIX[config.family])
-    if re.fullmatch(BUFFERS, name) or (config.tied and name == 'lm_head.weight'):
+    if re.fullmatch(BUFFERS, name):
+      continue
+    if config.tied and name == 'lm_head.weight':  # equal to the table (`resolve`)
       continue
     if name not in expected:
       surplus.append(full)
       continue
+    if name in seen:
+      wrong.append(f'{full} of {tensor.file.name} is {seen[name]} once more')
+      continue
+    seen[name] = full
     entry, layer = expected[name]
-    value = read()
-    value = value.T if entry.transposed else value
     try:
+      if tensor.dtype not in FLOATS:
+        raise ValueError(f'its type is {tensor.dtype}, expected one of {FLOATS}')
+      value = tensor.read()
+      value = value.T if entry.transposed else value
       if entry.ours[-1] in keys:
         _put_rows(out, like, placed, entry.ours[-1], value, tokens, keys[entry.ours[-1]])
       else:
         _put(out, like, placed, entry.ours, layer, value, config.scan)
     except ValueError as error:
-      wrong.append(f'{full} of {file}: {error}')
-    seen[name] = True
+      wrong.append(f'{full} of {tensor.file.name}: {error}')
   missing = [name for name in expected if name not in seen]
   if missing or surplus or wrong:
     said = [f'{len(missing)} tensors are missing: {_some(missing)}'] * bool(missing)
     said += [f'{len(surplus)} are surplus: {_some(surplus)}'] * bool(surplus)
-    said += [f'{len(wrong)} have another shape: {_some(wrong)}'] * bool(wrong)
+    said += [f'{len(wrong)} are wrong: {_some(wrong)}'] * bool(wrong)
     raise InputError(f"{path}: {'; '.join(said)}. Expected the weights of the model that its "
                      'config.json describes')
   if any(leaf is None for leaf in jax.tree.leaves(out, is_leaf=lambda a: a is None)):
@@ -191,7 +265,10 @@ def _some(found: list[str]) -> str:
 
 
 def _place(value: chex.Array, like: Any, placed: Any) -> chex.Array:
+  """A tensor in its type and at its place; ValueError where a number of it is none then."""
   value = jnp.asarray(value).astype(like.dtype)
+  if not bool(jnp.isfinite(value).all()):
+    raise ValueError(f'it holds numbers that are not finite in {like.dtype}')
   return value if placed is None else jax.device_put(value, placed)
 
 
@@ -212,7 +289,7 @@ def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
   leaf, place = like[path[-1]], placed and placed[path[-1]]
   shape = leaf.shape[1:] if stacked else leaf.shape
   if value.shape != shape:
-    raise ValueError(f'found {list(value.shape)}, expected {list(shape)}')
+    raise ValueError(f'its shape is {list(value.shape)}, expected {list(shape)}')
   if not stacked:
     out[path[-1]] = _place(value, leaf, place)
   else:
@@ -230,7 +307,7 @@ def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex
   names = [n for n in (name, f'new_{name}') if n in like]
   width = like[name].shape[1 - axis]
   if value.ndim != 2 or value.shape[1 - axis] != width:
-    raise ValueError(f'found {list(value.shape)}, expected {width} columns or rows')
+    raise ValueError(f'its shape is {list(value.shape)}, expected {width} columns or rows')
   if value.shape[axis] < tokens:
     raise InputError(f'{name} has {value.shape[axis]} rows, but the tokenizer knows {tokens} '
                      'tokens; expected a tokenizer.json of this model')

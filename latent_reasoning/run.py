@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,15 +32,16 @@ from latent_reasoning import (
   text,
   tokenizers,
 )
+from latent_reasoning import config as config_lib
 from latent_reasoning import step as step_lib
 from latent_reasoning.checkpoint import Checkpoints, Restored
 from latent_reasoning.config import Config
 from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
-from latent_reasoning.errors import InputError, local_path
+from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.evaluate import Answerer, evaluate
 from latent_reasoning.models import attention, explicit_decoder, memory
-from latent_reasoning.models.gpt import GPT
+from latent_reasoning.models.gpt import GPT, parameter_count
 from latent_reasoning.workdir import Workdir, open_workdir
 
 SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
@@ -95,7 +97,7 @@ class Run:
     known = self.tokenizer.size if self.trained == 'new' else 0
     thinks = layout.method(self.config.method).thinks and self.config.rim.peers.projection
     return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
-               thinks)
+               thinks, self.tokenizer.used)
 
   def decoder(self, dropout: float = 0.0) -> explicit_decoder.ExplicitDecoder:
     """The explicit decoder of config.explicit."""
@@ -268,6 +270,7 @@ def build(config: Config, workdir: Workdir) -> Run:
     InputError: from any of them, or because they do not fit together or the devices.
   """
   attention.check(config.model.attention)
+  _check_sizes(config)
   if config.method == 'lm':
     return _build_text(config, workdir)
   method = layout.method(config.method)
@@ -295,6 +298,42 @@ def build(config: Config, workdir: Workdir) -> Run:
   if config.eval.protocol == 'paper':
     protocol.check(len(run.test))
   return run
+
+
+LONGEST = 10_000_000  # positions of a row: more fit no memory
+
+
+def _check_sizes(config: Config) -> None:
+  """Raises InputError, before anything is built, where it cannot fit the memory there is."""
+  model, rim = config.model, config.rim
+  vocab = max(config.tokenizer.at_least, config.tokenizer.vocab_size, config.tokenizer.pad_to)
+  count = parameter_count(model, vocab) + model.layers * config.imm.slots
+  copies = 4 if config.optim.trained == 'all' else 1  # gradients and two moments
+  here, where = memory()
+  ensure(4 * count * copies <= here * distributed.count(),
+         f'config.model describes about {float(count):.3g} parameters, which take '
+         f'{4 * count * copies / 2**30:.3g} GiB in training; found {here / 2**30:.3g} GiB of '
+         f'{where}. Expected a smaller model (config.model.layers, width, hidden), or '
+         '--mode=plan for machines that are not here')
+  longest = min(model.max_positions, LONGEST)
+  for key, tokens in (('rim.blocks', rim.blocks * (rim.block_tokens + 2)),
+                      ('eval.blocks', config.eval.blocks * (rim.block_tokens + 2)),
+                      ('rim.max_steps', rim.max_steps), ('rim.pause_tokens', rim.pause_tokens),
+                      ('rim.peers.thoughts', rim.peers.thoughts)):
+    used = config.method == 'rim' or key in ('rim.max_steps', {
+        'pause': 'rim.pause_tokens', 'pause_steps': 'rim.pause_tokens',
+        'codi': 'rim.peers.thoughts', 'coconut': 'rim.peers.thoughts'}.get(config.method))
+    ensure(not used or tokens < longest,
+           f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
+           f'more; config.model.max_positions is {model.max_positions}')
+
+
+def memory() -> tuple[int, str]:
+  """Bytes of this process's devices, or of the machine where they are its processors."""
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  if limits := [s['bytes_limit'] for s in stats if 'bytes_limit' in s]:
+    return sum(limits), f'memory of {len(limits)} devices'
+  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'memory of this machine'
 
 
 def _build_text(config: Config, workdir: Workdir) -> Run:

@@ -67,6 +67,11 @@ class Tokenizer:
     (self.pad, self.end, self.block_open, self.memory, self.block_close,
      self.pause) = range(self.size, self.size + len(SPECIAL))
 
+  @property
+  def used(self) -> int:
+    """Ids from here on are of no token: they fill the vocabulary up."""
+    return self.size + len(SPECIAL) + self.index_tokens
+
   def step(self, t: int) -> int:
     """Returns the id of index token <step_t>, t from 1."""
     if not 1 <= t <= self.index_tokens:

@@ -3,13 +3,16 @@
 import copy
 import dataclasses
 import json
+import pathlib
+import runpy
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from latent_reasoning import hf_format, layout, pipeline, pretrained
+from latent_reasoning import hf_format, layout, pipeline, plan, pretrained
 from latent_reasoning.errors import InputError
 from latent_reasoning.models.gpt import GPT, stack_layers
 
@@ -161,8 +164,26 @@ def test_old_spellings(base):
 
 @pytest.mark.parametrize('changes, message', [
     ({'model_type': 'bert'}, "model_type is 'bert'; expected one of"),
-    ({'partial_rotary_factor': 0.5}, "the key 'partial_rotary_factor' .* is not supported"),
-    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu'; supported"),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, which is not computed'),
+    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu', which is not computed"),
+    ({'use_mrope': True}, 'use_mrope is True'), ({'quantization_config': {'bits': 4}}, 'bits'),
+    ({'num_experts': 8}, 'num_experts is 8'), ({'pruned_heads': {'1': [0]}}, 'pruned_heads'),
+    ({'num_hidden_layers': '12'}, "num_hidden_layers is '12'; expected int"),
+    ({'num_hidden_layers': 1.5}, 'num_hidden_layers is 1.5; expected int'),
+    ({'num_hidden_layers': -1}, 'num_hidden_layers is -1; expected at least 1'),
+    ({'num_hidden_layers': 0}, 'num_hidden_layers is 0; expected at least 1'),
+    ({'num_hidden_layers': True}, 'num_hidden_layers is True; expected int'),
+    ({'num_hidden_layers': 10**40}, 'less than 2'),
+    ({'num_attention_heads': 3, 'hidden_size': 8}, '3 heads do not divide the width 8'),
+    ({'num_attention_heads': 4, 'hidden_size': 12}, 'rotary positions need'),
+    ({'num_attention_heads': 4, 'num_key_value_heads': 3}, '3 heads of keys and values'),
+    ({'hidden_size': float('nan')}, 'hidden_size is nan'), ({'rms_norm_eps': 0}, 'above 0'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps is nan'),
+    ({'tie_word_embeddings': 'yes'}, "tie_word_embeddings is 'yes'; expected bool"),
+    ({'rope_scaling': [1]}, r'rope_scaling is \[1\]; expected dict'),
+    ({'rope_scaling': {'rope_type': 'linear', 'factor': 'a'}}, "factor is 'a'"),
+    ({'vocab_size': None}, 'vocab_size is missing'), ({'model_type': ['llama']}, 'model_type'),
+    ({'layer_types': 3}, 'layer_types is 3; expected list'),
     ({'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types has'),
     ({'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}}, "of type 'yarn'; supported"),
     ({'rope_parameters': {'rope_type': 'llama3', 'factor': 4.0}}, "'llama3' without"),
@@ -174,6 +195,92 @@ def test_unsupported_configuration(base, changes, message):
   values = {k: v for k, v in values.items() if v is not None}
   with pytest.raises(InputError, match=message):
     hf_format.model_config(values, base, 'config.json')
+
+
+# The config.json of the recipes' checkpoints, as their publishers have them.
+PUBLIC = {
+    'openai-community/gpt2': {
+        'activation_function': 'gelu_new', 'architectures': ['GPT2LMHeadModel'],
+        'attn_pdrop': 0.1, 'bos_token_id': 50256, 'embd_pdrop': 0.1, 'eos_token_id': 50256,
+        'initializer_range': 0.02, 'layer_norm_epsilon': 1e-05, 'model_type': 'gpt2',
+        'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12, 'n_positions': 1024,
+        'resid_pdrop': 0.1, 'summary_activation': None, 'summary_first_dropout': 0.1,
+        'summary_proj_to_labels': True, 'summary_type': 'cls_index', 'summary_use_proj': True,
+        'task_specific_params': {'text-generation': {'do_sample': True, 'max_length': 50}},
+        'vocab_size': 50257},
+    'meta-llama/Llama-3.2-1B': {
+        'architectures': ['LlamaForCausalLM'], 'attention_bias': False,
+        'attention_dropout': 0.0, 'bos_token_id': 128000, 'eos_token_id': 128001,
+        'head_dim': 64, 'hidden_act': 'silu', 'hidden_size': 2048, 'initializer_range': 0.02,
+        'intermediate_size': 8192, 'max_position_embeddings': 131072, 'mlp_bias': False,
+        'model_type': 'llama', 'num_attention_heads': 32, 'num_hidden_layers': 16,
+        'num_key_value_heads': 8, 'pretraining_tp': 1, 'rms_norm_eps': 1e-05,
+        'rope_scaling': {'factor': 32.0, 'high_freq_factor': 4.0, 'low_freq_factor': 1.0,
+                         'original_max_position_embeddings': 8192, 'rope_type': 'llama3'},
+        'rope_theta': 500000.0, 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
+        'transformers_version': '4.45.0.dev0', 'use_cache': True, 'vocab_size': 128256},
+    'Qwen/Qwen2.5-0.5B': {
+        'architectures': ['Qwen2ForCausalLM'], 'attention_dropout': 0.0,
+        'bos_token_id': 151643, 'eos_token_id': 151643, 'hidden_act': 'silu',
+        'hidden_size': 896, 'initializer_range': 0.02, 'intermediate_size': 4864,
+        'max_position_embeddings': 32768, 'max_window_layers': 24, 'model_type': 'qwen2',
+        'num_attention_heads': 14, 'num_hidden_layers': 24, 'num_key_value_heads': 2,
+        'rms_norm_eps': 1e-06, 'rope_theta': 1000000.0, 'sliding_window': 32768,
+        'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
+        'transformers_version': '4.40.1', 'use_cache': True, 'use_mrope': False,
+        'use_sliding_window': False, 'vocab_size': 151936}}
+PUBLIC['meta-llama/Llama-3.2-3B'] = {
+    **PUBLIC['meta-llama/Llama-3.2-1B'], 'head_dim': 128, 'hidden_size': 3072,
+    'num_attention_heads': 24, 'num_hidden_layers': 28}
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_recipes_load_their_checkpoints(base, name, capsys):
+  """Key by key, without a word."""
+  config = hf_format.model_config(PUBLIC[name], base, name)
+  known = plan.KNOWN[name]
+  assert config == hf_format.model_config(known, base, name)
+  assert not capsys.readouterr().err
+
+
+def test_every_recipe_has_its_public_config():
+  file = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_gsm8k.py'
+  recipes = set(runpy.run_path(str(file))['PRETRAINED'].values()) - {''}
+  assert recipes == PUBLIC.keys()
+
+
+INERT = {
+    '_num_labels': 1, 'n_special': 0, 'predict_special_tokens': True, 'unsloth_fixed': True,
+    'unsloth_version': '2025.1', '_attn_implementation_autoset': True, 'torchscript': False,
+    'pruned_heads': {}, 'max_length': 20, 'tokenizer_class': 'LlamaTokenizer',
+    'partial_rotary_factor': 1.0, 'do_sample': True, 'auto_map': {'AutoModel': 'x.Y'},
+    'use_mrope': False, 'quantization_config': None, 'num_experts': 0, 'logit_scale': None,
+    'head_dim': None, 'sliding_window': None, 'rope_scaling': None, 'layer_types': None}
+
+
+@pytest.mark.parametrize('key', INERT)
+def test_what_changes_nothing_passes(base, key, capsys):
+  values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5}
+  assert hf_format.model_config({**values, key: INERT[key]}, base, 'config.json') == (
+      hf_format.model_config(values, base, 'config.json'))
+  assert not capsys.readouterr().err
+
+
+def test_what_nobody_knows_is_told(base, capsys, monkeypatch):
+  """One line; refused where transformers knows the key and has another value."""
+  values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5}
+  assert hf_format.model_config({**values, 'made_up': 3}, base, 'f').layers == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("warning: f has the key 'made_up' (3), which is not known")
+  monkeypatch.setattr(hf_format, '_default_of', lambda kind, key: (1,))
+  hf_format.model_config({**values, 'made_up': 1}, base, 'f')
+  with pytest.raises(InputError, match="the key 'made_up' .* transformers computes"):
+    hf_format.model_config({**values, 'made_up': 3}, base, 'f')
+
+
+def test_a_key_that_transformers_knows():
+  assert hf_format._default_of('llama', 'num_hidden_layers') == (32,)
+  assert hf_format._default_of('llama', 'made_up') is None
 
 
 def truncate(folder):
@@ -204,11 +311,114 @@ def index(weight_map):
 NORM, DOWN = 'model.norm.weight', 'model.layers.1.mlp.down_proj.weight'
 
 
+def typed(dtype):
+  """The numbers of a norm in a type that is none of weights'."""
+  return rewrite(lambda held: held.update({NORM: held[NORM].astype(dtype)}))
+
+
+def filled(value, dtype=np.float32):
+  def change(held):
+    held[NORM] = held[NORM].astype(dtype)
+    held[NORM][3] = value
+  return rewrite(change)
+
+
+def in_shards(extra=(), named=None):
+  """Two shards: the second has some tensors of the first once more, and the index may name
+  what is in neither."""
+  def damage(folder):
+    from safetensors.numpy import load_file, save_file
+    held = load_file(folder / 'model.safetensors')
+    first, second = dict(list(held.items())[:5]), dict(list(held.items())[5:])
+    for name in extra:
+      second[name] = held[name] + 1
+    (folder / 'model.safetensors').unlink()
+    files = {'a.safetensors': first, 'b.safetensors': second}
+    for file, tensors in files.items():
+      save_file(tensors, folder / file)
+    index = {n: f for f, tensors in reversed(files.items()) for n in tensors}
+    index.update(named or {})
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': index}))
+  return damage
+
+
+def test_the_index_decides(base, tmp_path):
+  """A tensor in two shards is the one that the index names."""
+  make(tmp_path / 'whole', 'llama')
+  make(tmp_path / 'cut', 'llama')
+  names = ['lm_head.weight', 'model.embed_tokens.weight']
+  in_shards(extra=names)(tmp_path / 'cut')
+  jax.tree.map(np.testing.assert_array_equal, ours(tmp_path / 'whole', base)[1],
+               ours(tmp_path / 'cut', base)[1])
+
+
+def test_a_head_of_its_own(base, tiny_config, tmp_path):
+  """config.json says tied, the file has a head: it is used, unless it is the table."""
+  from safetensors.numpy import load_file, save_file
+  theirs = make(tmp_path, 'llama')  # untied
+  values = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps({**values, 'tie_word_embeddings': True}))
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  config = pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)}))
+  assert not config.model.tied
+  model = GPT(config.model, 40)
+  like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
+  params = pretrained.load(config.model, like, 37, jax.random.key(1), dict)
+  args = batch(TEXTS[:1])
+  found = model.apply({'params': params}, model.apply({'params': params}, *args)[0],
+                      method='head')
+  with torch.no_grad():
+    np.testing.assert_allclose(found[0, :, :37], theirs(torch.tensor(args[0])).logits[0],
+                               atol=1e-4)
+  held = load_file(tmp_path / 'model.safetensors')
+  held['lm_head.weight'] = held['model.embed_tokens.weight'].copy()
+  save_file(held, tmp_path / 'model.safetensors')
+  assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tied
+
+
+def test_an_untied_gpt2_without_its_head(base, tmp_path):
+  make(tmp_path, 'gpt2')
+  values = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps({**values, 'tie_word_embeddings': False}))
+  with pytest.raises(InputError, match='1 tensors are missing: lm_head.weight'):
+    ours(tmp_path, base)
+
+
+def test_padding_of_the_vocabulary(tiny_config, random_params):
+  """No logit, no gradient and no probability for what is no token."""
+  model = GPT(tiny_config().model, 16, used=13)
+  args = batch([[1, 2, 12]])
+  params = random_params(model, types.SimpleNamespace(
+      tokens=args[0], positions=args[1], mask=args[2]))
+
+  def loss(params):
+    hidden, _ = model.apply({'params': params}, *args)
+    logits = model.apply({'params': params}, hidden, method='head')
+    return -jax.nn.log_softmax(logits)[0, :, 3].sum(), logits
+  (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  assert (np.asarray(logits)[..., 13:] < -1e29).all()
+  assert np.asarray(jax.nn.softmax(logits))[..., :13].sum(-1) == pytest.approx(1)
+  assert not np.asarray(grads['embedding'])[13:].any()
+  assert np.asarray(grads['embedding'])[:13].any(1).all()
+
+
 @pytest.mark.parametrize('damage, message', [
+    *((typed(t), f'1 are wrong: {NORM} .* its type is') for t in (
+        'int8', 'int64', 'bool', 'complex64')),
+    (filled(np.nan), f'{NORM} .*not finite'), (filled(-np.inf), f'{NORM} .*not finite'),
+    (filled(1e300, np.float64), f'{NORM} .*not finite in float32'),
+    (in_shards(named={'ghost': 'a.safetensors'}), 'names ghost, which the files'),
+    (in_shards(named={NORM: 'a.safetensors'}), f'names {NORM}, which the files'),
+    (rewrite(lambda held: held.update({NORM.removeprefix('model.'): held[NORM]})),
+     'once more'),
+    (index({'weight_map': ['a']}), "has no object 'weight_map'"),
+    (index({'weight_map': {'a': ['b']}}), 'expected a file beside it'),
+    (index([1]), 'holds a list; expected an object'),
+    (lambda folder: (folder / 'config.json').write_text('[' * 100_000), 'cannot be read as'),
     (truncate, 'no sound safetensors file .* cut off'),
     (rewrite(lambda held: held.pop(NORM)), '1 tensors are missing: norm.weight'),
     (rewrite(lambda held: held.update({DOWN: np.ascontiguousarray(held[DOWN].T)})),
-     r'1 have another shape: model.layers.1.mlp.down_proj.weight .*found \[24, 40\]'),
+     r'1 are wrong: model.layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
     (rewrite(lambda held: held.update(extra=np.zeros(3, np.float32))), '1 are surplus: extra'),
     (pickle, 'pytorch_model.bin is a pickle, .* never read'),
     (index({'weight_map': {'a': '../elsewhere.safetensors'}}), 'expected a file beside it'),

@@ -120,6 +120,8 @@ class GPT(nn.Module):
     projection: whether thoughts go through an MLP of their own (think).
     known: rows of the vocabulary from here on are parameters of their own, so that
       they can be trained alone; 0: one table.
+    used: entries of the vocabulary that a token has; those behind it fill it up to a size
+      that a mesh divides, are never predicted and get no gradient. 0: all.
   """
   config: ModelConfig
   vocab: int
@@ -127,6 +129,7 @@ class GPT(nn.Module):
   imm: ImmConfig | None = None
   known: int = 0
   projection: bool = False
+  used: int = 0
 
   @property
   def random(self) -> bool:
@@ -237,12 +240,28 @@ class GPT(nn.Module):
     if kernel_DV is not None and self.config.tied and not self.known and len(flat) >= MANY:
       logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
                           preferred_element_type=jnp.float32).T
-      return logits.reshape(*hidden.shape[:-1], self.vocab)
+      return self._of_tokens(logits, hidden.shape[:-1])
     kernels = self.kernels() if kernel_DV is None else [kernel_DV]
     parts = [jnp.matmul(flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32)
              for kernel in kernels]
     logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-    return logits.reshape(*hidden.shape[:-1], self.vocab)
+    return self._of_tokens(logits, hidden.shape[:-1])
+
+  def _of_tokens(self, logits: chex.Array, shape: tuple[int, ...]) -> chex.Array:
+    """Logits in the shape of their hidden states, where no token is at no probability."""
+    if self.used and self.used < self.vocab:
+      logits = jnp.where(jnp.arange(self.vocab) < self.used, logits, attention.NEGATIVE)
+    return logits.reshape(*shape, self.vocab)
+
+
+def parameter_count(config: ModelConfig, vocab: int) -> int:
+  """About how many parameters a model has, without making any: norms and biases left out."""
+  c = config
+  size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
+  attended = c.width * size * (2 * c.heads + 2 * few)
+  mlp = (3 if c.family == 'llama' else 2) * c.width * c.hidden
+  tables = vocab * (1 if c.tied else 2) + (c.positions == 'learned') * c.max_positions
+  return c.layers * (attended + mlp) + tables * c.width
 
 
 def stack_layers(params: dict, layers: int) -> dict:
