@@ -10,8 +10,12 @@ class InputError(ValueError):
   """Bad input at the boundary: a config, a data line, a tokenizer, a file, a flag.
 
   The message says what was found, what was expected and what to do. `main`
-  prints it without a traceback and exits with status 2.
+  prints it without a traceback and exits with status 2. What was found may be long: of a
+  piece without spaces, the beginning is kept.
   """
+
+  def __init__(self, message: str):
+    super().__init__(re.sub(r'(\S{200})\S{100,}', r'\1…', message))
 
 
 class TrainingError(RuntimeError):

@@ -16,7 +16,7 @@ from latent_reasoning.config import (
 from latent_reasoning.config_check import from_dict
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def data_config() -> DataConfig:
   """A DataConfig to be changed with `dataclasses.replace`."""
   return DataConfig(
