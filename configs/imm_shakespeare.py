@@ -235,6 +235,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   train.eval_every = 500  # validation and checkpoint
   train.save_every = 1000  # checkpoint
   train.keep = 3  # newest checkpoints, beside the best
+  train.restart = False  # begin again where checkpoints were and none is sound
   train.max_loss = 0.0  # a larger loss stops the run; 0: 3 ln(vocabulary)
   train.compilation_cache = '~/.cache/latent_reasoning'  # '': none
   train.prefetch = 2  # batches made ahead in a thread

@@ -5,8 +5,11 @@ data, so each one carries a hash per array in its metadata. A hash is worked out
 the devices and does not depend on where the parts of an array lie, so a checkpoint
 is verified on any mesh and by any number of processes. Beside the checkpoints lies a
 seal of each: sizes of its files, and hashes of the small ones, for what no array shows.
-`restore` falls back to the newest sound checkpoint; an unsound one is set aside, never
-deleted.
+
+Damage is what hashes and decoders say of bytes that could be read. An error of reading (a
+disk, a network, too little memory) is tried again and then told, and changes nothing. Only a
+writer, training, sets an unsound checkpoint aside, never deletes it, and falls back to the
+newest sound one; a reader beside it skips what is unsound, and what the writer has removed.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +36,9 @@ from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
+FORMAT = 2  # of what a checkpoint holds; one of another is refused
+TRIES = 3  # of reading, before an error is told
+WAIT = 0.5  # seconds before the second of them, then twice as long
 
 
 # Orbax logs the traceback of a failed save beside raising it; the raise becomes our error.
@@ -117,6 +124,28 @@ def versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in packages}
 
 
+class _Unreadable(Exception):
+  """A checkpoint could not be read, which says nothing of what it holds."""
+
+
+def _memory(error: BaseException) -> bool:
+  """Whether an error is of too little memory, as Python, XLA or tensorstore say it."""
+  return isinstance(error, MemoryError) or any(
+      text in str(error) for text in ('Cannot allocate memory', 'RESOURCE_EXHAUSTED',
+                                      'bad_alloc', 'Out of memory'))
+
+
+def _read_through(folder: epath.Path) -> None:
+  """Reads every byte of a folder's files; raises OSError where that fails."""
+  for file in folder.iterdir():
+    if file.is_dir():
+      _read_through(file)
+    else:
+      with file.open('rb') as opened:
+        while opened.read(1 << 24):
+          pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
   state: TrainState
@@ -146,18 +175,22 @@ class Checkpoints:
   Args:
     path: absolute folder, or a bucket's; made if needed.
     keep: newest ones kept, beside the best by validation accuracy.
-    warn: told, in words, of a checkpoint that was set aside.
+    warn: told, in words, of a checkpoint that is unsound.
+    writer: whether it may save, and set aside what is unsound.
 
   Raises:
     InputError: the folder cannot be used.
   """
 
   def __init__(self, path: epath.PathLike, keep: int = 3,
-               warn: Callable[[str], None] = logging.warning):
-    self.path, self.warn = epath.Path(path), warn
+               warn: Callable[[str], None] = logging.warning, writer: bool = True):
+    self.path, self.warn, self._writer = epath.Path(path), warn, writer
     self._accuracy: dict[int, float] = {}
+    self._manager = None
     policies = checkpoint_managers
     try:
+      if not writer and not self.path.exists():
+        return
       self.path.mkdir(parents=True, exist_ok=True)
     except (OSError, ImportError) as error:
       raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
@@ -168,14 +201,19 @@ class Checkpoints:
         self.path, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([
                 policies.LatestN(keep), _Best(self._accuracy)]),
-            enable_async_checkpointing=True))
+            read_only=not writer, enable_async_checkpointing=writer))
     for step in self.steps():
-      meta = self._meta(step)
-      if meta and meta.get('accuracy') is not None:
-        self._accuracy[step] = meta['accuracy']
+      with contextlib.suppress(_Unreadable):  # it will be told where it is asked for
+        meta = self._meta(step)[0]
+        if meta and meta.get('accuracy') is not None:
+          self._accuracy[step] = meta['accuracy']
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, newest first."""
+    if self._manager is None:
+      return []
+    if not self._writer:
+      self._manager.reload()
     return sorted(self._manager.all_steps(), reverse=True)
 
   def save(self, state: TrainState, accuracy: float | None = None, **meta: Any) -> None:
@@ -189,7 +227,7 @@ class Checkpoints:
     step = int(state.step)
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
-            'processes': distributed.count(), 'versions': versions(),
+            'processes': distributed.count(), 'versions': versions(), 'format': FORMAT,
             'arrays': describe(tree)}
     meta = json.loads(json.dumps(meta))  # as it will be read
     meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
@@ -204,6 +242,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Blocks until the last save is on disk."""
+    if self._manager is None or not self._writer:
+      return
     with self._saving():
       self._manager.wait_until_finished()
       self._seal()
@@ -221,7 +261,7 @@ class Checkpoints:
       if not self._seal_of(step).exists():
         text = json.dumps(_contents(self.path / str(step)))
         temporary = folder / f'.{step}.tmp'
-        temporary.write_text(text)
+        temporary.write_text(text, encoding='utf-8')
         temporary.replace(self._seal_of(step))
     for seal in folder.glob('*.json'):
       if seal.stem.isdigit() and int(seal.stem) not in steps:
@@ -230,8 +270,10 @@ class Checkpoints:
   def _broken_seal(self, step: int) -> str:
     """What differs from a seal; '': nothing, or the writer was killed before it sealed."""
     try:
-      sealed = json.loads(self._seal_of(step).read_text())
-    except (OSError, ValueError):
+      sealed = json.loads(self._seal_of(step).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+      return ''
+    if not isinstance(sealed, dict):
       return ''
     found = _contents(self.path / str(step))
     wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f))
@@ -249,7 +291,8 @@ class Checkpoints:
       raise
     except Exception as error:  # noqa: BLE001 orbax raises many kinds, a full disk's too
       self._manager = None  # it would wait for that save again
-      complete = [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]
+      complete = [int(p.name) for p in self.path.iterdir() if p.name.isdigit()
+                  ] if self.path.exists() else []
       raise TrainingError(
           f'a checkpoint could not be saved in {self.path}: {type(error).__name__}: '
           f'{str(error).strip().splitlines()[0][:300]}. '
@@ -276,31 +319,59 @@ class Checkpoints:
     Raises:
       InputError: the arrays saved are not those of the model, or no checkpoint
         is sound.
+      TrainingError: one could not be read, and nothing was changed.
     """
-    steps = distributed.share(self.steps()) if step is None else [step]
-    for candidate in steps:
+    tried, reason = set(), ''
+    while steps := distributed.share([s for s in (
+        self.steps() if step is None else [step]) if s not in tried]):
+      candidate = steps[0]
+      tried.add(candidate)
       own = like(candidate) if callable(like) else like
-      found, reason = self._try(own, candidate)
+      found, reason, unreadable = None, '', ''
+      try:
+        found, reason = self._try(own, candidate)
+      except _Unreadable as error:
+        unreadable = str(error)
+      if not distributed.everywhere(not unreadable):
+        raise TrainingError(
+            f'checkpoint {candidate} of {self.path} could not be read in {TRIES} tries '
+            f'({unreadable or "by another process"}); nothing was changed. Mend the disk or '
+            'free memory, and the same command goes on')
       if distributed.everywhere(found is not None):
         return found
       reason = reason or 'another process could not read it'
       if step is not None:
         raise InputError(f'checkpoint {step} of {self.path} is unsound ({reason}); take '
                          'the newest sound one with --config.eval.checkpoint=last')
-      aside = self._set_aside(candidate)
-      self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); it was '
-                f'moved to {aside} and the one before it is used')
-    if steps:
+      if self._writer:
+        aside = self._set_aside(candidate)
+        self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); it was '
+                  f'moved to {aside} and the one before it is used')
+      elif (self.path / str(candidate)).exists():  # else its writer has removed it
+        self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); the one '
+                  'before it is used')
+    if tried:
       raise InputError(f'no sound checkpoint in {self.path} (last reason: {reason}); '
-                       'start again in another --workdir=DIR')
+                       'start again in another --workdir=DIR, or in this one with '
+                       '--config.train.restart=True')
     return None
 
   def _try(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
-    if broken := self._broken_seal(step):
-      return None, broken
-    meta = self._meta(step)
+    """The checkpoint, or None and what is wrong with it; raises as `_attempt`."""
+    broken, reason = self._attempt(step, lambda: self._broken_seal(step))
+    if broken is None or broken:
+      return None, broken or reason
+    meta, reason = self._meta(step)
     if not meta:
-      return None, 'its metadata cannot be read, or its hash differs'
+      return None, reason or 'its metadata cannot be read, or its hash differs'
+    if meta.get('format') != FORMAT:
+      raise InputError(
+          f'checkpoint {step} of {self.path} has the format {meta.get("format", 1)} of another '
+          f'version of latent_reasoning; this one reads format {FORMAT}. Use the version that '
+          f"wrote it ({meta.get('versions', {}).get('latent_reasoning', 'unknown')}), or train "
+          'again in another --workdir=DIR')
+    if meta['step'] != step:
+      return None, f'it is a copy of the checkpoint of step {meta["step"]}'
     abstract = jax.tree.map(_abstract, _tree(like))
     expected = describe(abstract, hashed=False)
     saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
@@ -311,26 +382,54 @@ class Checkpoints:
           f'checkpoint {step} of {self.path} does not hold this model: {wrong[0]} is '
           f'{saved.get(wrong[0], "absent")}, expected {expected.get(wrong[0], "absent")} '
           f'({len(wrong)} such arrays); use the configuration it was trained with')
-    try:
-      tree = self._manager.restore(
-          step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
-    except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
-      return None, f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
+    tree, reason = self._attempt(step, lambda: self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state'])
+    if tree is None:
+      return None, reason
     damaged = [path for path, text in describe(tree).items()
                if meta['arrays'][path] != text]
     if damaged:
       return None, f'the hash of {damaged[0]} differs, {len(damaged)} arrays in all'
     return Restored(TrainState(**tree), step, meta), ''
 
-  def _meta(self, step: int) -> dict[str, Any] | None:
-    try:
-      meta = self._manager.restore(
-          step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-      written = meta.pop('hash')
-    except Exception:  # noqa: BLE001 as above
-      return None
-    sound = written == _hash(json.dumps(meta, sort_keys=True).encode())
-    return meta if sound else None
+  def _attempt(self, step: int, read: Callable[[], Any]) -> tuple[Any, str]:
+    """What reads a part of a checkpoint, or None and why it is damaged.
+
+    Raises:
+      _Unreadable: it could not be read, again and again, or there is too little memory: the
+        bytes may be sound.
+    """
+    folder, wait, damaged = self.path / str(step), WAIT, 0
+    for attempt in range(1, TRIES + 1):
+      try:
+        return read(), ''
+      except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
+        reason = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+        try:
+          if _memory(error):
+            raise OSError(reason)
+          _read_through(folder)
+          damaged += 1  # its bytes can be read, but make no checkpoint
+        except (OSError, MemoryError) as cause:
+          if not folder.exists():
+            return None, 'it is gone'
+          reason = f'{cause}'
+        if damaged == 2:
+          return None, reason
+      if attempt < TRIES:
+        time.sleep(wait)
+        wait *= 2
+    raise _Unreadable(reason)
+
+  def _meta(self, step: int) -> tuple[dict[str, Any] | None, str]:
+    """The metadata of a step, or None and what is wrong with it."""
+    meta, reason = self._attempt(step, lambda: self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
+    if not isinstance(meta, dict) or not meta.keys() >= {'hash', 'step', 'arrays'}:
+      return None, reason
+    written = meta.pop('hash')
+    return (meta, '') if written == _hash(json.dumps(meta, sort_keys=True).encode()) else (
+        None, '')
 
   def _set_aside(self, step: int) -> epath.Path:
     folder, number = self.path.parent / 'unsound', 0
@@ -347,13 +446,20 @@ class Checkpoints:
     self._manager.reload()
     return aside
 
-  def verify(self, like: Callable[[int], TrainState]) -> dict[int, str]:
-    """What is wrong with each checkpoint, by step, the newest first; '': nothing."""
+  def verify(self, like: Callable[[int], TrainState],
+             check: Callable[[dict[str, Any]], None] = lambda meta: None) -> dict[int, str]:
+    """What is wrong with each checkpoint, by step, the newest first; '': nothing.
+
+    Args:
+      check: raises InputError where the metadata of a sound one do not fit what is here.
+    """
     found = {}
     for step in self.steps():
       try:
-        found[step] = self._try(like(step), step)[1]
-      except InputError as error:
+        restored, found[step] = self._try(like(step), step)
+        if restored:
+          check(restored.meta)
+      except (InputError, _Unreadable) as error:
         found[step] = str(error)
     return found
 

@@ -227,6 +227,7 @@ class TrainConfig:
   eval_every: int  # steps between validations; 0: at the end only
   save_every: int  # steps between checkpoints; 0: at the end only
   keep: int  # newest checkpoints kept, beside the best
+  restart: bool  # begin again where checkpoints were and none is sound
   max_loss: float  # a loss above this stops the run; 0: 3 ln(vocabulary)
   compilation_cache: str  # directory of compiled programs; '': none
   prefetch: int  # batches made ahead of time in a thread

@@ -11,7 +11,6 @@ test split.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import sys
@@ -171,10 +170,10 @@ def subject(path: pathlib.Path, name: str) -> Subject:
   """
   run = run_lib.reopen(path)
   config = run.config
-  try:
-    results = json.loads(run.workdir.results.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
+  results = workdir.read_object(run.workdir.results)
+  if not results or not isinstance(results.get('tokens'), dict):
+    raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
+                     'finished run')
   if config.method == 'lm':
     raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
   found = run.restore()

@@ -1,5 +1,6 @@
 """The training loop: curriculum, validation, checkpoints, and every way to stop."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -34,10 +35,14 @@ class Interrupted(Exception):
     self.signal, self.step = number, step
 
 
-class Signals:
-  """Turns the first SIGINT or SIGTERM into a request; the second stops at once.
+STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
-  With several processes, SIGTERM to any of them is a request to all, and SIGINT stops.
+
+class Signals:
+  """Turns the first signal of `STOP`, or SIGINT, into a request; the second stops at once.
+
+  With several processes, one of `STOP` to any of them is a request to all, and SIGINT stops.
+  What the process was started to ignore, as nohup does with SIGHUP, it goes on ignoring.
   """
 
   def __init__(self):
@@ -51,17 +56,22 @@ class Signals:
     return self.received
 
   def __enter__(self):
-    if distributed.count() > 1:
-      return self  # JAX listens
-    for number in (signal.SIGINT, signal.SIGTERM):
-      self._old[number] = signal.signal(number, self._handle)
+    several = distributed.count() > 1  # JAX listens to SIGTERM, and tells the others
+    for number in STOP[1:] if several else (signal.SIGINT, *STOP):
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        self._old[number] = signal.signal(
+            number, self._pass_on if several else self._handle)
     return self
+
+  def _pass_on(self, number, frame):
+    os.kill(os.getpid(), signal.SIGTERM)
 
   def _handle(self, number, frame):
     if self.received:
       raise KeyboardInterrupt
     self.received = number
-    os.write(2, b'\nsaving after this step; once more to stop without saving\n')
+    with contextlib.suppress(OSError):  # perhaps the terminal is gone
+      os.write(2, b'\nsaving after this step; once more to stop without saving\n')
 
   def __exit__(self, *_):
     if distributed.count() > 1:
@@ -92,11 +102,25 @@ def train(run: Run) -> TrainState:
     TrainingError: the loss is not finite or too large.
     Interrupted: after SIGINT or SIGTERM, saved.
   """
+  with run.workdir.writing():
+    return _train(run)
+
+
+def _train(run: Run) -> TrainState:
   config, curriculum = run.config, run.curriculum
-  checkpoints = run.checkpoints()
+  lost = run.workdir.lost_checkpoints()
+  begins_again = InputError(
+      f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
+      'Bring one back, or give --config.train.restart=True (what is logged is kept in '
+      'metrics.void.jsonl)') if lost and not config.train.restart else None
+  if begins_again and not run.workdir.checkpoints.exists():
+    raise begins_again  # before there is an empty folder
+  checkpoints = run.checkpoints(writer=True)
   restored = checkpoints.restore(run.like)
   if restored:
     same(run, restored.meta)
+  elif begins_again:
+    raise begins_again
   state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
@@ -121,7 +145,9 @@ def train(run: Run) -> TrainState:
 
 
 def same(run: Run, meta: dict[str, Any]) -> None:
-  """Raises InputError where a checkpoint's configuration or data are not the run's."""
+  """Raises InputError where a checkpoint's configuration, data, tokenizer or pretrained
+  weights are not the run's."""
+  run.same_sources(meta)
   ours = json.loads(json.dumps(dataclasses.asdict(run.config)))
   if changed := config_lib.difference(meta['config'], ours, workdir.PLACE):
     listed = '\n  '.join(changed)
@@ -189,7 +215,7 @@ class _Loop:
         self.checkpoints.save(
             state, accuracy if final else None, stage=moment.stage, method=config.method,
             curriculum=curriculum.lengths, config=dataclasses.asdict(config),
-            data=self.run.fingerprint)
+            data=self.run.fingerprint, sources=self.run.sources)
         self.run.workdir.push()
       if stop and not last:
         self.checkpoints.wait()

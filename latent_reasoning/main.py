@@ -48,7 +48,6 @@ stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goe
 """
 
 import contextlib
-import errno
 import os
 import pathlib
 import re
@@ -245,10 +244,8 @@ def main(argv: Sequence[str]) -> int:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
-      raise
-    print(f'error: cannot write: {error}. Free space or mend the disk, and the same command '
-          'goes on from the newest checkpoint', file=sys.stderr)
+    print(f'error: a file could not be read or written: {error}. Free space or mend the disk, '
+          'and the same command goes on from the newest checkpoint', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print('stopped without saving; the same command goes on from the newest checkpoint',
@@ -273,7 +270,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                      f'with {distributed.count()}')
   if not distributed.writes():
     sys.stdout = open(os.devnull, 'w')
-  path = args.workdir or default_workdir(config_flag, config.method)
+  path = default_workdir(config_flag, config.method) if args.workdir is None else args.workdir
   if args.mode == 'compare' and not config.sweep.runs:
     raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
                      'config with runs, such as configs/compare_arithmetic.py')
@@ -285,27 +282,65 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     place = workdir.open_workdir(path, pretrained.resolve(config), True)
     place.note(argv[1:])
     return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
-  built = run.open_run(config, path, args.mode == 'train')
   from latent_reasoning import loop
-  if args.mode == 'train':  # of a training that is killed, too
-    built.workdir.note(argv[1:])
-  try:
-    with distributed.together(), (
-        jax.set_mesh(built.mesh) if built.mesh.size > 1 else contextlib.nullcontext()):
-      status = MODES[args.mode](built, args)
-    if not status:
+  training = args.mode == 'train'
+  with contextlib.ExitStack() as stack:
+    if training:  # before anything is written there
+      distributed.first(lambda: stack.enter_context(workdir.locate(path).writing()))
+    built = run.open_run(config, path, training)
+    if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
-    built.workdir.push()
-    return status
-  except loop.Interrupted as stop:
-    built.workdir.push()
-    print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
-          file=sys.stderr)
-    return 128 + stop.signal
+    try:
+      stack.enter_context(distributed.together())
+      if built.mesh.size > 1:
+        stack.enter_context(jax.set_mesh(built.mesh))
+      status = MODES[args.mode](built, args)
+      if not status:
+        built.workdir.note(argv[1:])
+      built.workdir.push()
+      return status
+    except loop.Interrupted as stop:
+      built.workdir.push()
+      print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
+            file=sys.stderr)
+      return 128 + stop.signal
+
+
+class _Stream:
+  """A standard stream that outlives who reads it: a terminal or pipe that is gone is no
+  reason to stop a training, and what a locale cannot spell is written as an escape."""
+
+  def __init__(self, stream):
+    self._stream = stream
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+  def write(self, text):
+    with contextlib.suppress(OSError, ValueError):
+      return self._stream.write(text)
+    return len(text)
+
+  def flush(self):
+    with contextlib.suppress(OSError, ValueError):
+      self._stream.flush()
+
+
+def keep_streams() -> None:
+  """Makes the standard streams ones that cannot fail; they may have been closed."""
+  for name in ('stdout', 'stderr'):
+    setattr(sys, name, _Stream(getattr(sys, name) or open(os.devnull, 'w')))  # noqa: SIM115
+  if sys.stdin is None:
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+  elif hasattr(sys.stdin, 'reconfigure'):
+    sys.stdin.reconfigure(errors='replace')
 
 
 if __name__ == '__main__':
   allocator.tune()
+  keep_streams()
   status = main(sys.argv)
   from latent_reasoning import distributed
   distributed.finish(status)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ def plain(value: Any) -> Any:
 class Metrics:
   """Writes one JSON object a line: step, stage, split, values.
 
-  Lines past the step that a run resumes from are dropped, so that a file never
-  holds a step twice.
+  Lines past the step that a run resumes from, and lines that are damaged, go to the file
+  beside it whose name has `void`, so that this one never holds a step twice and nothing is
+  lost.
   """
 
   def __init__(self, workdir: Workdir, step: int, causal: bool = True):
@@ -35,8 +37,7 @@ class Metrics:
       return
     self._path = workdir.metrics
     if self._path.exists():
-      write_text(self._path, ''.join(f'{json.dumps(r)}\n' for r in read(self._path)
-                                     if r['step'] <= step))
+      _keep_until(self._path, step)
     self._file = self._path.open('a', encoding='utf-8')
     self._events = _events(str(workdir.events), purge_step=step + 1)
 
@@ -73,15 +74,33 @@ def _events(path: str, **options: Any):
   return tensorboardX.SummaryWriter(path, **options)
 
 
-def read(path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl; a last line cut off by a killed writer is left out."""
-  records = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      records.append(json.loads(line))
-    except ValueError:
-      continue
-  return records
+def _keep_until(path: pathlib.Path, step: int) -> None:
+  """Moves what is not of a step up to `step` to the file beside."""
+  kept, void = [], []
+  for line in path.read_bytes().split(b'\n'):
+    record = _record(line)
+    (kept if record and record['step'] <= step else void).append(line + b'\n')
+  void = [line for line in void if line.strip()]
+  if void:
+    with path.with_name(f'{path.stem}.void{path.suffix}').open('ab') as file:
+      file.writelines(void)
+    write_text(path, b''.join(kept).decode())
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+  """One line of metrics.jsonl; None where it is damaged or cut off by a killed writer."""
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  sound = (isinstance(found, dict) and type(found.get('step')) is int
+           and type(found.get('stage')) is int and isinstance(found.get('split'), str))
+  return found if sound else None
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of metrics.jsonl; what is damaged is left out."""
+  return [r for line in path.read_bytes().split(b'\n') if (r := _record(line))]
 
 
 def seconds(records: Sequence[dict[str, Any]]) -> float:
@@ -92,8 +111,9 @@ def seconds(records: Sequence[dict[str, Any]]) -> float:
   """
   total, before = 0.0, 0
   for record in records:
-    if record['split'] == 'train' and record.get('steps_per_second'):
-      total += (record['step'] - before) / record['steps_per_second']
+    speed = record.get('steps_per_second')
+    if record['split'] == 'train' and isinstance(speed, (int, float)) and speed > 0:
+      total += (record['step'] - before) / speed
       before = record['step']
   return total
 

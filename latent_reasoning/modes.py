@@ -59,7 +59,7 @@ def environment() -> dict[str, Any]:
 def verify(run: Run) -> int:
   """Says of every checkpoint whether it is sound; 1 where one is not."""
   checkpoints = run.checkpoints()
-  found = checkpoints.verify(run.like)
+  found = checkpoints.verify(run.like, run.same_sources)
   checkpoints.close()
   if not found:
     raise InputError(f'there is no checkpoint in {checkpoints.path}; train first')
@@ -257,7 +257,7 @@ def export(run: Run, kind: str) -> int:
   results = run.workdir.results
   path = run.workdir.path / 'export' / kind
   export_lib.write(run.config, found.state.params, run.tokenizer, path,
-                   json.loads(results.read_text()) if results.exists() else None, kind)
+                   workdir.read_object(results), kind)
   print(f'checkpoint of step {found.step} written to {path}, read back and equal')
   return 0
 
@@ -276,7 +276,7 @@ def explain(run: Run, question: str | None) -> int:
     place = run.workdir.explicit
     free = tuple(key for key in workdir.FREE if key != 'explicit.')
     workdir.open_workdir(place.path, config, False, free)
-    if place.base.exists() and json.loads(place.base.read_text()) != {'step': found.step}:
+    if place.base.exists() and workdir.read_object(place.base) != {'step': found.step}:
       raise InputError(f'{place.path} explains another checkpoint than that of step '
                        f'{found.step}; remove the folder to train it again')
     workdir.write_json(place.base, {'step': found.step})

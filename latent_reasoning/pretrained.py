@@ -8,6 +8,7 @@ or of another shape is named, and nothing is guessed.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import re
@@ -188,6 +189,22 @@ def tensors(path: pathlib.Path) -> dict[str, Tensor]:
     raise InputError(f'{index} names {_some(absent)}, which the files that it names for them '
                      'do not have; download them again')
   return found
+
+
+BLOCKS, BLOCK = 64, 1 << 20  # of a file that its hash reads: all of one up to 64 MiB
+
+
+def fingerprint(init_from: str) -> str:
+  """A hash of a checkpoint's weights: of each file its size and up to 64 blocks of it."""
+  found = hashlib.blake2b(digest_size=16)
+  for file in shards(directory(init_from)):
+    size = file.stat().st_size
+    found.update(f'{file.name} {size} '.encode())
+    with file.open('rb') as opened:
+      for i in range(BLOCKS):
+        opened.seek(max(0, size - BLOCK) * i // (BLOCKS - 1))
+        found.update(opened.read(BLOCK))
+  return found.hexdigest()
 
 
 # --- in -----------------------------------------------------------------------

@@ -197,23 +197,59 @@ class Run:
         digest_size=16).hexdigest()
             for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
 
-  def checkpoints(self) -> Checkpoints:
-    return Checkpoints(self.workdir.checkpoints, self.config.train.keep)
+  def checkpoints(self, writer: bool = False) -> Checkpoints:
+    return Checkpoints(self.workdir.checkpoints, self.config.train.keep, writer=writer)
 
   def restore(self) -> Restored | None:
-    """The checkpoint that `eval.checkpoint` names, or None before the first."""
+    """The checkpoint that `eval.checkpoint` names, or None before the first.
+
+    Raises:
+      InputError: none is sound, or it is of another tokenizer or other weights.
+    """
     checkpoints = self.checkpoints()
-    step = checkpoints.best() if self.config.eval.checkpoint == 'best' else None
-    restored = checkpoints.restore(self.like, step)
+    for _ in range(10):  # beside training, which may remove one while it is read
+      step = checkpoints.best() if self.config.eval.checkpoint == 'best' else None
+      try:
+        restored = checkpoints.restore(self.like, step)
+        break
+      except InputError:
+        if step is None or step in checkpoints.steps():
+          raise
     checkpoints.close()
+    if restored:
+      self.same_sources(restored.meta)
     return restored
 
   def kept(self) -> Iterator[Restored]:
     """Every checkpoint there is, the oldest first."""
     checkpoints = self.checkpoints()
     for step in reversed(checkpoints.steps()):
-      yield checkpoints.restore(self.like, step)
+      restored = checkpoints.restore(self.like, step)
+      self.same_sources(restored.meta)
+      yield restored
     checkpoints.close()
+
+  @functools.cached_property
+  def sources(self) -> dict[str, str]:
+    """Hashes of what a checkpoint means nothing without: tokenizer, pretrained weights."""
+    start = self.config.model.init_from
+    return {'tokenizer': self.tokenizer.fingerprint,
+            'pretrained weights': pretrained.fingerprint(start) if start else ''}
+
+  def same_sources(self, meta: dict[str, Any]) -> None:
+    """Raises InputError where a checkpoint was trained with another tokenizer or other
+    pretrained weights than are here now."""
+    for name, ours in self.sources.items():
+      if (theirs := meta.get('sources', {}).get(name)) != ours:
+        raise InputError(
+            f'the {name} of the checkpoint of step {meta["step"]} are not those here (hash '
+            f'{theirs}, found {ours}): its numbers would mean something else. Restore '
+            f'{self.workdir.tokenizer if name == "tokenizer" else start_of(self.config)}, or '
+            'train in another --workdir=DIR')
+
+
+def start_of(config: Config) -> str:
+  return f'config.model.init_from {config.model.init_from!r}'
 
 
 _watched = jax.jit(memory.watched, static_argnums=0)
@@ -255,8 +291,8 @@ def reopen(path: str | pathlib.Path) -> Run:
   """
   place = Workdir(local_path(path, 'a workdir').absolute())
   try:
-    config = ml_collections.ConfigDict(json.loads(place.config.read_text()))
-  except (OSError, ValueError) as error:
+    config = ml_collections.ConfigDict(json.loads(place.config.read_text(encoding='utf-8')))
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
   config = pretrained.resolve(config_check.from_dict(config))
   _keep_programs(config)

@@ -6,7 +6,6 @@ at the end and stops no other. Starting again goes on: what has results is kept,
 off resumes.
 """
 
-import json
 import pathlib
 import re
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from latent_reasoning import report
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
-from latent_reasoning.workdir import Workdir, write_json, write_text
+from latent_reasoning.workdir import Workdir, read_object, write_json, write_text
 
 
 def parse(config: SweepConfig) -> dict[str, list[str]]:
@@ -29,7 +28,7 @@ def parse(config: SweepConfig) -> dict[str, list[str]]:
   """
   found = {}
   for text in config.runs:
-    name, *pairs = text.split()
+    name, *pairs = text.split() or ['']
     if not re.fullmatch(r'\w+', name) or name in found:
       raise InputError(f'config.sweep.runs has {text!r}; expected a name of its own made '
                        "of letters, digits and '_', then key=value pairs")
@@ -58,6 +57,11 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   Returns:
     0, or 1 if a run failed, or what a signal asked for.
   """
+  with workdir.writing():
+    return _run(config, flags, workdir)
+
+
+def _run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   runs, failed = parse(config), []
   if config.budget == 'flops':
     runs = scaled(config, flags, runs, workdir)
@@ -65,11 +69,12 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   began, done_here = time.monotonic(), 0
   for number, (name, seed) in enumerate(jobs, 1):
     place = workdir.path / f'{name}-{seed}'
-    if (place / 'results.json').exists():
+    if read_object(place / 'results.json'):  # of a killed writer there may be a part
       continue
     left = ''
     if done_here:
-      rest = sum(not (workdir.path / f'{n}-{s}' / 'results.json').exists() for n, s in jobs)
+      rest = sum(not read_object(workdir.path / f'{n}-{s}' / 'results.json')
+                 for n, s in jobs)
       left = f', about {(time.monotonic() - began) / done_here * rest / 60:.0f} min left'
     print(f'run {number} of {len(jobs)}: {name}, seed {seed}{left}; log in {place}/log.txt',
           file=sys.stderr, flush=True)
@@ -137,7 +142,8 @@ def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]]
         print(f'{name}: its FLOPs could not be counted (status {status}, see '
               f'{place}/log.txt); it trains for its own steps', file=sys.stderr)
         continue
-    counted[name] = json.loads((place / 'flops.json').read_text(encoding='utf-8'))
+    if found := read_object(place / 'flops.json'):
+      counted[name] = found
   if config.control not in counted:
     raise InputError(f'the FLOPs of config.sweep.control {config.control!r} could not be '
                      f'counted; see {workdir.path}/flops-{config.control}/log.txt')

@@ -5,6 +5,7 @@ does not know, so no text can produce one, not even its literal spelling.
 """
 
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -66,6 +67,12 @@ class Tokenizer:
     self.vocab_size = -(-used // pad_to) * pad_to
     (self.pad, self.end, self.block_open, self.memory, self.block_close,
      self.pause) = range(self.size, self.size + len(SPECIAL))
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """A hash of what the tokenizer does."""
+    return hashlib.blake2b(f'{self._base.to_str()} {self.special()}'.encode(),
+                           digest_size=16).hexdigest()
 
   @property
   def used(self) -> int:

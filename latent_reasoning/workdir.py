@@ -1,11 +1,18 @@
 """The files of one run, and the rule that a run has one configuration."""
 
+import contextlib
 import dataclasses
+import datetime
+import fcntl
 import json
 import os
 import pathlib
 import re
 import shlex
+import socket
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +21,11 @@ from etils import epath
 from latent_reasoning import config as config_lib
 from latent_reasoning import distributed
 from latent_reasoning.config import Config
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure, local_path
 
 # Keys that say where it runs and how it is watched, not what it is.
-PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps')
+PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps',
+         'train.restart')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
@@ -34,6 +42,7 @@ class Workdir:
   path: pathlib.Path
   remote: str = ''
 
+  lock = property(lambda self: self.path / '.lock')
   config = property(lambda self: self.path / 'config.json')
   metrics = property(lambda self: self.path / 'metrics.jsonl')
   checkpoints = property(lambda self: epath.Path(self.remote or self.path) / 'checkpoints')
@@ -60,6 +69,46 @@ class Workdir:
     if command not in old.splitlines():
       write_text(self.commands, f'{old}{command}\n')
 
+  def lost_checkpoints(self) -> str:
+    """What says that the run had checkpoints, where the folder of them may hold none; ''."""
+    place = self.checkpoints
+    aside, seals = place.parent / 'unsound', place.with_name(f'{place.name}.seals')
+    if aside.exists() and any(aside.iterdir()):
+      return f'checkpoints of this run were set aside in {aside}'
+    if seals.exists() and any(f.name.endswith('.json') for f in seals.iterdir()):
+      return f'this run had checkpoints (by {seals})'
+    if not place.exists() and self.metrics.exists() and self.metrics.stat().st_size:
+      return f'{self.metrics} says that steps were done'
+    return ''
+
+  @contextlib.contextmanager
+  def writing(self):
+    """Holds the folder for one writer; of several processes, the first holds it for all.
+
+    The lock is the system's, so that it is gone with the process that held it, and names it.
+    In a bucket it is a lease, an object that is made only where there is none.
+
+    Raises:
+      InputError: another process writes there; names it.
+    """
+    if not distributed.writes() or self.path in _writing:
+      yield
+      return
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self.lock.touch()
+    except OSError as error:
+      raise _cannot_use(self.remote or self.path, error) from None
+    owner = {'host': socket.gethostname(), 'process': os.getpid(),
+             'since': datetime.datetime.now().isoformat(timespec='seconds')}
+    with (_lease(f'{self.remote}/lock.json', owner) if self.remote else contextlib.nullcontext(
+    )), _file_lock(self.lock, owner, self.remote or self.path):
+      _writing.add(self.path)
+      try:
+        yield
+      finally:
+        _writing.discard(self.path)
+
   def pull(self) -> None:
     """Fetches what lies in the bucket."""
     if self.remote:
@@ -71,6 +120,14 @@ class Workdir:
       _copy(epath.Path(self.path), epath.Path(self.remote))
 
 
+def _cannot_use(place: Any, error: Exception) -> InputError:
+  return InputError(f'cannot use {place} as a workdir: {error}; give a folder that can be '
+                    "written with --workdir=DIR (gs://… needs pip install -e '.[gcs]')")
+
+
+_writing: set[pathlib.Path] = set()  # folders whose lock this process holds
+
+
 def _copy(source: epath.Path, target: epath.Path) -> None:
   """Copies the files of a run's folder and of its events; nothing that is half written."""
   for folder in ('.', 'events'):
@@ -80,6 +137,16 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
       for file in place.iterdir():
         if not file.is_dir() and not file.name.startswith('.'):
           file.copy(target / folder / file.name, overwrite=True)
+
+
+def locate(path: str | pathlib.Path) -> Workdir:
+  """The workdir of a path or a bucket's address, whether it is there or not."""
+  ensure(str(path), '--workdir= is empty; expected a folder')
+  remote = str(path).rstrip('/') if '://' in str(path) and not str(path).startswith(
+      'file://') else ''
+  here = (pathlib.Path('runs') / re.sub(r'\W+', '_', remote) if remote
+          else local_path(path, '--workdir'))
+  return Workdir(here.absolute(), remote)
 
 
 def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
@@ -96,23 +163,19 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
     InputError: the folder holds a run of another configuration, or cannot be
       written; names the keys that differ.
   """
-  remote = str(path).rstrip('/') if '://' in str(path) else ''
-  here = pathlib.Path('runs') / re.sub(r'\W+', '_', remote) if remote else pathlib.Path(path)
-  workdir = Workdir(here.expanduser().absolute(), remote)
+  workdir, remote = locate(path), locate(path).remote
   try:
     workdir.path.mkdir(parents=True, exist_ok=True)
     workdir.pull()
     if not workdir.config.exists():
       write_json(workdir.config, dataclasses.asdict(config))
       return workdir
-    old = json.loads(workdir.config.read_text())
+    old = json.loads(workdir.config.read_text(encoding='utf-8'))
     if not isinstance(old, dict):
       raise ValueError(f'found {type(old).__name__}, expected an object')
   except (OSError, ImportError) as error:
-    raise InputError(f'cannot use {remote or workdir.path} as a workdir: {error}; give a '
-                     'folder that can be written with --workdir=DIR (gs://… needs pip install '
-                     "-e '.[gcs]')") from None
-  except ValueError as error:
+    raise _cannot_use(remote or workdir.path, error) from None
+  except (ValueError, RecursionError) as error:
     raise InputError(f'{workdir.config} is not valid JSON ({error}); restore it, or give '
                      'another --workdir=DIR') from None
   new = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -131,6 +194,86 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
     workdir.tokenizer.unlink(missing_ok=True)  # it may be of the data looked at
     write_json(workdir.config, dataclasses.asdict(config))
   return workdir
+
+
+@contextlib.contextmanager
+def _file_lock(path: pathlib.Path, owner: dict[str, Any], place: Any):
+  with path.open('a+', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise _held(place, file.read()) from None
+    except OSError as error:  # a file system without locks
+      print(f'warning: {place} cannot be locked ({error.strerror}); take care that nothing '
+            'else trains there', file=sys.stderr)
+    file.truncate(0)
+    file.write(json.dumps(owner))
+    file.flush()
+    try:
+      yield
+    finally:
+      with contextlib.suppress(OSError):
+        file.truncate(0)
+
+
+LEASE = 120.0  # seconds that a lease in a bucket holds; it is renewed at a quarter of them
+
+
+@contextlib.contextmanager
+def _lease(address: str, owner: dict[str, Any]):
+  import fsspec  # of etils' epath
+  files, path = fsspec.url_to_fs(address)
+
+  def write(mode: str) -> None:
+    text = json.dumps({**owner, 'until': time.time() + LEASE}).encode()
+    files.pipe_file(path, text, mode=mode)
+  try:
+    write('create')  # fails where there is one: in one request, by its generation
+  except FileExistsError:
+    held = read_object(files.cat_file(path).decode(errors='replace')) or {}
+    until = held.get('until')
+    if isinstance(until, (int, float)) and until > time.time():
+      raise _held(address.rpartition('/')[0], json.dumps(held)) from None
+    files.rm_file(path)  # its holder is gone
+    try:
+      write('create')
+    except FileExistsError:
+      raise _held(address.rpartition('/')[0], '') from None
+  done = threading.Event()
+
+  def renew():
+    while not done.wait(LEASE / 4):
+      with contextlib.suppress(OSError):
+        write('overwrite')
+  thread = threading.Thread(target=renew, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    done.set()
+    thread.join()
+    with contextlib.suppress(OSError):
+      files.rm_file(path)
+
+
+def _held(place: Any, text: str) -> InputError:
+  held = read_object(text) or {}
+  who = (f"process {held.get('process')} on {held.get('host')} since {held.get('since')}"
+         if held else 'another process')
+  return InputError(f'{place} is being written by {who}; wait for it, stop it, or give another '
+                    '--workdir=DIR')
+
+
+def read_object(text: str | pathlib.Path) -> dict[str, Any] | None:
+  """A JSON object by its text or file; None where it is absent, cut off or another thing."""
+  try:
+    if isinstance(text, pathlib.Path):
+      text = text.read_text(encoding='utf-8')
+    found = json.loads(text)
+  except (FileNotFoundError, ValueError, RecursionError):
+    return None
+  return found if isinstance(found, dict) else None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -21,7 +21,15 @@ command=${1-}
 [ $# -eq 0 ] || shift
 
 status() { cat "$file.status" 2>/dev/null || echo 137; }  # 137: nothing could be written
-running() { grep -aqs launch/worker.sh "/proc/$(cat "$file.pid" 2>/dev/null)/cmdline"; }
+
+# Whether the job of $file runs: a number may be another process's by now, so what runs under
+# it has to be this checkout's loop of this name.
+running() {
+  local pid
+  pid=$(cat "$file.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] &&
+    [ "$(readlink "/proc/$pid/cwd")" = "$(pwd -P)" ] &&
+    [[ $(tr '\0' ' ' 2>/dev/null < "/proc/$pid/cmdline") == *"launch/worker.sh loop ${file#runs/} "* ]]
+}
 
 case $command in
   install)
@@ -33,15 +41,19 @@ case $command in
   run)
     file=runs/$1
     mkdir -p runs && touch "$file.log"
+    exec 9> "$file.lock"
+    flock 9  # of two that start at once, the second follows the first
     if running; then
       note "$1 runs already: following it"
       from=-n20
     else
       rm -f "$file.status"
       from=-c+$(($(wc -c < "$file.log") + 1))
-      setsid launch/worker.sh loop "$@" < /dev/null >> "$file.log" 2>&1 3>&1 &
+      setsid launch/worker.sh loop "$@" < /dev/null >> "$file.log" 2>&1 3>&1 9>&- &
       echo $! > "$file.pid"
+      until running || ! kill -0 $! 2>/dev/null; do sleep 0.05; done
     fi
+    exec 9>&-
     tail "$from" -f -s 0.2 --pid="$(cat "$file.pid")" "$file.log"
     exit "$(status)"
     ;;

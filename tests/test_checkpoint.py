@@ -1,5 +1,6 @@
 """Checkpoints: exact, kept by rule, and every kind of damage survived."""
 
+import errno
 import json
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from latent_reasoning import checkpoint
@@ -425,3 +427,133 @@ def test_fingerprint(dtype):
     other = changed.view(a.dtype).reshape(a.shape)
     print_of.add(tuple(np.asarray(checkpoint.fingerprint(jnp.asarray(other))).tolist()))
   assert len(print_of) == 5 + len(range(0, b.size, 9))
+
+
+# --- what cannot be read is not damaged ----------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch):
+  """Makes reads fail: failing(error, times); returns how often they did."""
+  monkeypatch.setattr(checkpoint, 'WAIT', 0.01)
+  def make(error, times, bytes_too=True):
+    count = [0]
+
+    def fail():
+      if count[0] < times:
+        count[0] += 1
+        raise error
+    real = ocp.CheckpointManager.restore
+
+    def restore(self, step, *args, **kwargs):
+      fail()
+      return real(self, step, *args, **kwargs)
+    monkeypatch.setattr(ocp.CheckpointManager, 'restore', restore)
+    if bytes_too:
+      through = checkpoint._read_through
+
+      def read(folder):
+        if 0 < count[0] <= times and isinstance(error, OSError):
+          raise error
+        through(folder)
+      monkeypatch.setattr(checkpoint, '_read_through', read)
+    return count
+  return make
+
+
+def test_a_read_that_fails_once(make, failing):
+  """An error that passes is tried again, and nothing is said or moved."""
+  saved = make()
+  saved.save(state(1))
+  saved.save(state(2))
+  saved.close()
+  again = make()
+  failing(OSError(errno.EIO, 'Input/output error'), 1)
+  assert_same(again.restore(like()).state, state(2))
+  assert again.steps() == [2, 1] and make.warned == []
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.EIO, 'Input/output error'), MemoryError(),
+    ValueError('RESOURCE_EXHAUSTED: Cannot allocate memory')], ids=['EIO', 'memory', 'XLA'])
+def test_a_read_that_keeps_failing(make, failing, error):
+  """Every try failed: told in one line, and every checkpoint is where it was, for good."""
+  saved = make()
+  saved.save(state(1))
+  saved.close()
+  again = make()
+  count = failing(error, 10**6)
+  for _ in range(2):
+    with pytest.raises(TrainingError, match='could not be read in 3 tries .*nothing was cha'):
+      again.restore(like())
+  assert again.steps() == [1] and make.warned == [] and count[0] >= 6
+  assert not (again.path.parent / 'unsound').exists()
+
+
+def test_only_a_writer_moves(make):
+  """A reader skips what is unsound and leaves it."""
+  saved = make()
+  saved.save(state(1))
+  saved.save(state(2))
+  saved.close()
+  file = next((saved.path / '2/meta').iterdir())
+  file.write_bytes(b'{}')
+  reader = Checkpoints(saved.path, 3, make.warned.append, writer=False)
+  assert reader.restore(like()).step == 1
+  assert reader.steps() == [2, 1] and 'unsound' in make.warned[-1]
+  assert 'moved' not in make.warned[-1]
+  with pytest.raises(InputError, match='unsound'):
+    reader.restore(like(), 2)
+  reader.close()
+  writer = make()
+  assert writer.restore(like()).step == 1 and writer.steps() == [1]
+
+
+def test_a_reader_beside_a_writer(make):
+  """With one checkpoint kept, the one that a reader is about to read may be gone."""
+  writer = make(keep=1)
+  writer.save(state(1))
+  writer.wait()
+  reader = Checkpoints(writer.path, 1, make.warned.append, writer=False)
+  tried, real = [], reader._try
+
+  def late(like, step):  # the writer goes on in between
+    if not tried:
+      writer.save(state(2))
+      writer.wait()
+    tried.append(step)
+    return real(like, step)
+  reader._try = late
+  assert_same(reader.restore(like()).state, state(2))
+  assert tried == [1, 2] and make.warned == []
+
+
+def test_a_reader_makes_nothing(tmp_path):
+  reader = Checkpoints(tmp_path / 'none', writer=False)
+  assert reader.restore(like()) is None and reader.best() is None
+  reader.close()
+  assert not (tmp_path / 'none').exists()
+
+
+def test_a_copy_is_no_checkpoint(make):
+  """Step 1 as step 7: its arrays are sound, and it is none."""
+  saved = make()
+  saved.save(state(1))
+  saved.close()
+  shutil.copytree(saved.path / '1', saved.path / '7')
+  again = make()
+  assert again.restore(like()).step == 1
+  assert 'a copy of the checkpoint of step 1' in make.warned[-1]
+
+
+def test_another_format(make, monkeypatch):
+  """A checkpoint of an older version is refused with a sentence, and stays."""
+  saved = make()
+  monkeypatch.setattr(checkpoint, 'FORMAT', 1)
+  saved.save(state(1))
+  saved.close()
+  monkeypatch.undo()
+  again = make()
+  with pytest.raises(InputError, match='has the format 1 of another version .* reads format'):
+    again.restore(like())
+  assert again.steps() == [1]

@@ -83,6 +83,43 @@ def test_the_worker_stops_what_it_runs(world):
   assert 'does not run' in worker(world, 'stop', 'train').stderr
 
 
+@linux
+def test_two_starts_at_once_are_one(world):
+  """Started twice in the same moment, the job runs once."""
+  runs = world.path / 'home/latent_reasoning/runs'
+  command = ('bash', '-c', 'echo $$ >> runs/starts; while [ ! -e runs/end ]; do sleep 0.05;'
+             ' done')
+  started = [worker(world, 'run', 'train', '1', *command, start=subprocess.Popen)
+             for _ in range(4)]
+  time.sleep(1.0)
+  (runs / 'end').touch()
+  assert [p.wait(60) for p in started] == [0] * 4
+  for p in started:
+    p.communicate()
+  assert len((runs / 'starts').read_text().split()) == 1
+
+
+@linux
+def test_stop_leaves_others_alone(world):
+  """A number in a file may be another process's by now: also another job of the worker."""
+  home = world.path / 'home/latent_reasoning'
+  (home / 'runs').mkdir(exist_ok=True)
+  command = ('bash', '-c', 'while [ ! -e runs/end ]; do sleep 0.05; done')
+  other = worker(world, 'run', 'other', '1', *command, start=subprocess.Popen)
+  while not (home / 'runs/other.pid').exists() or not (
+      home / 'runs/other.pid').read_text().strip():
+    time.sleep(0.05)
+  with subprocess.Popen(['sleep', '60']) as mine:
+    for pid in (mine.pid, int((home / 'runs/other.pid').read_text()), 'x', ''):
+      (home / 'runs/train.pid').write_text(f'{pid}\n')
+      assert 'does not run' in worker(world, 'stop', 'train', timeout=60).stderr
+    assert mine.poll() is None and other.poll() is None
+    mine.kill()
+  (home / 'runs/end').touch()
+  assert other.wait(60) == 0
+  other.communicate()
+
+
 def test_the_worker_installs(world):
   """Python and the extras, by uv."""
   assert worker(world, 'install', 'tpu,hf').returncode == 0

@@ -158,7 +158,7 @@ def test_signalled_run_equals_whole(whole, tiny_config, make_run, tmp_path, monk
     loop.train(run)
   assert (stop.value.signal, stop.value.step) == (number, at)
   assert signal.getsignal(number) is before
-  checkpoints = run.checkpoints()
+  checkpoints = run.checkpoints(writer=True)
   assert checkpoints.steps()[0] == at
   checkpoints.close()
   state = loop.train(run)
@@ -223,7 +223,7 @@ def test_validation_and_the_best(tiny_config, make_run, tmp_path, monkeypatch):
   for record in found:
     assert record['n'] == 4 and len(record['per_block']) == 3
   assert [r['final'] for r in found] == [0.9, 0.5, 0.25]
-  checkpoints = run.checkpoints()
+  checkpoints = run.checkpoints(writer=True)
   assert checkpoints.best() == 10  # 5 belongs to stage 1, where steps are read, not answers
   checkpoints.close()
 
@@ -254,7 +254,7 @@ def test_nan_stops_and_the_run_can_go_on(whole, tiny_config, make_run, tmp_path,
   text = str(error.value)
   assert text.startswith(f'step {bad + 1}: loss nan') and 'learning rate' in text
   assert f"last good checkpoint is {run.workdir.checkpoints / str(good)}." in text
-  checkpoints = run.checkpoints()
+  checkpoints = run.checkpoints(writer=True)
   assert checkpoints.steps()[0] == good
   checkpoints.close()
   last = metrics.read(run.workdir.metrics)[-1]
@@ -282,7 +282,7 @@ BAD, FINE = math.nan, 1.0
 def test_which_steps_are_bad(tiny_config, make_run, tmp_path, loss, norm, good):
   """Loss or gradient not finite, or a mean loss above the limit; sums count by weight."""
   run = make_run(tiny_config(**{'train.max_loss': 11.5}), tmp_path)
-  log, checkpoints = metrics.Metrics(run.workdir, 0), run.checkpoints()
+  log, checkpoints = metrics.Metrics(run.workdir, 0), run.checkpoints(writer=True)
   work = loop._Loop(run, checkpoints, log, metrics.Progress(14, 0, 2))
   sums = {'loss': 4 * loss, 'weight': 4.0, 'correct': 2.0, 'grad_norm': norm}
   work.pending = loop._Pending(2, 1, sums, 1e-3)

@@ -64,8 +64,8 @@ def test_restore_best_or_last(tiny_config, make_run, tmp_path):
   state = run.init()
 
   def save(step, accuracy):
-    checkpoints = run.checkpoints()
-    checkpoints.save(state.replace(step=state.step + step), accuracy)
+    checkpoints = run.checkpoints(writer=True)
+    checkpoints.save(state.replace(step=state.step + step), accuracy, sources=run.sources)
     checkpoints.close()
 
   def restored(which):
@@ -84,9 +84,9 @@ def test_damaged_best_names_a_way_out(tiny_config, make_run, tmp_path):
   """Where the best checkpoint is damaged, and others are not, the error says so."""
   run = make_run(tiny_config(**ONE_LAYER), tmp_path)
   state = run.init()
-  checkpoints = run.checkpoints()
+  checkpoints = run.checkpoints(writer=True)
   for step, accuracy in [(1, 0.75), (2, 0.5)]:
-    checkpoints.save(state.replace(step=state.step + step), accuracy)
+    checkpoints.save(state.replace(step=state.step + step), accuracy, sources=run.sources)
   checkpoints.close()
   files = (run.workdir.checkpoints / '1' / 'state' / 'ocdbt.process_0' / 'd').iterdir()
   for file in files:
