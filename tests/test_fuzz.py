@@ -7,10 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from test_report_comparison import run as write_run
 
-from latent_reasoning import hf_format, pretrained
+from latent_reasoning import hf_format, metrics, pretrained
 from latent_reasoning.data import files
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import page as page_lib
+from latent_reasoning.report import runs
 
 VALUES = [None, True, -1, 0, 1, 1.5, 2**31, 10**30, float('nan'), float('inf'), '', 'x',
           '\u2028', [], {}, [[]], {'a': 1}, '12', '../x', [1, 'a', None]]
@@ -90,12 +93,36 @@ def targets(data_config, tiny_config, tmp_path_factory):
         tensor.read()
   tensors = save({'a': np.ones((2, 3), np.float32), 'b': np.ones(4, np.float16)})
   size = int.from_bytes(tensors[:8], 'little')
-  return {'data line': (json.dumps(ROW).encode() + b'\n', data_line),
+
+
+  def of_run(name):
+    page = tmp_path_factory.mktemp('page')
+    for seed in (0, 1):
+      write_run(page / f'rim-{seed}', 'rim', seed, [1, 0, 1, 0])
+
+    def read(content):
+      (page / f'rim-0/{name}').write_bytes(content)
+      found = runs.find([page])
+      page_lib.html(page_lib.build(found, [page]))
+      if found.problems:
+        raise InputError(found.problems[0])
+    return (page / f'rim-0/{name}').read_bytes(), read
+
+  def log(content):
+    (folder / 'metrics.jsonl').write_bytes(content)
+    whole = content.count(b'\n') + 1
+    if len(metrics.read(folder / 'metrics.jsonl')) < whole - 1:
+      raise InputError('lines are damaged')
+  record = b'{"step": 1, "stage": 1, "split": "train", "loss": 1.5, "steps_per_second": 2.0}'
+  return {'metrics.jsonl': (record + b'\n' + record.replace(b'1,', b'2,'), log),
+          **{name: of_run(name) for name in PAGE},
+          'data line': (json.dumps(ROW).encode() + b'\n', data_line),
           'config.json': (json.dumps(CONFIG).encode(), config_json),
           'safetensors header': (tensors[8:8 + size], header)}
 
 
-KINDS = ('data line', 'config.json', 'safetensors header')
+PAGE = ('results.json', 'predictions.jsonl')  # of a run, as the page reads them
+KINDS = ('data line', 'config.json', 'safetensors header', 'metrics.jsonl', *PAGE)
 
 
 def run(target, count, capsys):

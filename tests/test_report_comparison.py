@@ -159,7 +159,8 @@ def test_odd_times_are_named(folder):
   """Entries of latency.json that are not whole are left out, all of them."""
   (folder / 'latency.json').write_text('{"entries": [{"method": "rim", "batch": 1}]}')
   found = report.find([folder])
-  assert found.latency == {} and any('not whole' in p for p in found.problems)
+  assert found.latency == {} and any(
+      'latency.json: entries[0].prefix_tokens, which is missing' in p for p in found.problems)
 
 
 def test_curve(folder):

@@ -10,6 +10,7 @@ from test_report_comparison import DAMAGE, folder, run  # noqa: F401, a fixture
 
 from latent_reasoning import main, report
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import page as page_module
 from latent_reasoning.report import svg
 
 EVIL = '<script>alert("x")</script> & "quotes" | bar'
@@ -76,8 +77,8 @@ def test_commands_and_pictures_in_markdown(folder):  # noqa: F811
   elsewhere, links where it lies with them, and the same when it is made again."""
   (folder / 'commands.txt').write_text('python -m x --a="<b>"\n')
   (folder / 'rim-0/commands.txt').write_text('python -m y\n')
-  (folder / 'accuracy.png').write_bytes(b'1')
-  (folder / 'rim-0/in side.png').write_bytes(b'2')
+  (folder / 'accuracy.png').write_bytes(page_module.PNG + b'1')
+  (folder / 'rim-0/in side.png').write_bytes(page_module.PNG + b'2')
   for _ in range(2):
     report.write([str(folder)], None, True)
     text = (folder / 'report.md').read_text()
@@ -86,7 +87,8 @@ def test_commands_and_pictures_in_markdown(folder):  # noqa: F811
   elsewhere = folder / 'elsewhere'
   report.write([str(folder)], str(elsewhere), True)
   names = [f'{folder.name}-accuracy.png', 'rim-0-in side.png']
-  assert [(elsewhere / n).read_bytes() for n in names] == [b'1', b'2']
+  assert [(elsewhere / n).read_bytes() for n in names] == [
+      page_module.PNG + b'1', page_module.PNG + b'2']
   assert names[0] in (elsewhere / 'report.md').read_text()
   report.write([str(folder)], None, False)
   assert 'python -m x --a="<b>"' in ' '.join(parsed(folder).text)
@@ -160,3 +162,87 @@ def test_ticks(low, high, expected):
 def test_charts_of_nothing():
   assert svg.lines('t', [], 'x', 'y') == svg.bars('t', [], [], 'x') == ''
   assert svg.lines('t', [svg.Series('a', 0, [(1, float('nan'), None)])], 'x', 'y') == ''
+
+
+@pytest.mark.parametrize('name', ['a.png', 'predictions.jsonl', 'commands.txt', 'metrics.jsonl',
+                                  'audit.json', 'rim-0/results.json'])
+def test_links_show_no_file_of_the_machine(folder, tmp_path_factory, name):  # noqa: F811
+  """A link in a run's folder could point anywhere: what it points to is not shown."""
+  secret = tmp_path_factory.mktemp('elsewhere') / 'secret'
+  secret.write_bytes(page_module.PNG + b'{"question": "SECRET"}\nSECRET\n')
+  file = folder / name
+  file.unlink(missing_ok=True)
+  file.symlink_to(secret)
+  for markdown in (False, True):
+    report.write([str(folder)], None, markdown)
+  text = (folder / 'report.html').read_text() + (folder / 'report.md').read_text()
+  assert 'SECRET' not in text and 'U0VDUkVU' not in text  # nor in base64
+  assert 'a link or no regular file' in text or name in ('metrics.jsonl', 'predictions.jsonl',
+                                                         'audit.json')
+
+
+def test_odd_pictures(folder):  # noqa: F811
+  """A folder, an empty file and another format are named, not embedded."""
+  (folder / 'folder.png').mkdir()
+  (folder / 'text.png').write_text('<svg onload=alert(1)>')
+  (folder / 'empty.png').write_bytes(b'')
+  report.write([str(folder)], None, False)
+  text = (folder / 'report.html').read_text()
+  for name, why in (('folder', 'a link or no'), ('text', 'no PNG'), ('empty', 'no PNG')):
+    assert re.search(rf'{name}\.png: {why}', text)
+  assert 'onload' not in text and 'image/png' not in text
+
+
+MARKDOWN = ['[click](http://evil.example)', '![x](http://evil.example/p.png)',
+            '<script>alert(1)</script>', 'https://evil.example', 'www.evil.example',
+            'a@evil.example', '`code`', '**bold**', '_it_', '~~gone~~', '| a | b |',
+            '\n# title\n', '[ref]: http://evil.example', '&lt;b&gt;', '\\[a](b)']
+
+
+@pytest.mark.parametrize('text', MARKDOWN)
+def test_nothing_in_markdown_is_live(folder, text):  # noqa: F811
+  """Questions, names and commands stay the text that they are."""
+  markdown_it = pytest.importorskip('markdown_it')
+  run(folder / 'extra-0', text, 0, [1, 0], questions=[text, text], dataset=text)
+  (folder / 'commands.txt').write_text(f'python -m x --question={text!r}\n```\n{text}\n````\n')
+  report.write([str(folder)], None, True)
+  page = (folder / 'report.md').read_text()
+  parser = markdown_it.MarkdownIt('gfm-like', {'linkify': False, 'html': True})
+  html = parser.render(page)
+  for tag in ('<a ', '<img', '<script', '<em>', '<del>', '<s>'):
+    assert tag not in html.replace('<strong>', ''), (tag, html)
+  assert html.count('<h1>') == 1
+  assert not re.search(r'(?<!&#)\b(https?://|www\.)evil', re.sub(
+      r'(?s)(`{3,}).*?\n\1', '', page))
+
+
+@pytest.mark.parametrize('changes', [
+    {'parameters': 1e308}, {'n': None}, {'seed': '(((('}, {'seed': None}, {'n': 10**400},
+    {'accuracy': {'final': float('nan'), 'any': 0, 'per_block': [0]}}, {'by_steps': {'x': {}}},
+    {'training': 5}, {'tokens': []}, {'dataset': 7}, {'environment': 5}, {'by_steps': None},
+    {'accuracy': 5}, {'method': ['rim']}, {'trained_steps': 'x'}, {'causal': 'no'}])
+def test_one_bad_value_does_not_end_the_page(folder, changes):  # noqa: F811
+  """It is named, or shown as far as it means something; the rest is there."""
+  run(folder / 'odd-0', 'odd', 0, [1, 0])
+  file = folder / 'odd-0/results.json'
+  file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+  report.write([str(folder)], None, False)
+  assert '75.0 ±12.5' in (folder / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('name, text', [
+    ('metrics.jsonl', '{"step": 1, "split": "train", "loss": 1e308}\n' * 2
+     + '{"step": 1, "split": "train", "loss": -1e308}\n'),
+    ('metrics.jsonl', '{"step": 1e400, "split": "train"}\nnull\n5\n'),
+    ('predictions.jsonl', '{"predictions": 5}\n{"correct": 3}\n{"question": {}}\n'),
+    ('predictions.jsonl', '{"question": "a\u2028b", "correct": [true]}\n'),
+    ('config.json', '{"sweep": {"seeds": "abc", "runs": 5}}'),
+    ('config.json', '{"seed": "(("}'), ('latency.json', '{"entries": 5}'), ('audit.json', '{"checks": 5}'),
+    ('inside.json', '{"choice": []}'), ('controls.json', '{"lines": [5]}')])
+def test_bad_records_do_not_end_the_page(folder, name, text):  # noqa: F811
+  (folder / 'rim-0' / name).write_text(text, encoding='utf-8')
+  report.write([str(folder)], None, False)
+  page = (folder / 'report.html').read_text(encoding='utf-8')
+  assert '75.0 ±12.5' in page
+  if '\u2028' in text:
+    assert 'cannot be read' not in page

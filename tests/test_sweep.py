@@ -84,7 +84,7 @@ def test_table_marks_what_reads_the_future(tmp_path):
     result(tmp_path / f'own-{seed}', own, seed)
   groups = report.find([tmp_path], ['gpt', 'leak', 'own']).groups()
   rows = report.losses({n: [f.results for f in fs] for n, fs in groups.items()}, 'gpt')
-  assert [row[0] for row in rows[1:]] == ['gpt', 'own', 'leak **(NOT CAUSAL)**']
+  assert [row[0] for row in rows[1:]] == ['gpt', 'own', 'leak (NOT CAUSAL)']
   assert '2.0500 ±0.1500' in rows[2] and '-2.50 ±2.50 %' in rows[2]
 
 
@@ -106,7 +106,7 @@ def answered(place: pathlib.Path, method: str, seed: int):
   """What a finished run that answers questions leaves."""
   place.mkdir(parents=True, exist_ok=True)
   (place / 'results.json').write_text(json.dumps({
-      'method': method, 'seed': seed, 'causal': True, 'parameters': 9,
+      'method': method, 'seed': int(seed), 'causal': True, 'parameters': 9,
       'accuracy': {'final': 0.5, 'any': 0.5, 'per_block': [0.5]}, 'by_steps': {}}))
 
 

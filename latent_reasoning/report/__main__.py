@@ -3,13 +3,13 @@
 A row a method, mean and standard error over seeds.
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from latent_reasoning import report
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import runs
 
 
 def main(paths: Sequence[str]) -> int:
@@ -17,9 +17,11 @@ def main(paths: Sequence[str]) -> int:
     found = []
     for path in paths:
       file = pathlib.Path(path) / 'results.json'
-      if not file.exists():
-        raise InputError(f'{file} does not exist; give workdirs of finished runs')
-      found.append(json.loads(file.read_text(encoding='utf-8')))
+      problems: list[str] = []
+      results = runs.read_json(file, problems, runs._RESULTS)
+      if not results:
+        raise InputError(f'{problems[0]}; give workdirs of finished runs')
+      found.append(results)
     if not found:
       raise InputError('no run given; usage: python -m latent_reasoning.report RUN…')
     print(report.compare(found))

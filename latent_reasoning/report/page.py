@@ -77,7 +77,8 @@ class Page:
   def commands(self, lines: Sequence[str]) -> None:
     """Commands as they are typed; a line is one command."""
     self.html.append(f'<div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>')
-    self.plain.append('\n'.join(['```sh', *lines, '```']))
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', ' '.join(lines))), default=0))
+    self.plain.append('\n'.join([f'{fence}sh', *lines, fence]))
 
 
 def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
@@ -119,8 +120,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
   page.text(f'{len(found.folders)} runs, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning', 'quiet')
   if found.problems:
-    page.table([['file or folder: what is wrong'], *([p] for p in found.problems)],
-               'Damaged or missing')
+    page.text(f'{len(found.problems)} files or folders are damaged or missing: see the end.',
+              'warning')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
         f.name for f in found.folders if not f.causal))), 'warning')
@@ -130,6 +131,7 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
   page.section('Results')
   if losses:
     page.table(tables.losses(losses, found.control), 'Losses, nats a token')
+  others = []
   if summary['runs']:
     page.text(_explained(found, summary))
     headline, *others = comparison.document(summary)
@@ -142,10 +144,14 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
     for title, rows in others:
       page.table(rows, title)
   _one_model(page, found)
-  _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)])
+  _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)],
+           found.problems)
   _predictions(page, groups)
   _configuration(page, groups)
-  _origin(page, found.folders, paths)
+  _origin(page, found, paths)
+  if found.problems:
+    page.section('Damaged or missing')
+    page.table([['file or folder: what is wrong'], *([p] for p in found.problems)])
   return page
 
 
@@ -240,7 +246,8 @@ def _one_model(page: Page, found: runs.Found) -> None:
     try:
       rows = [['method', 'batch', 'first token ms', 'full answer ms', 'first vs direct']]
       rows += [[e['method'], e['batch'], f"{e['first_ms']:.2f}", f"{e['full_ms']:.2f}",
-                f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries', ())]
+                f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries') or ()
+               if e.get('first_vs_direct') is not None]
       page.table(rows, f'Latency of every method on the weights of {folder.name}')
       if audit := of('audit'):
         page.table([['check', '', 'found'], *([c['check'], 'ok' if c['ok'] else 'FAIL',
@@ -250,21 +257,29 @@ def _one_model(page: Page, found: runs.Found) -> None:
         page.table(tables.choice(inside['choice']), f'Which block answers, {folder.name}')
       if controls := of('controls'):
         page.table(tables.controls(controls), f'Blocks changed, {folder.name}')
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
       page.text(f'{folder.path}: latency, audit, inside or controls is damaged '
                 f'({type(error).__name__})', 'warning')
 
 
-def _figures(page: Page, paths: Sequence[pathlib.Path]) -> None:
+PNG = b'\x89PNG\r\n\x1a\n'  # how such a file begins
+
+
+def _figures(page: Page, paths: Sequence[pathlib.Path], problems: list[str]) -> None:
   """Pictures found in the folders, inside the page; Markdown links them."""
-  page.pictures = [f for path in paths if path.is_dir() for f in sorted(path.glob('*.png'))]
+  held = {f: runs.content(f, problems) for path in paths if path.is_dir()
+          for f in sorted(path.glob('*.png'))}
+  for file in [f for f, data in held.items() if data is not None and not data.startswith(PNG)]:
+    problems.append(f'{file}: no PNG; left out')
+    held[file] = None
+  page.pictures = [f for f, data in held.items() if data is not None]
   files = [f for f in page.pictures if f.name not in DRAWN]
   if files:
     page.html.append('<h2>Figures</h2>')
     page.charts([
         f'<figure><figcaption>{escape(f.parent.name)}/{escape(f.name)}</figcaption><img alt='
         f'"{escape(f.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(f.read_bytes()).decode()}"></figure>' for f in files])
+        f'{base64.b64encode(held[f]).decode()}"></figure>' for f in files])
 
 
 def _linked(pictures: Sequence[pathlib.Path], folder: pathlib.Path, copied: bool) -> list[str]:
@@ -275,7 +290,7 @@ def _linked(pictures: Sequence[pathlib.Path], folder: pathlib.Path, copied: bool
     if copied and name != file.name:
       name = f'{file.resolve().parent.name}-{file.name}'
       shutil.copyfile(file, folder / name)
-    alt = re.sub(r'[][]', ' ', _plain(file.stem))
+    alt = _plain(file.stem)
     found.append(f'![{alt}]({urllib.parse.quote(pathlib.Path(name).as_posix())})')
   return ['## Figures', *found] if found else []
 
@@ -318,18 +333,18 @@ def _configuration(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
                            for k, v in config.items()))
 
 
-def _origin(page: Page, folders: Sequence[runs.Folder],
-            paths: Sequence[pathlib.Path]) -> None:
+def _origin(page: Page, found: runs.Found, paths: Sequence[pathlib.Path]) -> None:
   """Where each number comes from: commands, folder, seed, checkpoint, versions, machine."""
   known = [{'folder': f.path.name, 'seed': f.seed, 'step': f.results.get('step', ''),
             'checkpoint': f.results.get('checkpoint', ''),
-            **({k: v for k, v in f.results['environment'].items()}
-               if isinstance(f.results.get('environment'), dict) else {})} for f in folders]
+            **(f.results['environment'] if isinstance(f.results.get('environment'), dict)
+               else {})} for f in found.folders]
   columns = list(dict.fromkeys(k for one in known for k in one))
   page.section('Where this comes from')
   files = [path / 'commands.txt' for path in paths]  # of comparisons, not of their runs
   lines = [line for file in files if file.exists()
-           for line in file.read_text(encoding='utf-8').splitlines() if line]
+           for line in (runs.content(file, found.problems) or b'').decode(
+               errors='replace').split('\n') if line]
   if lines:
     page.commands(lines)
   page.table([columns, *([one.get(k, '') for k in columns] for one in known)])
@@ -341,8 +356,10 @@ def _numeric(cell: Any) -> bool:
 
 
 def _plain(text: str) -> str:
-  """Text that Markdown cannot take for HTML."""
-  return escape(text, quote=False)
+  """Text that Markdown takes for nothing but text: no HTML, links, pictures or emphasis."""
+  text = re.sub(r'([\\`*\[\]~])', r'\\\1', escape(' '.join(text.split()), quote=False))
+  text = re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\_', text)
+  return re.sub(r'://|(?<=www)\.|@', lambda m: ''.join(f'&#{ord(c)};' for c in m[0]), text)
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -65,74 +66,103 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                     and any((p / f'{n}.json').exists() for n in ('config', 'results')))
     if inside:
       own = path / 'config.json'  # of a comparison; runs may also have come one by one
-      config = read_json(own, problems) if own.exists() else {}
-      sweep = config.get('sweep') if isinstance(config.get('sweep'), dict) else {}
-      control = control or sweep.get('control', '')
-      order = [*names, *(r.split()[0] for r in sweep.get('runs', ()))]
+      config = read_json(own, problems, _CONFIG) if own.exists() else {}
+      sweep = config.get('sweep') or {}
+      control = control or sweep.get('control') or ''
+      order = [*names, *(r.split()[0] for r in sweep.get('runs') or () if r.split())]
       place = {name: i for i, name in reversed(list(enumerate(order)))}
       problems += [f'{path}/{name}-{seed}: missing, though the comparison asks for it'
-                   for name in place for seed in sweep.get('seeds', ())
+                   for name in place for seed in sweep.get('seeds') or ()
                    if path / f'{name}-{seed}' not in inside]
       inside.sort(key=lambda p: (place.get(p.name.rpartition('-')[0], len(order)), p.name))
       if (path / 'latency.json').exists():
-        latency.update(_timed(path / 'latency.json', problems))
+        latency.update(read_json(path / 'latency.json', problems, _TIMED))
     folders += [_folder(one, problems) for one in inside or [path]]
   if not control:
     control = next((f.name for f in folders if f.results.get('method') == 'direct'), '')
   return Found(folders, control, latency, problems)
 
 
+# --- what files may hold: shapes of JSON, checked before anything is shown ----------
+
+
+def _number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _whole(value: Any) -> bool:
+  return isinstance(value, int) and _number(value)
+
+
+def _of(kind: type):
+  return lambda value: isinstance(value, kind)
+
+
+# A dict has these keys, those with a ? perhaps; '*' is any key; a list has items of one shape.
+_RESULTS = {
+    'accuracy': {'final': _number, 'any': _number, 'per_block': [_number]},
+    'by_steps?': {'*': {'final': _number}}, 'n?': _whole, 'method?': _of(str),
+    'seed?': _whole, 'dataset?': _of(str), 'split?': _of(str), 'parameters?': _whole,
+    'trained_steps?': _number, 'tokens?': {'mean': _number},
+    'training?': {'seconds': _number, 'flops': _number}, 'causal?': _of(bool)}
+_LOSSES = {'loss': _number, 'train': {'loss': _number}, 'parameters': _whole,
+           'causal': _of(bool), 'seed?': _whole, 'memory_zeroed?': {'loss': _number},
+           'method?': _of(str)}
+_CONFIG = {'method?': _of(str), 'seed?': _whole,
+           'sweep?': {'control?': _of(str), 'runs?': [_of(str)], 'seeds?': [_whole]}}
+_METRIC = {'step': _whole, 'split': _of(str)}
+_PREDICTION = {'question?': _of(str), 'answer?': _of(str), 'predictions?': [_of(str)],
+               'correct?': [_of(bool)], 'index?': _whole, 'dataset?': _of(str)}
+_TIMED = {'entries?': [{'method': _of(str), 'first_vs_direct?': _number, **dict.fromkeys(
+    ('batch', 'prefix_tokens', 'tokens', 'first_ms', 'full_ms', 'first_flops', 'full_flops'),
+    _number)}]}
+
+
+def wrong(value: Any, shape: Any, where: str = '') -> str:
+  """Where a value is not of a shape; '': it is."""
+  if callable(shape):
+    return '' if shape(value) else where or 'its value'
+  if isinstance(shape, list):
+    if not isinstance(value, list):
+      return where or 'its value'
+    return next(filter(None, (wrong(v, shape[0], f'{where}[{i}]')
+                              for i, v in enumerate(value))), '')
+  if not isinstance(value, dict):
+    return where or 'its value'
+  for key, own in shape.items():
+    name, optional = key.removesuffix('?'), key.endswith('?')
+    if name == '*':
+      bad = next((k for k in value if not re.fullmatch(r'\d{1,9}(\.\d+)?', k)), None)
+      found = f'{where}.{bad}' if bad is not None else next(filter(None, (
+          wrong(v, own, f'{where}.{k}') for k, v in value.items())), '')
+    elif name not in value:
+      found = '' if optional else f'{where}.{name}, which is missing'
+    else:
+      found = wrong(value[name], own, f'{where}.{name}') if not (
+          optional and value[name] is None) else ''
+    if found:
+      return found.lstrip('.')
+  return ''
+
+
 def _folder(path: pathlib.Path, problems: list[str]) -> Folder:
-  config, results = (read_json(path / f'{n}.json', problems) for n in ('config', 'results'))
-  if results and not _sound(results):
-    problems.append(f'{path}/results.json: neither accuracy nor losses in it')
+  config = read_json(path / 'config.json', problems, _CONFIG)
+  results = read_json(path / 'results.json', problems)
+  if results and (bad := wrong(results, _LOSSES if 'loss' in results else _RESULTS)):
+    problems.append(f'{path}/results.json: {bad} is not as it should be; left out')
     results = {}
+  results = {k: v for k, v in results.items() if v is not None}
   texts = config.get('method') == 'lm'
   predictions = [] if texts else [
-      r for r in read_lines(path / 'predictions.jsonl', problems)
+      r for r in read_lines(path / 'predictions.jsonl', problems, _PREDICTION)
       if r.get('dataset') == results.get('dataset', r.get('dataset'))]
-  seed = results.get('seed', config.get('seed', r'\d+'))
-  name = re.sub(f'-{seed}$', '', path.resolve().name)
-  metrics = [r for r in read_lines(path / 'metrics.jsonl', problems)
-             if isinstance(r.get('step'), int) and r.get('split') in ('train', 'valid')]
+  seed = results.get('seed', config.get('seed'))
+  name = re.sub(rf'-{r"[0-9]+" if seed is None else seed}$', '', path.resolve().name)
+  metrics = [r for r in read_lines(path / 'metrics.jsonl', problems, _METRIC)
+             if r['split'] in ('train', 'valid')]
   timed = path / 'latency.json'
   return Folder(name, path, config, results, metrics, predictions,
-                read_json(timed, problems) if timed.exists() else {})
-
-
-TIMED = ('batch', 'prefix_tokens', 'tokens', 'first_ms', 'full_ms', 'first_flops',
-         'full_flops')
-
-
-def _timed(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
-  """latency.json of a comparison; {} where an entry is not whole."""
-  found = read_json(path, problems)
-  try:
-    if all(isinstance(e[key], (int, float)) for e in found.get('entries', ()) for key in TIMED):
-      return found
-    raise TypeError
-  except (KeyError, TypeError):
-    problems.append(f'{path}: an entry is not whole; left out')
-  return {}
-
-
-def _sound(results: dict[str, Any]) -> bool:
-  """Whether the tables find in it what they read."""
-  try:
-    if 'loss' in results:
-      return all(isinstance(v, (int, float)) for v in (
-          results['loss'], results['train']['loss'], results['parameters'])) and (
-              'causal' in results)
-    accuracy = results['accuracy']
-    return all(isinstance(v, (int, float)) for v in (
-        accuracy['final'], accuracy['any'], *accuracy['per_block'],
-        *(g['final'] for g in results['by_steps'].values()), *map(float, results['by_steps']),
-        results.get('parameters', 0), results.get('trained_steps', 0),
-        results.get('tokens', {'mean': 0})['mean'],
-        *(results.get('training', dict.fromkeys(('seconds', 'flops'), 0))[k]
-          for k in ('seconds', 'flops'))))
-  except (KeyError, TypeError, AttributeError, ValueError):
-    return False
+                read_json(timed, problems, _TIMED) if timed.exists() else {})
 
 
 def curve(folders: Sequence[Folder], split: str, value: str) -> list[tuple[int, float]]:
@@ -140,43 +170,61 @@ def curve(folders: Sequence[Folder], split: str, value: str) -> list[tuple[int, 
   points = {}
   for folder in folders:
     for record in folder.metrics:
-      if record['split'] == split and isinstance(record.get(value), (int, float)):
+      if record['split'] == split and _number(record.get(value)):
         points.setdefault(record['step'], []).append(record[value])
   return [(step, statistics.mean(values)) for step, values in sorted(points.items())]
 
 
-def read_json(path: pathlib.Path, problems: list[str]) -> dict[str, Any]:
-  """The object of a file; {} and one more problem where there is none."""
+LARGEST = 1 << 28  # bytes of a file that is read
+
+
+def content(path: pathlib.Path, problems: list[str]) -> bytes | None:
+  """The bytes of a regular file inside its folder; None, and one more problem, otherwise:
+  a link could show any file of this machine."""
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
+    if path.is_symlink() or not path.is_file():
+      problems.append(f'{path}: ' + ('missing' if not os.path.lexists(path) else
+                                     'a link or no regular file; left out'))
+    elif path.stat().st_size > LARGEST:
+      problems.append(f'{path}: larger than {LARGEST >> 20} MiB; left out')
+    else:
+      return path.read_bytes()
+  except OSError as error:
+    problems.append(f'{path}: {error.strerror}')
+  return None
+
+
+def read_json(path: pathlib.Path, problems: list[str], shape: Any = None) -> dict[str, Any]:
+  """The object of a file; {} and one more problem where there is none, or one of another
+  shape."""
+  data = content(path, problems)
+  if data is None:
+    return {}
+  try:
+    value = json.loads(data)
     if not isinstance(value, dict):
       raise ValueError(f'found {type(value).__name__}, expected an object')
-    return value
-  except FileNotFoundError:
-    problems.append(f'{path}: missing')
-  except (OSError, ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     problems.append(f'{path}: {error}')
-  return {}
+    return {}
+  if shape and (bad := wrong(value, shape)):
+    problems.append(f'{path}: {bad} is not as it should be; left out')
+    return {}
+  return {k: v for k, v in value.items() if v is not None}
 
 
-def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
-  """The objects of a file of JSON lines, without the lines that are none."""
-  try:
-    lines = path.read_text(encoding='utf-8').splitlines()
-  except FileNotFoundError:
-    problems.append(f'{path}: missing')
-    return []
-  except (OSError, ValueError) as error:
-    problems.append(f'{path}: {error}')
-    return []
-  found, bad = [], 0
+def read_lines(path: pathlib.Path, problems: list[str], shape: Any) -> list[dict[str, Any]]:
+  """The objects of a file of JSON lines that are of a shape."""
+  data = content(path, problems)
+  lines = [line for line in (data or b'').split(b'\n') if line.strip()]
+  found = []
   for line in lines:
     try:
       value = json.loads(line)
-      found += [value] if isinstance(value, dict) else []
-      bad += not isinstance(value, dict)
+      if not wrong(value, shape):
+        found.append(value)
     except (ValueError, RecursionError):
-      bad += 1
-  if bad:
+      continue
+  if bad := len(lines) - len(found):
     problems.append(f'{path}: {bad} of {len(lines)} lines cannot be read; left out')
   return found

@@ -188,16 +188,16 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
     done: results.json of each seed, by run.
     control: the run that others are held against, seed by seed.
   """
-  base = {run['seed']: run for run in done.get(control, ())}
+  base = {run.get('seed'): run for run in done.get(control, ()) if run['loss']}
   rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',
            'against control, valid', 'memory zeroed, valid']]
   for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
-    mark = '' if runs[0]['causal'] else ' **(NOT CAUSAL)**'
-    against = [100 * (run['loss'] / base[run['seed']]['loss'] - 1) for run in runs
-               if run['seed'] in base and name != control]
-    zeroed = [run['memory_zeroed']['loss'] for run in runs if 'memory_zeroed' in run]
+    mark = '' if runs[0]['causal'] else ' (NOT CAUSAL)'
+    against = [100 * (run['loss'] / base[run.get('seed')]['loss'] - 1) for run in runs
+               if run.get('seed') in base and name != control]
+    zeroed = [run['memory_zeroed']['loss'] for run in runs if run.get('memory_zeroed')]
     rows.append([name + mark, f"{runs[0]['parameters']:,}",
-                 ', '.join(str(run['seed']) for run in runs),
+                 ', '.join(str(run.get('seed', '?')) for run in runs),
                  spread([run['train']['loss'] for run in runs]),
                  spread([run['loss'] for run in runs]),
                  spread(against, '{:+.2f}') + ' %' if against else '',
