@@ -237,7 +237,8 @@ def test_one_bad_value_does_not_end_the_page(folder, changes):  # noqa: F811
     ('predictions.jsonl', '{"predictions": 5}\n{"correct": 3}\n{"question": {}}\n'),
     ('predictions.jsonl', '{"question": "a\u2028b", "correct": [true]}\n'),
     ('config.json', '{"sweep": {"seeds": "abc", "runs": 5}}'),
-    ('config.json', '{"seed": "(("}'), ('latency.json', '{"entries": 5}'), ('audit.json', '{"checks": 5}'),
+    ('config.json', '{"seed": "(("}'), ('latency.json', '{"entries": 5}'),
+    ('audit.json', '{"checks": 5}'),
     ('inside.json', '{"choice": []}'), ('controls.json', '{"lines": [5]}')])
 def test_bad_records_do_not_end_the_page(folder, name, text):  # noqa: F811
   (folder / 'rim-0' / name).write_text(text, encoding='utf-8')

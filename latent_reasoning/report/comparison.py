@@ -69,7 +69,7 @@ def summarize(found: Found) -> dict[str, Any]:
         'per_block': [over([r['accuracy']['per_block'][k] for r in results])
                       for k in range(blocks)],
         'by_steps': {s: over([r['by_steps'][s]['final'] for r in results
-                              if s in r['by_steps']]) for s in steps},
+                              if s in r.get('by_steps', ())]) for s in steps},
         'parameters': results[0].get('parameters'),
         'sizes': {label: _get(done[0].config, key) for label, key in SIZES.items()},
         'tokens': over([r['tokens']['mean'] for r in results if 'tokens' in r]),
