@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, sharding
 from latent_reasoning import step as step_lib
@@ -55,7 +56,7 @@ def step_of(config, path, sizes=(1, 1, 1)) -> dict[str, list[float]]:
 def agree(one, other, what):
   assert one.keys() == other.keys()
   for name, values in one.items():
-    np.testing.assert_allclose(other[name], values, rtol=2e-5, err_msg=f'{what}: {name}')
+    assert_close(other[name], values, tol=2e-5, err_msg=f'{what}: {name}')
 
 
 def check(name, tiny_config, tmp_path, parts):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 from flax import traverse_util
 
 from latent_reasoning import adapt, layout, loop, pipeline
@@ -71,7 +72,7 @@ def test_merged_is_beside(tiny_config, random_params, logits, changes):
   shapes = jax.eval_shape(plain.init, jax.random.key(0), BATCH.tokens, BATCH.positions,
                           BATCH.mask)['params']
   assert jax.tree.map(lambda a: a.shape, merged) == jax.tree.map(lambda a: a.shape, shapes)
-  np.testing.assert_allclose(logits(model, params), logits(plain, merged), atol=1e-4)
+  assert_close(logits(model, params), logits(plain, merged), tol=1e-4)
   without = {k: np.zeros_like(a) if k[-1] == 'lora_b' else a for k, a in flat(params).items()}
   assert np.abs(logits(model, traverse_util.unflatten_dict(without))
                 - logits(model, params)).max() > 1e-2

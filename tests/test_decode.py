@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import decode, layout, pipeline
 from latent_reasoning.layout import Row
@@ -206,5 +207,5 @@ def test_head_of_few_and_many(make):
   def head(hidden, *kernel):
     return case.model.apply({'params': case.params}, hidden, *kernel, method='head')
   plain = head(rows)
-  np.testing.assert_allclose(head(rows, case.head), plain, atol=1e-5)
-  np.testing.assert_allclose(head(rows[:1, :3], case.head), plain[:1, :3], atol=1e-5)
+  assert_close(head(rows, case.head), plain)
+  assert_close(head(rows[:1, :3], case.head), plain[:1, :3])

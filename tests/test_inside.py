@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import blocks, inside
 from latent_reasoning.data.example import Example
@@ -27,15 +28,15 @@ def test_principal():
   axes = np.linalg.qr(rng.normal(size=(8, 2)))[0]
   points = rng.normal(size=(500, 3, 2)) * [3, 1]
   mean, found, shares = inside.principal(points @ axes.T + 5)
-  np.testing.assert_allclose(np.abs(axes.T @ found), np.eye(2), atol=0.05)
-  np.testing.assert_allclose(mean, 5 + points.reshape(-1, 2).mean(0) @ axes.T, atol=1e-6)
+  assert_close(np.abs(axes.T @ found), np.eye(2), tol=0.05)
+  assert_close(mean, 5 + points.reshape(-1, 2).mean(0) @ axes.T)
   assert shares == pytest.approx([0.9, 0.1], abs=0.02)
 
 
 def test_turns():
   """1 along a line, 0 at a right angle, -1 on the way back."""
   line = np.array([[[0, 0], [1, 0], [3, 0], [3, 2], [3, 1]]], float)
-  np.testing.assert_allclose(inside.turns(line), [[1, 0, -1]])
+  assert_close(inside.turns(line), [[1, 0, -1]])
 
 
 def test_values_are_read_where_they_are():
@@ -69,8 +70,8 @@ def test_attention_adds_to_one(answerer):
   """Each query's shares add to 1, nothing looks ahead, and one length is averaged."""
   found = inside.attention(answerer, EXAMPLES)
   assert found['n'] == 3 and ''.join(found['tokens']) == '1+2*3\n'
-  np.testing.assert_allclose(found['question'].sum(-1) + found['blocks'].sum(-1), 1, atol=1e-5)
-  np.testing.assert_allclose(found['readouts'].sum(-1), 1, atol=1e-5)
+  assert_close(found['question'].sum(-1) + found['blocks'].sum(-1), 1)
+  assert_close(found['readouts'].sum(-1), 1)
   assert (np.triu(found['blocks'][0], 1) == 0).all()
   assert (found['blocks'].sum((0, 1)) > 0).all()
   assert (np.triu(found['readouts'][0, :, 1:-1], 1) == 0).all()
@@ -82,6 +83,6 @@ def test_weights_are_those_that_are_used(answerer):
   q, k, v = (rng.normal(size=(2, 18, n, 4)).astype(np.float32) for n in (4, 2, 2))
   batch = blocks.pipeline.collate([answerer.row(e.question) for e in EXAMPLES[:2]], 15, 3, 1)
   w = attention.weights(q, k, batch.mask)
-  np.testing.assert_allclose(w.sum(-1), 1, rtol=1e-5)
+  assert_close(w.sum(-1), 1)
   expected = np.einsum('bnts,bsnh->btnh', w, np.repeat(v, 2, axis=2))
-  np.testing.assert_allclose(attention.packed(q, k, v, batch.mask), expected, atol=1e-5)
+  assert_close(attention.packed(q, k, v, batch.mask), expected)

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import loop, metrics, modes, objectives, report, text
 from latent_reasoning.errors import InputError
@@ -64,7 +65,7 @@ def test_loss_of_a_whole_split(make, length):
     _, sums = objectives.language_model(run.model(), params, part)
     total, count = total + float(sums['loss']), count + float(sums['weight'])
   assert found['tokens'] == count == length - 1
-  np.testing.assert_allclose(found['loss'], total / count, rtol=1e-5)
+  assert_close(found['loss'], total / count)
 
 
 def test_results(trained, capsys):
@@ -108,7 +109,7 @@ def test_attention(trained, make, capsys, monkeypatch):
   assert drawn['tokens'] == list('to be $x$')
   layers = trained.config.model.layers
   assert drawn['maps'].shape[:2] == (layers, 9)
-  np.testing.assert_allclose(drawn['maps'].sum(-1), 1, rtol=1e-5)
+  assert_close(drawn['maps'].sum(-1), 1)
   with pytest.raises(InputError, match='no text to read'):
     modes.attention(trained, None)
   with pytest.raises(InputError, match='a shorter text'):

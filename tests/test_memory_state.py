@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, memory_state, pipeline, text
 from latent_reasoning.errors import InputError
@@ -44,7 +45,7 @@ def test_it_remembers(reader):
   without, _ = reader(second)
   assert np.abs(with_memory - without).max() > 1e-3
   zeros = jax.tree.map(np.zeros_like, state)
-  np.testing.assert_allclose(reader(second, zeros)[0], without, atol=1e-6)
+  assert_close(reader(second, zeros)[0], without)
 
 
 def test_isolated(reader):
@@ -87,7 +88,7 @@ def test_roll_back_and_reset(reader):
   np.testing.assert_array_equal(reset.norms()[0], 0)
   assert_same(jax.tree.map(lambda x: x[1], reset.banks),
               jax.tree.map(lambda x: x[1], after.banks))
-  np.testing.assert_allclose(reader(third, reset)[0][0], reader(third)[0][0], atol=1e-6)
+  assert_close(reader(third, reset)[0][0], reader(third)[0][0])
   assert float(after.drift(after).max()) == 0 and float(after.drift(snapshot).min()) > 0
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.test_util
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, objectives, pipeline
 from latent_reasoning.layout import Readout
@@ -58,10 +59,10 @@ def test_definition(model, params):
   nll = -np.take_along_axis(logp, batch.targets[..., None], -1)[..., 0]
   right = logp.argmax(-1) == batch.targets
   (loss, sums), _ = loss_of(model, params, batch)
-  np.testing.assert_allclose(loss, (batch.weights * nll).sum(), rtol=1e-5)
-  np.testing.assert_allclose(sums['loss'], loss)
+  assert_close(loss, (batch.weights * nll).sum())
+  assert_close(sums['loss'], loss)
   assert sums['weight'] == batch.weights.sum() == 0.25 * 3 + 2 + 0.5 * 3 + 0.75 * 3
-  np.testing.assert_allclose(sums['correct'], (batch.weights * right).sum(), rtol=1e-6)
+  assert_close(sums['correct'], (batch.weights * right).sum())
 
 
 def test_packed_is_the_sum_of_sequences(model, params):
@@ -75,7 +76,7 @@ def test_packed_is_the_sum_of_sequences(model, params):
           [layout.plain(tokens, ())], 12, 0, 0)))[0]
       first = len(tokens) - len(out.out)
       total -= out.weight * sum(logp[first + i, t] for i, t in enumerate(out.out))
-  np.testing.assert_allclose(loss, total, rtol=1e-5)
+  assert_close(loss, total)
 
 
 def test_padding_costs_nothing(model, params):
@@ -83,8 +84,8 @@ def test_padding_costs_nothing(model, params):
   (value, _), grads = loss_of(model, params, pipeline.collate(ROWS, 9, 3, 3))
   wide = pipeline.collate(ROWS, 12, 4, 5, pad=VOCAB - 1)
   (other, _), other_grads = loss_of(model, params, wide)
-  np.testing.assert_allclose(value, other, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
+  assert_close(value, other)
+  jax.tree.map(lambda a, b: assert_close(a, b), grads, other_grads)
 
 
 def test_weights_scale_the_loss(model, params):
@@ -92,13 +93,13 @@ def test_weights_scale_the_loss(model, params):
   batch = pipeline.collate(ROWS, 9, 3, 3)
   (loss, sums), _ = loss_of(model, params, batch)
   (double, _), _ = loss_of(model, params, batch.replace(weights=2 * batch.weights))
-  np.testing.assert_allclose(double, 2 * loss, rtol=1e-6)
+  assert_close(double, 2 * loss)
   parts = []
   for b in range(2):  # the other row weighs nothing
     weights = np.where(np.arange(2)[:, None] == b, batch.weights, 0)
     parts.append(loss_of(model, params, batch.replace(weights=weights))[0][1])
   for name in sums:
-    np.testing.assert_allclose(parts[0][name] + parts[1][name], sums[name], rtol=1e-5)
+    assert_close(parts[0][name] + parts[1][name], sums[name])
 
 
 def test_head_only_where_something_is_predicted(tiny_config, params):
@@ -170,8 +171,8 @@ def test_alignment_by_hand(model, params, aux_of):
   logits = states @ means.T / 0.2
   logits[0, 1] = logits[1, 0] = -np.inf  # the same answer is no negative
   expected = -np.diagonal(log_softmax(logits)).mean()
-  np.testing.assert_allclose(sums['aux_align'] / sums['weight'], expected, rtol=1e-4)
-  np.testing.assert_allclose(loss, plain + 0.5 * sums['aux_align'], rtol=1e-5)
+  assert_close(sums['aux_align'] / sums['weight'], expected, tol=1e-4)
+  assert_close(loss, plain + 0.5 * sums['aux_align'])
 
 
 def test_turning_by_hand():

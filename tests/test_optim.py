@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, optim, pipeline
 from latent_reasoning.models.gpt import GPT
@@ -56,7 +57,7 @@ def test_adamw(tiny_config, clip, decay):
   config = dataclasses.replace(tiny_config().optim, clip=clip, weight_decay=decay)
   found, expected = run(config, 4), adamw(config, 4)
   for name in expected:
-    np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
+    assert_close(found[name], expected[name], tol=1e-4)
 
 
 def test_clipping_matters(tiny_config):
@@ -108,7 +109,7 @@ def test_muon_makes_matrices_orthogonal(tiny_config):
     a, b = found, adam
     for key in path:
       a, b = a[key], b[key]
-    np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert_close(a, b)
 
 
 def test_muon_of_scanned_layers(tiny_config):
@@ -118,4 +119,4 @@ def test_muon_of_scanned_layers(tiny_config):
   stacked = {'kernel': np.stack([a['kernel'] for a in layers])}
   together = muon_updates(config, stacked, stacked)['kernel']
   for one, found in zip(layers, together, strict=True):
-    np.testing.assert_allclose(muon_updates(config, one, one)['kernel'], found, atol=1e-4)
+    assert_close(muon_updates(config, one, one)['kernel'], found, tol=1e-4)

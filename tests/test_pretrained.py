@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import hf_format, layout, pipeline, plan, pretrained
 from latent_reasoning.errors import InputError
@@ -97,9 +98,8 @@ def test_logits_of_transformers(name, base, tmp_path):
     seen = theirs(torch.tensor(args[0]), attention_mask=torch.tensor(
         [[1] * 11, [1] * 3 + [0] * 8]), output_hidden_states=True)
   for b, text in enumerate(TEXTS):
-    np.testing.assert_allclose(hidden[b, :len(text)],
-                               seen.hidden_states[-1][b, :len(text)], atol=1e-4)
-    np.testing.assert_allclose(found[b, :len(text), :37], seen.logits[b, :len(text)], atol=1e-4)
+    assert_close(hidden[b, :len(text)], seen.hidden_states[-1][b, :len(text)])
+    assert_close(found[b, :len(text), :37], seen.logits[b, :len(text)])
 
 
 @pytest.mark.parametrize('name', ['gpt2', 'llama 3, one head, tied', 'qwen3'])
@@ -116,7 +116,7 @@ def test_padding_on_the_left(name, base, tmp_path):
   with torch.no_grad():
     seen = theirs(torch.tensor(tokens), position_ids=torch.tensor(positions),
                   attention_mask=torch.tensor([[0] * 3 + [1] * 11]))
-  np.testing.assert_allclose(found[0, 3:, :37], seen.logits[0, 3:], atol=1e-4)
+  assert_close(found[0, 3:, :37], seen.logits[0, 3:])
 
 
 @pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
@@ -133,7 +133,7 @@ def test_shards_scan_and_types(name, base, tmp_path):
     copy.deepcopy(model).to(kind).save_pretrained(tmp_path / 'half')
     _, half = ours(tmp_path / 'half', base)
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(half))
-    np.testing.assert_allclose(half['norm']['scale'], one['norm']['scale'], rtol=2.0**-size)
+    assert_close(half['norm']['scale'], one['norm']['scale'], tol=2.0**-size)
 
 
 def test_new_rows(base, tmp_path):
@@ -368,8 +368,7 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   found = model.apply({'params': params}, model.apply({'params': params}, *args)[0],
                       method='head')
   with torch.no_grad():
-    np.testing.assert_allclose(found[0, :, :37], theirs(torch.tensor(args[0])).logits[0],
-                               atol=1e-4)
+    assert_close(found[0, :, :37], theirs(torch.tensor(args[0])).logits[0], tol=1e-4)
   held = load_file(tmp_path / 'model.safetensors')
   held['lm_head.weight'] = held['model.embed_tokens.weight'].copy()
   save_file(held, tmp_path / 'model.safetensors')

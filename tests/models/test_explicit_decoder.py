@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, masks, objectives, pipeline
 from latent_reasoning.errors import InputError
@@ -72,7 +73,7 @@ def test_reads_its_own_block(world, kind, changes):
         later = np.roll(batch.tokens, 1, axis=0)  # the other row and the future differ
         later[b, :last + 1] = batch.tokens[b, :last + 1]
         found = find(batch.replace(tokens=later))[b * count + c]
-        np.testing.assert_allclose(found, whole[b * count + c], atol=1e-6)
+        assert_close(found, whole[b * count + c])
         here = batch.tokens.copy()
         here[b, last] = 15
         assert np.abs(find(batch.replace(tokens=here))[b * count + c]
@@ -101,7 +102,7 @@ def test_loss_is_the_text_after_the_source(world):
       ids = np.pad(text[:n], (length, 4 - n))[None]  # what follows is not seen
       total -= logs(source[i:i + 1], ids)[0, length + n - 1, token]
       count += 1
-  np.testing.assert_allclose(loss, total, rtol=1e-5)
+  assert_close(loss, total)
   assert sums['weight'] == count == 10
 
 
@@ -121,11 +122,11 @@ def test_joint_gradient(world, kind, changes):
                                   has_aux=True))(params)
   explicit_part = zero.pop('explicit')
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(zero), strict=True):
-    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert_close(one, other)
   assert not any(a.any() for a in jax.tree.leaves(explicit_part))
   assert np.abs(some['embedding'] - plain['embedding']).max() > 1e-3
   assert any(a.any() for a in jax.tree.leaves(some['explicit']))
-  np.testing.assert_allclose(more['loss'], alone['loss'], rtol=1e-5)
+  assert_close(more['loss'], alone['loss'])
   assert sums['explicit_weight'] == 10
 
 
@@ -136,7 +137,7 @@ def test_scanned_layers_are_the_unrolled(world):
   one, two = (jax.jit(lambda p, m=m: explicit_decoder.hidden_and_source(
       m, p, batch, 'memory')[1])(p)
               for m, p in ((model, params), (scanned, stack_layers(params, 2))))
-  np.testing.assert_allclose(one, two, atol=1e-5)
+  assert_close(one, two)
 
 
 def test_too_many_positions(world):

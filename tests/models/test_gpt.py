@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import layout, pipeline
 from latent_reasoning.config import RopeConfig
@@ -101,7 +102,7 @@ def test_equals_numpy(make, random_params):
   gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
   x = x + dense(gelu, w['down'])
   expected = norm(x, p['norm']) @ p['embedding'].T
-  np.testing.assert_allclose(logits(model, params, BATCH)[0], expected, atol=1e-4)
+  assert_close(logits(model, params, BATCH)[0], expected)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -128,8 +129,8 @@ def test_scan_and_remat_change_nothing(make, plain, scan, remat):
     params, grads = (gpt.stack_layers(tree, 2) for tree in (params, grads))
   model = make(positions='rotary', scan=scan, remat=remat)
   found, found_grads = loss_and_gradient(model, params, BATCH)
-  np.testing.assert_allclose(found, loss, rtol=1e-4)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+  assert_close(found, loss)
+  jax.tree.map(lambda a, b: assert_close(a, b, tol=1e-4),  # through all layers
                found_grads, grads)
 
 
@@ -166,7 +167,7 @@ def test_padded_is_unpadded(make, random_params):
   short = [TEXT[0][:4], TEXT[1]]
   found = logits(model, params, sequences(short))
   alone = logits(model, params, sequences([TEXT[0][:4]] * 2, 4))
-  np.testing.assert_allclose(found[0, :4], alone[0], atol=1e-5)
+  assert_close(found[0, :4], alone[0])
 
 
 def test_dropout(make, random_params):
@@ -183,7 +184,7 @@ def test_dropout(make, random_params):
 
   calm = run(True, 0)
   np.testing.assert_array_equal(calm, run(True, 1))
-  np.testing.assert_allclose(calm, logits(make(scan=True), params, BATCH), atol=1e-5)
+  assert_close(calm, logits(make(scan=True), params, BATCH))
   drawn = run(False, 0)
   np.testing.assert_array_equal(drawn, run(False, 0))
   assert not np.allclose(drawn, calm) and not np.allclose(drawn, run(False, 1))
@@ -198,7 +199,7 @@ def test_everything_drops_out(make, random_params, scan):
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask, deterministic=False,
       rngs={'dropout': jax.random.key(0)}))()
   bias = np.asarray(params['norm']['bias'])  # the norm of nothing
-  np.testing.assert_allclose(hidden, np.broadcast_to(bias, hidden.shape), atol=1e-6)
+  assert_close(hidden, np.broadcast_to(bias, hidden.shape))
 
 
 def test_scanned_layers_drop_differently(make, random_params):
@@ -234,8 +235,8 @@ def test_rotate():
   for t, i in np.ndindex(3, 4):
     turn = np.exp(1j * positions[0, t] * 10_000**(-2 * i / 8))
     expected = (x[0, t, :, i] + 1j * x[0, t, :, i + 4]) * turn
-    np.testing.assert_allclose(found[0, t, :, i], expected.real, atol=1e-5)
-    np.testing.assert_allclose(found[0, t, :, i + 4], expected.imag, atol=1e-5)
+    assert_close(found[0, t, :, i], expected.real)
+    assert_close(found[0, t, :, i + 4], expected.imag)
 
 
 def test_keys_and_values_of_all_layers(make):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 
 from latent_reasoning import decode, layout, pipeline
 from latent_reasoning.models import memory, recurrence
@@ -45,8 +46,7 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   slow = model.clone(imm=dataclasses.replace(config.imm, implementation='naive'))
   apply = jax.jit(lambda m, p, b: m.apply({'params': p}, b.tokens, b.positions, b.mask)[0],
                   static_argnums=0)
-  np.testing.assert_allclose(apply(model, params, batch), apply(slow, params, batch),
-                             atol=1e-5)
+  assert_close(apply(model, params, batch), apply(slow, params, batch))
   prompt = pipeline.collate(prompts, pipeline.sizes(prompts)[0], 2, 1)
   head, said = decode.head_kernel(model, params), []
   logits, cache = jax.jit(decode.prefill, static_argnums=(0, 4))(model, params, head, prompt, 3)
@@ -65,7 +65,7 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   logits = model.apply({'params': params}, apply(model, params, alone), method='head')
   for i, (b, k, until) in enumerate(places):
     for step in range(4):
-      np.testing.assert_allclose(logits[i, until - 1 + step], heard[step][b, k], atol=1e-4)
+      assert_close(logits[i, until - 1 + step], heard[step][b, k])
 
 
 def test_scanned_layers(tiny_config, rim_batch, random_params):
@@ -79,7 +79,7 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
       jax.jit(lambda p, m=m: m.apply({'params': p}, batch.tokens, batch.positions,
                                      batch.mask)[0])(p)
       for m, p in ((model, params), (scanned, stack_layers(params, 2))))
-  np.testing.assert_allclose(one, two, atol=1e-5)
+  assert_close(one, two)
 
 
 def test_low_rank_is_exact(tiny_config):
@@ -96,7 +96,7 @@ def test_low_rank_is_exact(tiny_config):
   q = h @ k['query'] @ k['query_up'] * 8**-0.5
   bank = recurrence.empty((1,), x.w.shape[-1], 8)
   r, _, _ = recurrence.naive(POLICIES['gated'], bank, wide, q)
-  np.testing.assert_allclose(found, h + r @ k['out'] @ k['out_up'], atol=1e-5)
+  assert_close(found, h + r @ k['out'] @ k['out_up'])
 
 
 @pytest.mark.parametrize('off', ['write', 'read'])
@@ -111,7 +111,7 @@ def test_switched_off(tiny_config, rim_batch, random_params, off):
   found, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
   plain, _ = model.clone(imm=None).apply({'params': bare}, batch.tokens, batch.positions,
                                          batch.mask)
-  np.testing.assert_allclose(found, plain, atol=1e-6)
+  assert_close(found, plain)
 
 
 def test_banks_between_segments(tiny_config, random_params):
@@ -141,8 +141,7 @@ def test_watched(tiny_config, random_params):
   assert memory.watched(model.clone(imm=None), params, batch) == {}
   blind = model.clone(imm=dataclasses.replace(config.imm, off=('query',)))
   uniform = {k: float(v) for k, v in memory.watched(blind, params, batch).items()}
-  np.testing.assert_allclose([uniform['read_entropy'], uniform['top_slot']], [1, 0.25],
-                             rtol=1e-5)
+  assert_close([uniform['read_entropy'], uniform['top_slot']], [1, 0.25])
   assert 'reads all slots alike' in memory.warnings(uniform, 4)[0]
   assert memory.warnings({**found, 'memory_grad_norm': 0.0}, 4)
   assert memory.warnings({'read_entropy': 0.5, 'top_slot': 0.6}, 4) == []

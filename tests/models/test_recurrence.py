@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,10 +56,10 @@ def check_equal(name, seed, length, slots, rank, size, start):
   slow_g, slow = everything(name, recurrence.naive, 0, *args)
   fast_g, fast = everything(name, recurrence.chunked, size, *args)
   for one, other in zip(jax.tree.leaves(slow), jax.tree.leaves(fast), strict=True):
-    np.testing.assert_allclose(other, one, atol=1e-5)
+    assert_close(other, one)
   for one, other in zip(slow_g, fast_g, strict=True):
     # Where a gate saturates its gradient is large: relative to that.
-    np.testing.assert_allclose(other, one, atol=1e-5 * max(1, np.abs(one).max()))
+    assert_close(other, one, tol=1e-5 * max(1, np.abs(one).max()))
 
 
 # length, slots, rank, chunk: compiling is what takes time, so few shapes and many draws.
@@ -95,8 +96,8 @@ def test_goes_on_from_a_bank(name):
   second = jax.tree.map(lambda a: a[:, 10:], (x, q))
   r1, bank, _ = run(policy, recurrence.empty((2,), 4, 3), *first, size=8)
   r2, bank, _ = run(policy, bank, *second, size=3)
-  np.testing.assert_allclose(np.concatenate([r1, r2], 1), whole, atol=1e-5)
-  np.testing.assert_allclose(bank.slots, last.slots, atol=1e-5)
+  assert_close(np.concatenate([r1, r2], 1), whole)
+  assert_close(bank.slots, last.slots)
 
 
 @pytest.mark.parametrize('name', CAUSAL)
@@ -157,4 +158,4 @@ def test_saturated_gates_stay_finite():
   fast, slow = (jax.jit(jax.grad(total), static_argnums=1)(x.s, run)
                 for run in (recurrence.chunked, recurrence.naive))
   assert np.isfinite(fast).all()
-  np.testing.assert_allclose(fast, slow, atol=1e-4)
+  assert_close(fast, slow)
