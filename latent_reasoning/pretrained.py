@@ -46,7 +46,9 @@ def directory(init_from: str) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
-                                   'tokenizer*.json']))
+                                   'tokenizer*.json', 'tokenizer.model', 'vocab.json',
+                                   'merges.txt', 'special_tokens_map.json',
+                                   'chat_template.jinja']))
   except Exception as error:
     raise InputError(
         f'config.model.init_from {init_from!r} is no directory here, and could not be had from '
@@ -76,7 +78,7 @@ def resolve(config: Config) -> Config:
   values = read_json(path / 'config.json')
   model = model_config(values, config.model, str(path / 'config.json'))
   tokenizer = dataclasses.replace(
-      config.tokenizer, kind='file', path=str(path / 'tokenizer.json'),
+      config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
       at_least=int(values['vocab_size']))
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
