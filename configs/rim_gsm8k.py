@@ -73,7 +73,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
   c.tokenizer = tokenizer = ml_collections.ConfigDict()
   tokenizer.kind = 'bpe'  # char | bpe | file
-  tokenizer.path = ''  # tokenizer.json, for kind file
+  tokenizer.path = ''  # tokenizer.json, for kind file or in place of a checkpoint's own
+  tokenizer.add_bos = 'auto'  # as the tokenizer's post-processor says | true | false
   tokenizer.vocab_size = 16_384  # of a trained bpe
   tokenizer.at_least = 0  # entries of the vocabulary; set from pretrained weights
   tokenizer.pad_to = 128  # vocabulary padded to a multiple

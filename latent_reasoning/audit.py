@@ -362,7 +362,7 @@ def caching(subject: Subject, rows):
 def typing_specials(subject: Subject):
   """A question that spells every special token holds none of them."""
   t = subject.tokenizer
-  names = (*tokenizers.SPECIAL, *(f'<step_{i + 1}>' for i in range(t.index_tokens)))
+  names = t.special().values()
   ids = t.encode(' '.join(names) + ''.join(names))
   special = [i for i in ids if i >= t.size]
   return not special, f'{len(special)} special among {len(ids)} tokens of {len(names)} names'

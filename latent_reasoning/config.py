@@ -68,7 +68,9 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
   kind: str  # 'char' | 'bpe' | 'file'
-  path: str  # a tokenizer.json, for kind 'file'
+  path: str  # tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder of
+  # them, for kind 'file'; with pretrained weights, in place of the checkpoint's own
+  add_bos: str  # 'auto' (as the tokenizer's post-processor) | 'true' | 'false': BOS in front
   vocab_size: int  # most entries of a trained 'bpe', special tokens not counted
   at_least: int  # entries of the vocabulary; set from pretrained weights
   pad_to: int  # the vocabulary is padded to a multiple of this

@@ -30,6 +30,7 @@ CHOICES = {
     'data.on_error': ('raise', 'skip'),
     'data.too_long': ('raise', 'drop'),
     'tokenizer.kind': ('char', 'bpe', 'file'),
+    'tokenizer.add_bos': ('auto', 'true', 'false'),
     'model.family': ('gpt', 'llama'),
     'model.rope.scaling': ('', 'linear', 'llama3'),
     'model.positions': ('learned', 'rotary'),
@@ -179,9 +180,6 @@ def _check(config: Config) -> None:
   if config.method == 'lm' and config.eval.protocol == 'paper':
     raise InputError("config.eval.protocol is 'paper', but method lm answers no test items; "
                      "expected 'validation'")
-  if config.method == 'lm' and data.block > model.max_positions:
-    raise InputError(f'config.data.block is {data.block}, above config.model.max_positions '
-                     f'{model.max_positions}')
   if optim.batch_size % optim.accumulate:
     raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
                      f'of config.optim.accumulate {optim.accumulate}')

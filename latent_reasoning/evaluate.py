@@ -33,7 +33,7 @@ class Answerer:
 
   def row(self, question: str, samples: int = 0) -> layout.Row:
     """The prompt of a question; `samples` readouts at its end instead of its own."""
-    row = self.method.prompt(self.tokenizer.encode(question + '\n'), self.blocks,
+    row = self.method.prompt(self.tokenizer.question(question), self.blocks,
                              self.config.rim, self.symbols)
     if samples:
       row = layout.Row(row.prefix, row.visible_until, [row.readouts[-1]] * samples)

@@ -6,7 +6,6 @@ the end token. What needs code of its own (a memory inside the layers, attention
 a block in both directions) is refused.
 """
 
-import json
 import pathlib
 import shutil
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import adapt, hf_format, layout, model_card
+from latent_reasoning import adapt, hf_format, layout, model_card, pretrained
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.tokenizers import Tokenizer
@@ -123,25 +122,32 @@ def adapter(config: Config, params: dict,
       'target_modules': targets, 'trainable_token_indices': rows or None}
 
 
-def tokenizer_files(tokenizer: Tokenizer, positions: int) -> dict[str, Any]:
+def tokenizer_files(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   """tokenizer.json with our special tokens at their ids, and its configuration.
 
-  Nothing is put before or behind a text, as in training.
+  In front of a text stands what stood there in training, BOS or nothing; nothing behind it.
   """
-  base = json.loads(tokenizer.to_json())
-  base['post_processor'] = None
-  base['truncation'] = base['padding'] = None
-  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
-  base['added_tokens'] += [
-      {'id': i, 'content': content, **flags, 'special': True}
-      for i, content in tokenizer.special().items()]
-  names = {i: content for i, content in tokenizer.special().items()}
+  held, names = tokenizer.to_json(), tokenizer.special()
+  bos = [tokenizer.text(i) for i in tokenizer.start]
+  chat = {}
+  if config.model.init_from and _talks(pretrained.directory(config.model.init_from)):
+    found = model_card.chat_template(config, tokenizer, held)
+    chat = {'chat_template': found} if found else {}
   return {
-      'tokenizer.json': base,
+      'tokenizer.json': held,
       'tokenizer_config.json': {
           'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': names[tokenizer.end],
-          'pad_token': names[tokenizer.pad], 'model_max_length': positions,
-          'clean_up_tokenization_spaces': False}}
+          'pad_token': names[tokenizer.pad], **({'bos_token': bos[0]} if bos else {}),
+          'add_bos_token': bool(bos), 'padding_side': 'left',
+          'model_max_length': config.model.max_positions,
+          'clean_up_tokenization_spaces': False, **chat}}
+
+
+def _talks(folder: pathlib.Path) -> bool:
+  """Whether a checkpoint has a chat template."""
+  settings = folder / 'tokenizer_config.json'
+  return (folder / 'chat_template.jinja').is_file() or (
+      settings.is_file() and bool(pretrained.read_json(settings).get('chat_template')))
 
 
 def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pathlib.Path,
@@ -162,7 +168,8 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
   check(config)
   if path.is_symlink() or path.exists() and not path.is_dir():
     raise InputError(f'{path} is a link or a file, which an export would replace; move it away')
-  ids = {'bos_token_id': None, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
+  ids = {'bos_token_id': next(iter(tokenizer.start), None), 'eos_token_id': tokenizer.end,
+         'pad_token_id': tokenizer.pad}
   if kind == 'peft':
     file = 'adapter_model.safetensors'
     weights, values = adapter(config, jax.device_get(params), tokenizer.used)
@@ -175,14 +182,15 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
         'config.json': hf_format.hf_config(config.model, tokenizer.used, **ids),
         'generation_config.json': {
             'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids}}
-  files.update(tokenizer_files(tokenizer, config.model.max_positions))
+  files.update(tokenizer_files(config, tokenizer))
+  chat = 'chat_template' in files['tokenizer_config.json']
   making = path.with_name(f'.{path.name}.tmp')
   shutil.rmtree(making, ignore_errors=True)
   making.mkdir(parents=True)
   _save(weights, making / file)
   for name, value in files.items():
     write_json(making / name, value)
-  write_text(making / 'README.md', model_card.card(config, tokenizer, kind, results))
+  write_text(making / 'README.md', model_card.card(config, tokenizer, kind, results, chat))
   shutil.rmtree(path, ignore_errors=True)
   making.rename(path)
 

@@ -125,13 +125,8 @@ def symbols(tokenizer) -> Symbols:
 
 def encode(examples: Sequence[Example], tokenizer) -> list[Encoded]:
   """Tokenizes piece by piece, so that no token spans question, step and answer."""
-  pieces = [[e.question + '\n', *e.steps, e.answer] for e in examples]
-  ids = iter(tokenizer.encode_batch([text for texts in pieces for text in texts]))
-  encoded = []
-  for texts in pieces:
-    question, *steps, answer = (next(ids) for _ in texts)
-    encoded.append(Encoded(question, steps, answer))
-  return encoded
+  return [Encoded(tokenizer.question(e.question), tokenizer.encode_batch(e.steps),
+                  *tokenizer.encode_batch([e.answer])) for e in examples]
 
 
 def anneal(schedule: str, t: int, steps: int, max_steps: int, progress: float) -> float:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import platform
 import statistics
+import string
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -209,7 +210,7 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
 
   def ask(line):
     read = run.tokenizer.decode(run.tokenizer.encode(line))
-    if unknown := sorted(set(line) - set(read)):
+    if unknown := sorted(set(line) - set(read) - set(string.whitespace)):
       print(f'warning: the tokenizer does not know {unknown}', file=sys.stderr)
     print(answer(line))
   if question is not None:
@@ -218,10 +219,10 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
   prompt = 'question> ' if sys.stdin.isatty() else ''
   while True:
     try:
-      line = input(prompt).strip()
+      line = input(prompt)
     except (EOFError, KeyboardInterrupt):
       return 0
-    if line:
+    if line.strip():
       try:
         ask(line)
       except InputError as error:
@@ -234,8 +235,6 @@ def reply(answerer: Answerer, question: str) -> str:
   Raises:
     InputError: an empty question, or one longer than the model's positions.
   """
-  if not question.strip():
-    raise InputError('the question is empty; give one with --question="..."')
   config = answerer.config
   row = answerer.row(question)
   if not answerer.fits(row):
@@ -311,7 +310,7 @@ def attention(run: Run, question: str | None) -> int:
     raise InputError('no text to read; give one with --question="..."')
   params = restored(run).state.params
   if config.method == 'lm':
-    ids = run.tokenizer.encode(question)
+    ids = [*run.tokenizer.start, *run.tokenizer.encode(question)]
     row = layout.plain(ids, ())
   else:
     row = run.answerer(params).row(question)

@@ -145,7 +145,7 @@ def fit(needed: int, buckets: Sequence[int], name: str) -> int:
     if needed <= size:
       return size
   raise InputError(f'a row needs {needed} in config.data.buckets.{name}, whose largest '
-                   f"is {buckets[-1]}; add a bucket, or set config.data.too_long='drop'")
+                   f'is {buckets[-1]}; add a bucket')
 
 
 def bucketed(rows: Sequence[layout.Row], buckets: BucketConfig, pad: int = 0) -> Batch:
@@ -251,22 +251,27 @@ def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Examp
   """Returns the examples whose rows fit the buckets in every stage.
 
   Raises:
-    InputError: a row does not fit and config.data.too_long is 'raise', or none does.
+    InputError: a row does not fit and config.data.too_long is 'raise', or so few fit that
+      there is no batch.
   """
   ids = layout.symbols(tokenizer)
-  kept = []
+  kept, first = [], ''
   for example in examples:
     encoded, = layout.encode([example], tokenizer)
     try:
       check(config, every_row(config, encoded, ids), len(example.steps))
     except InputError as error:
       if config.data.too_long == 'raise':
-        raise InputError(f'{error}. The problem: {example.question[:80]!r}') from None
+        raise InputError(f"{error}, or leave such problems out with config.data.too_long="
+                         f"'drop'. The problem: {example.question[:80]!r}") from None
+      first = first or str(error)
       continue
     kept.append(example)
-  if not kept:
-    raise InputError('no training problem fits config.data.buckets and '
-                     'config.rim.max_steps; enlarge them')
+  if first and len(kept) < config.optim.batch_size:
+    raise InputError(
+        f'{len(examples) - len(kept):,} of {len(examples):,} training problems are too long, '
+        f'the first of them because {first}; what is left is less than '
+        f'config.optim.batch_size {config.optim.batch_size}')
   return kept
 
 
@@ -282,7 +287,7 @@ def check(config: Config, rows: Sequence[layout.Row], steps: int) -> None:
   """Raises InputError where a training row cannot be laid out."""
   if steps > config.rim.max_steps:
     raise InputError(f'a problem has {steps} steps, more than config.rim.max_steps '
-                     f"{config.rim.max_steps}; raise it, or set config.data.too_long='drop'")
+                     f'{config.rim.max_steps}; raise it')
   for row in rows:
     if any(out.start is None and out.until < 2 for out in row.readouts):
       raise InputError('a question is one token long, but position 0 never predicts; '
@@ -294,5 +299,12 @@ def check(config: Config, rows: Sequence[layout.Row], steps: int) -> None:
     fit(r, buckets.readout, 'readout')
     last = max(len(row.prefix), *(o.until + len(o.inputs) for o in row.readouts))
     if last > config.model.max_positions:
-      raise InputError(f'a row needs {last} positions, more than '
-                       f'config.model.max_positions {config.model.max_positions}')
+      raise InputError(f'a row needs {last} positions, more than config.model.max_positions '
+                       f'{config.model.max_positions}{window(config)}')
+
+
+def window(config: Config) -> str:
+  """What has set the positions of a pretrained model, for errors."""
+  return (f', which {config.model.init_from}/config.json says by max_position_embeddings or '
+          'sliding_window: expected shorter texts, fewer blocks, or a model with a longer '
+          'window' if config.model.init_from else '')

@@ -49,7 +49,9 @@ def directory(init_from: str) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
-                                   'tokenizer*.json'],
+                                   'tokenizer*.json', 'tokenizer.model', 'vocab.json',
+                                   'merges.txt', 'special_tokens_map.json',
+                                   'chat_template.jinja'],
         ignore_patterns=['consolidated*', '*/*']))  # the same weights in another format
   except Exception as error:
     raise InputError(
@@ -82,7 +84,7 @@ def resolve(config: Config) -> Config:
   if model.tied and _own_head(path, model):
     model = dataclasses.replace(model, tied=False)
   tokenizer = dataclasses.replace(
-      config.tokenizer, kind='file', path=str(path / 'tokenizer.json'),
+      config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
       at_least=values['vocab_size'])
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 

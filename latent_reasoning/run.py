@@ -186,7 +186,7 @@ class Run:
     """Loss over a whole split of text; `imm` changes keys of the memory."""
     model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
     return text.loss(model, params, getattr(self.splits, split), self.config.data.block,
-                     self.config.eval.batch_size)
+                     self.config.eval.batch_size, self.splits.start)
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, str]:
@@ -378,7 +378,7 @@ def _build_text(config: Config, workdir: Workdir) -> Run:
   ids = text.encode(found, tokenizer)
   crops = max(len(ids.train) // config.data.block, config.optim.batch_size)  # an epoch
   length = curriculum.build(config.optim, crops)
-  batches = text.Batches(config, ids.train, length)
+  batches = text.Batches(config, ids.train, length, ids.start)
   return Run(config, workdir, ids, tokenizer, batches, {})
 
 

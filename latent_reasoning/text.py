@@ -16,17 +16,19 @@ from latent_reasoning.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-  """Token ids of both splits, int32, and the report of `data.text.load`."""
+  """Token ids of both splits, int32, the report of `data.text.load`, and what each row begins
+  with: BOS or nothing."""
   train: np.ndarray
   valid: np.ndarray
   report: dict
+  start: tuple[int, ...] = ()
 
 
 def encode(found, tokenizer) -> Ids:
   """Tokenizes a `data.text.Text`."""
   train, valid = (np.array(tokenizer.encode(t), np.int32) for t in (found.train, found.valid))
   counts = {'train_tokens': len(train), 'valid_tokens': len(valid)}
-  return Ids(train, valid, {**found.report, **counts})
+  return Ids(train, valid, {**found.report, **counts}, tuple(tokenizer.start))
 
 
 def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> pipeline.Batch:
@@ -40,21 +42,26 @@ def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> pipeline.Batch:
 
 
 class Batches(pipeline.Stepwise):
-  """Random crops of the training text, a function of (seed, step), as in nanoGPT."""
+  """Random crops of the training text, a function of (seed, step), as in nanoGPT; each
+  behind `start`, BOS or nothing."""
 
-  def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum):
-    self.config, self.ids, self.curriculum = config, ids, curriculum
+  def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum,
+               start: Sequence[int] = ()):
+    self.config, self.ids, self.curriculum, self.start = config, ids, curriculum, start
     self.method = layout.method(config.method)
+    if config.data.block > config.model.max_positions:
+      raise InputError(f'config.data.block is {config.data.block}, above config.model.'
+                       f'max_positions {config.model.max_positions}{pipeline.window(config)}')
     if len(ids) <= config.data.block:
       raise InputError(f'the training text has {len(ids)} tokens; expected more than '
                        f'config.data.block {config.data.block}')
 
   def at(self, step: int) -> pipeline.Batch:
     """Returns the rows of a step."""
-    length = self.config.data.block + 1
+    length = self.config.data.block + 1 - len(self.start)
     draw = np.random.default_rng((self.config.seed, step))
     at = draw.integers(len(self.ids) - length + 1, size=self.config.optim.batch_size)
-    return rows(np.stack([self.ids[i:i + length] for i in at]))
+    return rows(np.stack([[*self.start, *self.ids[i:i + length]] for i in at]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,22 +69,26 @@ def _sums(model, params, batch):
   return objectives.language_model(model, params, batch)[1]
 
 
-def loss(model, params, ids: np.ndarray, block: int, batch_size: int) -> dict[str, float]:
-  """Mean loss in nats over every token of a split but the first.
+def loss(model, params, ids: np.ndarray, block: int, batch_size: int,
+         start: Sequence[int] = ()) -> dict[str, float]:
+  """Mean loss in nats over every token of a split; over all but the first without `start`.
 
-  The text is cut into blocks of `block` tokens side by side; the last may be short.
+  The text is cut into blocks of `block` tokens side by side, each behind `start`; the last
+  may be short.
 
   Returns:
     {'loss', 'token_accuracy', 'tokens'}.
   """
-  count = len(ids) - 1
-  blocks = -(-count // block)
+  count, size = len(ids) - (not start), block + 1 - max(1, len(start))
+  blocks = -(-count // size)
   blocks = -(-blocks // batch_size) * batch_size  # whole batches, so that one shape serves
-  weights = (np.arange(blocks * block) < count).astype(np.float32).reshape(blocks, block)
-  padded = np.zeros(blocks * block + 1, np.int32)
-  padded[:count + 1] = ids
-  cut = np.concatenate([padded[:-1].reshape(blocks, block),
-                        padded[1:].reshape(blocks, block)[:, -1:]], axis=1)
+  weights = (np.arange(blocks * size) < count).astype(np.float32).reshape(blocks, size)
+  weights = np.pad(weights, ((0, 0), (block - size, 0)))  # BOS itself is not predicted
+  padded = np.zeros(blocks * size + 1, np.int32)
+  padded[:len(ids)] = ids
+  cut = padded[:-1].reshape(blocks, size)
+  cut = np.concatenate([np.tile(np.array(start, np.int32), (blocks, 1)), cut] if start else
+                       [cut, padded[1:].reshape(blocks, size)[:, -1:]], axis=1)
   total = {'loss': 0.0, 'correct': 0.0, 'weight': 0.0}
   for start in range(0, blocks, batch_size):
     part = slice(start, start + batch_size)
@@ -97,7 +108,8 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   ids = tokenizer.encode(prompt)
   if not ids:
     raise InputError('the prompt is empty; give one with --question="..."')
-  ids = [*tokenizer.encode('\n'), *ids]  # position 0 never predicts
+  start = tokenizer.start or tokenizer.encode('\n')  # position 0 never predicts
+  ids = [*start, *ids]
   head, said = decode.head_kernel(model, params), 0
   while said < tokens:
     context = ids[-half:]
@@ -109,8 +121,7 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
         top_k=config.eval.top_k)
     ids += out[0, 0].tolist()
     said += half
-  ids = ids[:len(ids) - (said - tokens)]
-  return tokenizer.decode(ids)[1:]
+  return tokenizer.decode(ids[len(start):len(ids) - (said - tokens)])
 
 
 def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[layout.Encoded]:

@@ -1,13 +1,20 @@
 """Exported models answer in transformers as they do here, and come back bit for bit."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import pathlib
+import re
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_reasoning import adapt, export, hf_format, loop, model_card, modes, pretrained
 from latent_reasoning import run as run_lib
@@ -36,12 +43,28 @@ SCAN = {'model.scan': True}
 SOME = {'model.lora.targets': ('qkv$', 'block_1/(out|down)')}
 
 
+def dress(folder, kind):
+  """Gives a checkpoint's tokenizer what others have: BOS and a chat of Llama's, added tokens
+  of Qwen's, some of them spelt like ours."""
+  base = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  if kind == 'llama':
+    base.post_processor = tokenizers.processors.TemplateProcessing(
+        single='<|endoftext|> $A', special_tokens=[('<|endoftext|>', 256)])
+    (folder / 'tokenizer_config.json').write_text(json.dumps({
+        'chat_template': 'a', 'bos_token': '<|endoftext|>'}))
+  if kind == 'qwen3':
+    base.add_tokens(['<think>'])
+    base.add_special_tokens(['<pad>', '<m>'])
+  base.save(str(folder / 'tokenizer.json'))
+
+
 @pytest.fixture(scope='module', params=[
     'gpt2', 'gpt2, LoRA', 'llama, LoRA', 'qwen3, LoRA'])
 def trained(request, tiny_config, make_checkpoint, tmp_path_factory):
   """A RiM that began with pretrained weights, trained through both stages."""
   kind, _, adapted = request.param.partition(', ')
   folder = make_checkpoint(tmp_path_factory.mktemp('hub'), kind, START[kind], std=DISTINCT)
+  dress(folder, kind)
   own = {**ADAPTED, **(SOME if kind == 'gpt2' else SCAN)} if adapted else {}
   config = pretrained.resolve(tiny_config(**own, **{
       'model.init_from': str(folder), 'tokenizer.pad_to': 8, 'data.arithmetic.train_size': 200,
@@ -54,28 +77,28 @@ def trained(request, tiny_config, make_checkpoint, tmp_path_factory):
   return run
 
 
+def snippets(card, language='python'):
+  """What a card asks to be pasted."""
+  return re.findall(rf'^```{language}\n(.*?)^```', card, re.DOTALL | re.MULTILINE)
+
+
 def answers(run, kind):
-  """What transformers says to 200 problems, prompted with the text of the card."""
-  path, said = run.workdir.path / 'export' / kind, []
-  lines = model_card.load(run.config, run.tokenizer, kind).replace("'.'", 'path')
-  assert model_card.load(run.config, run.tokenizer, kind) in (path / 'README.md').read_text()
-  names = {'path': path}
-  exec(lines, names)
-  model, tokenizer = names['model'].eval(), names['tokenizer']
-  tail, answerer = model_card.prompt(run.config), run.answerer(run.restore().state.params)
+  """What transformers says to 200 problems by the code of the card, as pasted."""
+  path, said, names = run.workdir.path / 'export' / kind, [], {}
+  with contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()) as out:
+    exec(snippets(pathlib.Path('README.md').read_text())[0], names)
   questions = [run.splits.test[i].question for i in range(PROBLEMS)]
-  tokenizer.padding_side = 'left'
-  for start in range(0, PROBLEMS, 50):
-    part = questions[start:start + 50]
-    ids = tokenizer([q + tail for q in part], return_tensors='pt', padding=True)
-    for question, row, seen in zip(part, ids['input_ids'], ids['attention_mask'], strict=True):
-      prompt = answerer.row(question).prefix
-      assert row[seen > 0].tolist() == list(prompt)
-    with torch.no_grad():
-      out = model.generate(**ids, max_new_tokens=run.config.eval.max_tokens, do_sample=False,
-                           eos_token_id=run.tokenizer.end, pad_token_id=run.tokenizer.pad)
-    said += tokenizer.batch_decode(out[:, ids['input_ids'].shape[1]:], skip_special_tokens=True)
-  return said, model
+  answerer = run.answerer(run.restore().state.params)
+  ours = [texts[-1] for texts in answerer.texts([model_card.QUESTION, 'What is 2 + 3?'])]
+  said = out.getvalue()
+  assert said.startswith(f'{ours[0]}\n') and f'What is 2 + 3? {ours[1]}\n' in said
+  for question in (*questions[:50], ' 1  +\t2\n', '<m>1</b> <|endoftext|>', '<think>+'):
+    assert names['prompt'](question)['input_ids'] == list(answerer.row(question).prefix)
+  # Asked as one text, as a server is, where no question spells a special token.
+  whole = f"1+ 2\n{model_card.blocks(run.config, run.tokenizer)}"
+  assert names['tokenizer'](whole)['input_ids'] == list(answerer.row('1+ 2').prefix)
+  parts = [names['ask'](questions[start:start + 50]) for start in range(0, PROBLEMS, 50)]
+  return [text for part in parts for text in part], names['model']
 
 
 @pytest.fixture(scope='module')
@@ -105,8 +128,9 @@ def test_comes_back(trained, own, tmp_path):
   model = dataclasses.replace(trained.config.model, init_from=str(path),
                               lora=dataclasses.replace(trained.config.model.lora, rank=0))
   optim = dataclasses.replace(trained.config.optim, trained='all')
-  run = run_lib.open_run(dataclasses.replace(trained.config, model=model, optim=optim),
-                         tmp_path)
+  own_tokens = dataclasses.replace(trained.config.tokenizer, path='')
+  run = run_lib.open_run(dataclasses.replace(
+      trained.config, model=model, optim=optim, tokenizer=own_tokens), tmp_path)
   assert run.tokenizer.special() == trained.tokenizer.special()
   assert run.tokenizer.encode('<m>1') == trained.tokenizer.encode('<m>1')
   questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
@@ -217,7 +241,73 @@ def test_card(trained):
   text = (trained.workdir.path / 'export' / 'hf' / 'README.md').read_text()
   found = json.loads(trained.workdir.results.read_text())
   assert f"{found['accuracy']['final']:.1%}" in text and 'arithmetic' in text
-  assert '<b><m></b>' * trained.config.rim.blocks in text
+  memory = trained.tokenizer.text(trained.tokenizer.memory)
+  assert memory == ('<m_1>' if trained.tokenizer.size > 257 else '<m>')
+  assert f'<b>{memory}</b>' * trained.config.rim.blocks in text
+  assert ('begins with `<|endoftext|>`' if trained.tokenizer.start else 'no BOS') in text
+  data = huggingface_hub.ModelCard(text).data
+  assert data.base_model == trained.config.model.init_from and 'rim' in data.tags
+
+
+def test_chat(trained):
+  """Where the base had a chat template, a chat asks the user's last message as ever."""
+  path = trained.workdir.path / 'export' / 'hf'
+  tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+  assert tokenizer.padding_side == 'left'
+  assert tokenizer.pad_token == trained.tokenizer.text(trained.tokenizer.pad)
+  talks = bool(trained.tokenizer.start)
+  assert bool(tokenizer.chat_template) == talks
+  assert len(snippets((path / 'README.md').read_text())) == 2 + talks
+  if not talks:
+    return
+  answerer = trained.answerer(trained.restore().state.params)
+  for content in ('1+2', ' 1 +\u20282\t', "{{ 'a' }}", [{'type': 'text', 'text': '1 +'},
+                                                      {'type': 'text', 'text': ' 2'}]):
+    text = content if isinstance(content, str) else '1 + 2'
+    ids = tokenizer.apply_chat_template(
+        [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'},
+         {'role': 'assistant', 'content': 'c'}, {'role': 'user', 'content': content}],
+        add_generation_prompt=True, return_dict=True)['input_ids']
+    assert ids == list(answerer.row(text).prefix)
+
+
+EVIL = ['a\nlicense: evil', '---\nlicense: evil\n---', '[x](http://x) ![](y)', '<script>',
+        '```\nb', '`a` ``', """'\'\'\n\\""""", '{evil}', 'a: *b', '# c\u2028d\udcff']
+
+
+@given(st.one_of(st.sampled_from(EVIL), st.text()))
+def test_what_others_said_is_code(text):
+  """Whatever it is, Markdown reads one span of code."""
+  markdown_it = pytest.importorskip('markdown_it', reason='pip install markdown-it-py')
+  found = markdown_it.MarkdownIt().parse(f'a {model_card.code(text)} b')
+  assert [t.type for t in found] == ['paragraph_open', 'inline', 'paragraph_close']
+  assert [t.type for t in found[1].children] == ['text', 'code_inline', 'text']
+  plain = ' '.join(text.split()).encode(errors='replace').decode().replace('\0', '\ufffd')
+  assert found[1].children[1].content.strip() == plain
+
+
+@pytest.mark.parametrize('evil', EVIL)
+def test_nothing_evil_in_a_card(tiny_config, make_run, tmp_path, evil):
+  """Neither a name of weights nor results change the head or the shape of the page."""
+  markdown_it = pytest.importorskip('markdown_it', reason='pip install markdown-it-py')
+  run = make_run(tiny_config(), tmp_path)
+
+  def made(kind, said):
+    config = dataclasses.replace(run.config, model=dataclasses.replace(
+        run.config.model, init_from=said))
+    results = {'accuracy': {'final': 0.5}, 'standard_error': {'final': 0.1}, 'n': 4,
+               'seed': 0, 'step': 3, 'dataset': said, 'split': said}
+    text = model_card.card(config, run.tokenizer, kind, results)
+    with pytest.raises(InputError, match='results.json is not what an evaluation writes'):
+      model_card.card(config, run.tokenizer, kind, {**results, 'step': said})
+    return huggingface_hub.ModelCard(text)
+  for kind in ('hf', 'peft'):
+    card, plain = made(kind, evil), made(kind, 'a')
+    assert card.data.license is None and card.data.base_model == evil
+    assert [t.type for t in markdown_it.MarkdownIt().parse(card.text)] == [
+        t.type for t in markdown_it.MarkdownIt().parse(plain.text)]
+    for snippet in snippets(card.text):
+      compile(snippet, 'card', 'exec')
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -228,14 +318,3 @@ def test_card(trained):
 def test_what_others_have_no_code_for(tiny_config, changes, message):
   with pytest.raises(InputError, match=message):
     export.check(tiny_config(**changes))
-
-
-def test_a_tokenizer_with_our_tokens(tiny_config, make_run, make_checkpoint, tmp_path):
-  """A tokenizer that already has <m> is refused."""
-  folder = make_checkpoint(tmp_path, 'gpt2', START['gpt2'])
-  base = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-  base.add_tokens(['<m>'])
-  base.save(str(folder / 'tokenizer.json'))
-  with pytest.raises(InputError, match="already has an entry '<m>'"):
-    make_run(pretrained.resolve(tiny_config(**{'model.init_from': str(folder)})),
-             tmp_path / 'run')

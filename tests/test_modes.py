@@ -67,13 +67,6 @@ def test_reply_of_a_chain_of_thought(tiny_config):
   assert modes.reply(said, '1+2').splitlines() == ['1+2=3', '####3', 'answer: 3']
 
 
-@pytest.mark.parametrize('question', ['', '  \n'])
-def test_empty_question(tiny_config, question):
-  """An empty question is an input error that names the flag."""
-  with pytest.raises(InputError, match='--question'):
-    modes.reply(Said(tiny_config(), ['3']), question)
-
-
 def test_question_too_long(tiny_config):
   """The error says how many positions there are and what to do."""
   said = Said(tiny_config(), ['3'], fits=False)

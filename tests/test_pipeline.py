@@ -235,8 +235,10 @@ def test_too_long(tiny_config, tokenizer):
   changes = {'data.buckets.prefix': (19,)}
   with pytest.raises(InputError, match="needs 20 in .*prefix.*The problem: '0123456789'"):
     pipeline.usable(tiny_config(**changes), problems, tokenizer)
-  config = tiny_config(**changes, **{'data.too_long': 'drop'})
+  config = tiny_config(**changes, **{'data.too_long': 'drop', 'optim.batch_size': 3})
   assert pipeline.usable(config, problems, tokenizer) == problems[:3]
+  with pytest.raises(InputError, match='1 of 3 .* too long.*needs 20 .*less than .*batch_size 3'):
+    pipeline.usable(config, problems[1:], tokenizer)
   assert pipeline.usable(tiny_config(), problems, tokenizer) == problems
 
 
@@ -247,7 +249,7 @@ def test_too_long_in_either_stage(tiny_config, tokenizer, changes):
   """A row must fit in stage 1 and in stage 2; where none does, that is the error."""
   problems = [Example('000', ('1+1=2', '1+1=2'), '1')]
   config = tiny_config(**changes, **{'data.too_long': 'drop'})
-  with pytest.raises(InputError, match='no training problem fits'):
+  with pytest.raises(InputError, match='1 of 1 training problems are too long.*a row needs'):
     pipeline.usable(config, problems, tokenizer)
 
 

@@ -22,7 +22,7 @@ TEXTS = ['7+2=9 and 9-5=4', 'Ada has 12 apples; café “naïve” 12345',
 
 def config(kind='char', **changes):
   return dataclasses.replace(
-      TokenizerConfig(kind=kind, path='', vocab_size=300, at_least=0, pad_to=64), **changes)
+      TokenizerConfig(kind=kind, path='', vocab_size=300, at_least=0, pad_to=64, add_bos='auto'), **changes)
 
 
 def gpt2_like(path: pathlib.Path) -> pathlib.Path:
@@ -201,16 +201,109 @@ def test_a_bad_file_is_named(tmp_path, content, phrase):
 
 @pytest.mark.parametrize('token', ['<pad>', '<step_2>'])
 @pytest.mark.parametrize('added', [True, False])
-def test_an_entry_spelt_like_a_special_is_named(tmp_path, token, added):
-  vocabulary = {'a': 0} if added else {'a': 0, token: 1}
+def test_a_special_whose_spelling_is_taken_gets_another(tmp_path, token, added):
+  """Out and in again under the new spelling, too."""
+  vocabulary = {'a': 0, '<m>': 1} if added else {'a': 0, '<m>': 1, token: 2}
   base = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token='a'))
   if added:
     base.add_special_tokens([token])
   base.save(str(tmp_path / 'given.json'))
-  given_file = config('file', path=str(tmp_path / 'given.json'))
-  with pytest.raises(InputError, match=f"already has an entry '{token}'"):
-    ours.build(given_file, None, tmp_path / 'out', INDEX_TOKENS)
-  assert not (tmp_path / 'out').exists()
+  t = ours.build(config('file', path=str(tmp_path / 'given.json')), None, tmp_path / 'out',
+                 INDEX_TOKENS)
+  names = t.special()
+  assert names[t.memory] == '<m_1>' and token not in names.values()
+  assert f'{token[:-1]}_1>' in names.values() and t.size == 3 and t.known == 3
+  (tmp_path / 'export.json').write_text(json.dumps(t.to_json()))
+  for steps in (INDEX_TOKENS - 1, INDEX_TOKENS, INDEX_TOKENS + 2):
+    again = ours.build(config('file', path=str(tmp_path / 'export.json')), None,
+                       tmp_path / f'again_{steps}', steps)
+    assert again.size == 3 and again.known == 9 + min(steps, INDEX_TOKENS)
+    assert list(again.special().values())[:9] == list(names.values())[:6 + steps]
+    assert len(again.special()) == 6 + steps
+
+
+def test_added_tokens_never_match_in_text(tmp_path):
+  """Special or not, single words or not, entries of the vocabulary as well or not."""
+  vocabulary = {c: i for i, c in enumerate(['?', '<think>', *'<>thinkabc '])}
+  for model in (models.WordLevel(vocabulary, unk_token='?'),
+                models.Unigram([('?', 0.0), ('<think>', 0.0), *((c, -2.0) for c in '<thi> abcnk')],
+                               unk_id=0)):
+    base = tokenizers.Tokenizer(model)
+    base.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    base.add_tokens(['<think>', tokenizers.AddedToken('<tool_call>', single_word=True), 'c'])
+    base.add_special_tokens(['<s>', '?'])
+    base.save(str(tmp_path / 'given.json'))
+    t = ours.build(config('file', path=str(tmp_path / 'given.json')), None,
+                   tmp_path / type(model).__name__, 0)
+    added = {base.token_to_id(a) for a in ('<think>', '<tool_call>', '<s>', 'c')}
+    for text in ('<think>', 'a <think> b', 'a<tool_call>', '<tool_call> c', '<s>', 'c <s>c'):
+      ids = t.encode(text)
+      assert ids and added.isdisjoint(ids) and max(ids) < t.size
+    assert t.encode('ac') == t.encode('a?'), 'a character that is an added token is unknown'
+    exported = tokenizers.Tokenizer.from_str(json.dumps(t.to_json()))
+    exported.encode_special_tokens = True  # split_special_tokens of transformers
+    assert exported.encode('a <tool> <b>').ids == t.encode('a <tool> <b>')
+
+
+@pytest.mark.parametrize('text', ['1 + 2', ' 1 +\t2\n', '\u20281\xa0+\r\n2\x1f'])
+def test_a_question_is_on_one_line(built, text):
+  t = built['char']
+  assert t.question(text) == t.encode('1 + 2\n')
+  for empty in ('', ' \n\u2003'):
+    with pytest.raises(InputError, match='--question'):
+      t.question(empty)
+
+
+def with_template(path, template='[CLS] $A [SEP]', **settings):
+  """A checkpoint's folder: its tokenizer, and what its configuration says of it."""
+  path.mkdir()
+  base = tokenizers.Tokenizer.from_file(str(gpt2_like(path / 'tokenizer.json')))
+  base.add_special_tokens(['[SEP]'])
+  base.post_processor = processors.Sequence([
+      processors.ByteLevel(), processors.TemplateProcessing(
+          single=template, special_tokens=[(t, base.token_to_id(t)) for t in ('[CLS]', '[SEP]')])])
+  base.save(str(path / 'tokenizer.json'))
+  (path / 'tokenizer_config.json').write_text(json.dumps(
+      {'tokenizer_class': 'PreTrainedTokenizerFast', **settings}))
+  return path
+
+
+BOS = {'bos_token': '[CLS]'}
+
+
+@pytest.mark.parametrize('template, settings, add_bos, expected', [
+    ('[CLS] $A [SEP]', {}, 'auto', ['[CLS]']), ('[CLS] $A', {}, 'false', []),
+    ('[CLS] [SEP] $A', {}, 'auto', ['[CLS]', '[SEP]']), ('$A [SEP]', {}, 'auto', []),
+    ('$A', BOS, 'auto', []), ('$A', BOS, 'true', ['[CLS]']),
+    ('$A', {'bos_token': {'content': '[SEP]'}}, 'true', ['[SEP]']),
+    ('$A', {**BOS, 'add_bos_token': True}, 'auto', []),
+    ('[CLS] $A', {**BOS, 'add_bos_token': False}, 'auto', ['[CLS]']),
+    ('[CLS] $A', {'bos_token': '[SEP]'}, 'true', ['[CLS]'])])
+def test_bos_is_what_the_checkpoint_puts_in_front(tmp_path, template, settings, add_bos,
+                                                  expected):
+  """By its post-processor, as in transformers 5; kept, exported and read again."""
+  folder = with_template(tmp_path / 'from', template, **settings)
+  given = config('file', path=str(folder), add_bos=add_bos)
+  for path in (tmp_path / 'tokenizer.json',) * 2:  # made, then kept
+    t = ours.build(given, None, path, 0)
+    assert [t.text(i) for i in t.start] == expected
+  assert t.question('1') == [*t.start, *t.encode('1\n')]
+  (tmp_path / 'export.json').write_text(json.dumps(t.to_json()))
+  again = ours.build(config('file', path=str(tmp_path / 'export.json')), None,
+                     tmp_path / 'again', 0)
+  assert again.start == t.start and again.question('1') == t.question('1')
+  if add_bos == 'auto':
+    transformers = pytest.importorskip('transformers', reason="pip install -e '.[test-hf]'")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)('1\n')['input_ids']
+    assert theirs[:len(t.question('1'))] == t.question('1')
+
+
+def test_no_bos_to_add(tmp_path):
+  folder = with_template(tmp_path / 'from', '$A')
+  with pytest.raises(InputError, match='no file beside .* names a BOS'):
+    ours.build(config('file', path=str(folder), add_bos='true'), None, tmp_path / 't', 0)
+  with pytest.raises(InputError, match="add_bos is 'true', but the tokenizer puts no BOS"):
+    ours.build(config('char', add_bos='true'), lambda: TEXTS, tmp_path / 't', 0)
 
 
 def test_ids_with_gaps_leave_room_below_the_specials(tmp_path):
