@@ -182,7 +182,8 @@ def test_the_usual_loader_of_adapters(trained, own):
   tokenizer = transformers.AutoTokenizer.from_pretrained(path)
   rows = model.get_input_embeddings().weight.shape[0]
   assert len(tokenizer) == trained.tokenizer.used == rows
-  question = trained.splits.test[0].question + model_card.prompt(trained.config)
+  blocks = model_card.blocks(trained.config, trained.tokenizer)
+  question = f'{trained.splits.test[0].question}\n{blocks}'
   with torch.no_grad():
     out = model.generate(**tokenizer([question], return_tensors='pt'), do_sample=False,
                          max_new_tokens=trained.config.eval.max_tokens)
