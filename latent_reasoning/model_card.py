@@ -138,14 +138,14 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
       most=most, end=tokenizer.end, pad=tokenizer.pad, question=QUESTION)
   bos = [code(tokenizer.text(i)) for i in tokenizer.start]
   begins = (f"Every text begins with {' '.join(bos)}, which the tokenizer puts there, as in "
-            'training.' if bos else 'Nothing is put in front of a text (no BOS), as in training.')
+            'training.' if bos else 'No BOS stands in front of a text, as in training.')
   return f'''---
 {head.to_yaml()}
 ---
 # {config.method} on {code(config.data.name)}
 
 Trained by `latent_reasoning` with the method {code(config.method)} on the data
-{code(config.data.name)}, seed {config.seed}.{f' It started from {code(start)}.' if start else ''}
+{code(config.data.name)}, seed {config.seed}.{f' It started from {code(start)}.' * bool(start)}
 
 ## Measured
 
@@ -209,5 +209,5 @@ The chat template puts the last message of the user into that text, and nothing 
 ```
 '''
   return found + '''
-There a question must not hold the text of a special token such as `<m>`, which would become one.
+There a question must not hold the text of a special token such as `<m>`: it would become one.
 '''

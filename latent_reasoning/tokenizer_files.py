@@ -104,7 +104,7 @@ def _convert(file: pathlib.Path) -> str:
   """A tokenizer.json from a tokenizer.model, or from vocab.json and merges.txt."""
   if file.name == 'vocab.json':
     if not file.with_name('merges.txt').is_file():
-      raise InputError(f'{file} has no merges.txt beside it; expected both, or a tokenizer.json')
+      raise InputError(f'{file} has no merges.txt beside it; expected both, or tokenizer.json')
     try:
       tokenizer_trial.bounds(json.loads(file.read_text(encoding='utf-8')))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -130,15 +130,16 @@ def _convert(file: pathlib.Path) -> str:
         if ids != theirs.encode(text):
           raise InputError(
               f'{file}: transformers {transformers.__version__} reads {text!r} as {ids}, '
-              f'sentencepiece as {theirs.encode(text)}; expected a tokenizer.json that is right')
+              f'sentencepiece as {theirs.encode(text)}; expected a sound tokenizer.json')
   except ImportError as error:
     raise InputError(f'{file} needs a library, {error.name or error}: pip install -e '
                      "'.[hf]', or a tokenizer.json beside it") from None
   except InputError:
     raise
   except Exception as error:  # they raise what they like
-    raise InputError(f'{file}: found no tokenizer that transformers can read, '
-                     f'{" ".join(str(error).split())[:300]}; expected a tokenizer.json') from None
+    reason = ' '.join(str(error).split())[:300]
+    raise InputError(f'{file}: found no tokenizer that transformers can read, {reason}; '
+                     'expected a tokenizer.json') from None
   text = made.to_str()
   if reason := _try(text):
     raise InputError(f'{file}: found no tokenizer that can be used, {reason}; expected a '
@@ -167,7 +168,7 @@ def template(tokens: dict[str, int]) -> dict[str, Any] | None:
 
 
 def _with_bos(text: str, file: pathlib.Path) -> str:
-  """A tokenizer.json that puts BOS in front: as it does, or the one that files beside it name."""
+  """A tokenizer.json that puts BOS in front: its own, or the one that files beside it name."""
   if begins(tokenizers.Tokenizer.from_str(text)):
     return text
   held = json.loads(text)
@@ -190,12 +191,13 @@ def _with_bos(text: str, file: pathlib.Path) -> str:
 
 def _beside(file: pathlib.Path, name: str) -> dict[str, Any]:
   """A JSON object beside a file; {} where there is none."""
+  path = file.with_name(name)
   try:
-    found = json.loads(file.with_name(name).read_text(encoding='utf-8'))
+    found = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     return {}
   except (OSError, ValueError, RecursionError) as error:
-    raise InputError(f'{file.with_name(name)}: found no JSON, {error}; restore it') from None
+    raise InputError(f'{path}: found no JSON, {error}; restore it') from None
   if not isinstance(found, dict):
-    raise InputError(f'{file.with_name(name)}: found a {type(found).__name__}; expected an object')
+    raise InputError(f'{path}: found a {type(found).__name__}; expected an object')
   return found

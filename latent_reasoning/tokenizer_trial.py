@@ -28,12 +28,17 @@ def entries(held: dict[str, Any]) -> dict[str, int]:
 
 
 def bounds(found: dict[str, int]) -> None:
-  """Raises ValueError for a vocabulary that is empty, or whose entries or ids are too large."""
+  """Raises ValueError for a vocabulary that is empty, that has an id twice, or whose entries or
+  ids are too large."""
   if not found:
     raise ValueError('the vocabulary is empty')
+  others = {}
   for text, i in found.items():
     if type(i) is not int or not 0 <= i < MOST_ID:
-      raise ValueError(f'the entry {text[:60]!r} has the id {i!r}; ids go from 0 to {MOST_ID - 1:,}')
+      raise ValueError(f'the entry {text[:60]!r} has the id {i!r}; ids go from 0 to '
+                       f'{MOST_ID - 1:,}')
+    if others.setdefault(i, text) != text:
+      raise ValueError(f'the entries {others[i][:60]!r} and {text[:60]!r} have the same id {i}')
     if len(text) > MOST_CHARACTERS:
       raise ValueError(f'the entry {text[:60]!r}… has {len(text):,} characters; at most '
                        f'{MOST_CHARACTERS:,}')

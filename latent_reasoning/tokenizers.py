@@ -51,13 +51,8 @@ class Tokenizer:
     Raises:
       InputError: an added token contradicts the vocabulary, or there is no BOS to add.
     """
-    self._kept, held = text, json.loads(text)
-    held['added_tokens'], names = _without_ours(held)
-    for token in held['added_tokens']:
-      token['special'] = True  # or it would match in text
-    held['truncation'] = held['padding'] = None
-    if 'dropout' in held['model']:
-      held['model']['dropout'] = None  # a text has one encoding
+    self._kept = text
+    held, names = _plain(text)
     base = tokenizers.Tokenizer.from_str(json.dumps(held))
     base.encode_special_tokens = True  # its own specials are plain text, too
     for token in held['added_tokens']:
@@ -169,7 +164,7 @@ class Tokenizer:
 
     All added tokens are special, so that `split_special_tokens` makes each plain text.
     """
-    held = json.loads(self._base.to_str())
+    held = _plain(self._kept)[0]
     flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
     held['added_tokens'] += [{'id': i, 'content': name, **flags, 'special': True}
                              for i, name in self.special().items()]
@@ -197,6 +192,19 @@ def _spellings(name: str) -> Iterator[str]:
   """<m>, <m_1>, <m_2> …"""
   yield name
   yield from (f'{name[:-1]}_{k}>' for k in itertools.count(1))
+
+
+def _plain(text: str) -> tuple[dict[str, Any], list[str]]:
+  """A tokenizer.json that does nothing beyond its vocabulary, without our special tokens, and
+  the names of those in it."""
+  held = json.loads(text)
+  held['added_tokens'], names = _without_ours(held)
+  for token in held['added_tokens']:
+    token['special'] = True  # or it would match in text
+  held['truncation'] = held['padding'] = None
+  if 'dropout' in held['model']:
+    held['model']['dropout'] = None  # a text has one encoding
+  return held, names
 
 
 def _without_ours(held: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,4 +1,4 @@
-"""Tokenizers of others: each form is read as its own library reads it; a bad file is one error."""
+"""Tokenizers of others: each form as its own library reads it; a bad file is one error."""
 
 import copy
 import json
@@ -60,16 +60,19 @@ ADDED = {'id': 7, 'content': 'zz', 'single_word': False, 'lstrip': False, 'rstri
 
 
 @pytest.mark.parametrize('changes, message', [
-    (model(vocab={'a': 0, 'b': 2**31}), "'b' has the id 2147483648; ids go from 0 to 4,194,303"),
+    (model(vocab={'a': 0, 'b': 2**31}), "'b' has the id 2147483648; ids go .* to 4,194,303"),
     (model(vocab={'a': 0, 'b': 2**32 - 1}), "'b' has the id 4294967295"),
     (model(vocab={'a': 0, 'b': -1}), "'b' has the id -1"),
     (model(vocab={'a': 0, 'b': 2**70}), 'ids go from 0'),
-    (model(vocab={'a': 0, 'b': 1.5}), 'ids go from 0'), (model(vocab={}), 'vocabulary is empty'),
+    (model(vocab={'a': 0, 'b': 1.5}), 'ids go from 0'),
+    (model(vocab={}), 'vocabulary is empty'),
     (model(vocab={'a' * 5000: 0}), '5,000 characters; at most 4,096'),
     ({'model': UNIGRAM}, '1,000,000 characters'), (model(unk_token='c'), 'Missing'),
     ({'added_tokens': [{**ADDED, 'id': 2**31}]}, "'zz' has the id 2147483648"),
+    (model(vocab={'a': 0, 'b': 1, 'c': 1}), "'b' and 'c' have the same id 1"),
     ({'added_tokens': [ADDED]}, "'zz' has the id 7 in its file, where"),
-    (split('(a+)+$'), 'retry-limit-in-match'), (split('(a|b|ab)*c'), 'retry-limit-in-match'), (split('(x+x+)+y'), 'retry-limit-in-match'),
+    (split('(a+)+$'), 'retry-limit-in-match'), (split('(a|b|ab)*c'), 'retry-limit-in-match'),
+    (split('(x+x+)+y'), 'retry-limit-in-match'),
     (split('(' * 9), 'Oniguruma error'),
     (replaced(*[('', 'aaaaaaaa')] * 20), 'more than 1.7 GB'),
     (model(vocab=[0]), 'found no tokenizer'), ({'model': 3}, 'found no tokenizer'),
@@ -168,8 +171,8 @@ def test_old_files(tmp_path, kind, model_type, bos):
   assert build(tmp_path / 'from' / name, tmp_path / 'again').to_json() == t.to_json()
   if model_type:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'from')
-    for text in (*TEXTS[:2], '3.5 <s>\n'):
-      assert t.question(text) == theirs(f'{text.strip()}\n', split_special_tokens=True).input_ids
+    for text in (*TEXTS[:2], '3.5 <s>'):
+      assert t.question(text) == theirs(f'{text}\n', split_special_tokens=True).input_ids
   assert t.decode(t.encode('Ada sold 12 “clips”')) == 'Ada sold 12 “clips”'
   if bos:
     (tmp_path / 'export.json').write_text(json.dumps(t.to_json()))
@@ -208,7 +211,8 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 # --- fuzzing ------------------------------------------------------------------
 
 EXTREME = [None, True, -1, 0, 1, 2**31, 2**32 - 1, 2**64, 1.5, 1e308, '', 'a', '<s>', '(a+)+$',
-           '(a*)*b', '[', '\\', '\ud800', 'Ġ' * 300, [], {}, [[]], {'a': 0}, {'Regex': '(a+)+$'},
+           '(a*)*b', '[', '\\', '\ud800', 'Ġ' * 300, [], {}, [[]], {'a': 0},
+           {'Regex': '(a+)+$'},
            {'type': 'Split', 'pattern': {'Regex': '(.*a){20}'}, 'behavior': 'Removed',
             'invert': True}, {'type': 'ByteLevel'}, {'type': 'Metaspace', 'replacement': '▁',
                                                      'prepend_scheme': 'first', 'split': True}]
@@ -268,8 +272,8 @@ def kinds():
   word_piece.post_processor = tokenizers.processors.TemplateProcessing(
       single='[CLS] $A', special_tokens=[('[CLS]', 1)])
   unigram = tokenizers.Tokenizer(models.Unigram(
-      [('<unk>', 0.0), *((c, -2.0) for c in '▁abc'), *((f'<0x{b:02X}>', -9.0) for b in range(256))],
-      unk_id=0, byte_fallback=True))
+      [('<unk>', 0.0), *((c, -2.0) for c in '▁abc'),
+       *((f'<0x{b:02X}>', -9.0) for b in range(256))], unk_id=0, byte_fallback=True))
   unigram.pre_tokenizer = pre_tokenizers.Metaspace()
   unigram.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
   return [json.loads(base.to_str()) for base in (bpe(), word_piece, unigram)] + [

@@ -22,7 +22,8 @@ TEXTS = ['7+2=9 and 9-5=4', 'Ada has 12 apples; café “naïve” 12345',
 
 def config(kind='char', **changes):
   return dataclasses.replace(
-      TokenizerConfig(kind=kind, path='', vocab_size=300, at_least=0, pad_to=64, add_bos='auto'), **changes)
+      TokenizerConfig(kind=kind, path='', add_bos='auto', vocab_size=300, at_least=0,
+                      pad_to=64), **changes)
 
 
 def gpt2_like(path: pathlib.Path) -> pathlib.Path:
@@ -225,9 +226,8 @@ def test_a_special_whose_spelling_is_taken_gets_another(tmp_path, token, added):
 def test_added_tokens_never_match_in_text(tmp_path):
   """Special or not, single words or not, entries of the vocabulary as well or not."""
   vocabulary = {c: i for i, c in enumerate(['?', '<think>', *'<>thinkabc '])}
-  for model in (models.WordLevel(vocabulary, unk_token='?'),
-                models.Unigram([('?', 0.0), ('<think>', 0.0), *((c, -2.0) for c in '<thi> abcnk')],
-                               unk_id=0)):
+  pieces = [('?', 0.0), ('<think>', 0.0), *((c, -2.0) for c in '<thi> abcnk')]
+  for model in (models.WordLevel(vocabulary, unk_token='?'), models.Unigram(pieces, unk_id=0)):
     base = tokenizers.Tokenizer(model)
     base.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     base.add_tokens(['<think>', tokenizers.AddedToken('<tool_call>', single_word=True), 'c'])
@@ -259,9 +259,10 @@ def with_template(path, template='[CLS] $A [SEP]', **settings):
   path.mkdir()
   base = tokenizers.Tokenizer.from_file(str(gpt2_like(path / 'tokenizer.json')))
   base.add_special_tokens(['[SEP]'])
+  tokens = [(t, base.token_to_id(t)) for t in ('[CLS]', '[SEP]')]
   base.post_processor = processors.Sequence([
-      processors.ByteLevel(), processors.TemplateProcessing(
-          single=template, special_tokens=[(t, base.token_to_id(t)) for t in ('[CLS]', '[SEP]')])])
+      processors.ByteLevel(), processors.TemplateProcessing(single=template,
+                                                            special_tokens=tokens)])
   base.save(str(path / 'tokenizer.json'))
   (path / 'tokenizer_config.json').write_text(json.dumps(
       {'tokenizer_class': 'PreTrainedTokenizerFast', **settings}))
