@@ -223,7 +223,12 @@ LEASE = 120.0  # seconds that a lease in a bucket holds; it is renewed at a quar
 @contextlib.contextmanager
 def _lease(address: str, owner: dict[str, Any]):
   import fsspec  # of etils' epath
-  files, path = fsspec.url_to_fs(address)
+  try:
+    files, path = fsspec.url_to_fs(address)
+  except (ImportError, ValueError, OSError) as error:  # its library, its account
+    raise _cannot_use(address.rpartition('/')[0], error) from None
+  if '://' not in address:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
 
   def write(mode: str) -> None:
     text = json.dumps({**owner, 'until': time.time() + LEASE}).encode()

@@ -245,7 +245,7 @@ def test_card(trained):
   memory = trained.tokenizer.text(trained.tokenizer.memory)
   assert memory == ('<m_1>' if trained.tokenizer.size > 257 else '<m>')
   assert f'<b>{memory}</b>' * trained.config.rim.blocks in text
-  assert ('begins with `<|endoftext|>`' if trained.tokenizer.start else 'no BOS') in text
+  assert ('begins with `<|endoftext|>`' if trained.tokenizer.start else 'No BOS stands') in text
   data = huggingface_hub.ModelCard(text).data
   assert data.base_model == trained.config.model.init_from and 'rim' in data.tags
 
