@@ -65,7 +65,8 @@ class Workdir:
   def note(self, argv: Sequence[str]) -> None:
     """Keeps the arguments of `main` that made what is here, each command once."""
     command = ' '.join(shlex.join(['python', '-m', 'latent_reasoning.main', *argv]).split())
-    old = self.commands.read_text(encoding='utf-8') if self.commands.exists() else ''
+    old = (self.commands.read_text(encoding='utf-8', errors='replace')
+           if self.commands.exists() else '')
     if command not in old.splitlines():
       write_text(self.commands, f'{old}{command}\n')
 

@@ -140,10 +140,10 @@ GOES_ON = {
     'one bit of the newest checkpoint': flip,
     'newest checkpoint without its state': lambda p: shutil.rmtree(p / 'checkpoints/8/state'),
     'newest checkpoint without metadata': lambda p: shutil.rmtree(p / 'checkpoints/8/meta'),
-    'newest checkpoint an empty folder': lambda p: [shutil.rmtree(q) for q in (
-        p / 'checkpoints/8').iterdir()],
-    'step 4 copied as 60': lambda p: shutil.copytree(p / 'checkpoints/4', p / 'checkpoints/60'),
-    'step 4 linked as 60': lambda p: (p / 'checkpoints/60').symlink_to(p / 'checkpoints/4'),
+    'newest checkpoint an empty folder': lambda p: [shutil.rmtree(p / 'checkpoints/8'), (
+        p / 'checkpoints/8').mkdir()],
+    'step 6 copied as 60': lambda p: shutil.copytree(p / 'checkpoints/6', p / 'checkpoints/60'),
+    'step 6 linked as 60': lambda p: (p / 'checkpoints/60').symlink_to(p / 'checkpoints/6'),
     'a seal cut off': write('checkpoints.seals/8.json', b'{"a'),
     'a seal of another type': write('checkpoints.seals/8.json', b'[1]'),
     'seals gone': lambda p: shutil.rmtree(p / 'checkpoints.seals'),
