@@ -326,10 +326,9 @@ class Checkpoints:
         self.steps() if step is None else [step]) if s not in tried]):
       candidate = steps[0]
       tried.add(candidate)
-      own = like(candidate) if callable(like) else like
       found, reason, unreadable = None, '', ''
       try:
-        found, reason = self._try(own, candidate)
+        found, reason = self._try(like if callable(like) else lambda _: like, candidate)
       except _Unreadable as error:
         unreadable = str(error)
       if not distributed.everywhere(not unreadable):
@@ -356,7 +355,8 @@ class Checkpoints:
                        '--config.train.restart=True')
     return None
 
-  def _try(self, like: TrainState, step: int) -> tuple[Restored | None, str]:
+  def _try(self, like: Callable[[int], TrainState], step: int
+           ) -> tuple[Restored | None, str]:
     """The checkpoint, or None and what is wrong with it; raises as `_attempt`."""
     broken, reason = self._attempt(step, lambda: self._broken_seal(step))
     if broken is None or broken:
@@ -372,7 +372,7 @@ class Checkpoints:
           'again in another --workdir=DIR')
     if meta['step'] != step:
       return None, f'it is a copy of the checkpoint of step {meta["step"]}'
-    abstract = jax.tree.map(_abstract, _tree(like))
+    abstract = jax.tree.map(_abstract, _tree(like(step)))
     expected = describe(abstract, hashed=False)
     saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
     if expected != saved:
@@ -456,7 +456,7 @@ class Checkpoints:
     found = {}
     for step in self.steps():
       try:
-        restored, found[step] = self._try(like(step), step)
+        restored, found[step] = self._try(like, step)
         if restored:
           check(restored.meta)
       except (InputError, _Unreadable) as error:
