@@ -57,7 +57,7 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
-from latent_reasoning import allocator
+from latent_reasoning.cli import allocator
 from latent_reasoning.errors import InputError, TrainingError
 
 
@@ -143,61 +143,62 @@ def config_argument(argv: Sequence[str]) -> str:
 
 def train(run, args) -> int:
   """Trains, then evaluates."""
-  from latent_reasoning import loop
-  loop.train(run)
+  from latent_reasoning.train import trainer
+  trainer.train(run)
   return evaluate(run, args)
 
 
 def evaluate(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.evaluate(run)
+  from latent_reasoning.cli import commands
+  return commands.evaluate(run)
 
 
 def generate(run, args) -> int:
-  from latent_reasoning import modes, modes_blocks
-  return modes.generate(run, args.question, modes_blocks.aloud if args.externalize else None)
+  from latent_reasoning.cli import block_commands, commands
+  return commands.generate(
+      run, args.question, block_commands.aloud if args.externalize else None)
 
 
 def explain(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.explain(run, args.question)
+  from latent_reasoning.cli import commands
+  return commands.explain(run, args.question)
 
 
 def export(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.export(run, args.format)
+  from latent_reasoning.cli import commands
+  return commands.export(run, args.format)
 
 
 def attention(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.attention(run, args.question)
+  from latent_reasoning.cli import commands
+  return commands.attention(run, args.question)
 
 
 def controls(run, args) -> int:
-  from latent_reasoning import modes_blocks
-  return modes_blocks.controls(run)
+  from latent_reasoning.cli import block_commands
+  return block_commands.controls(run)
 
 
 def look_inside(run, args) -> int:
-  from latent_reasoning import modes_blocks
-  return modes_blocks.look_inside(run)
+  from latent_reasoning.cli import block_commands
+  return block_commands.look_inside(run)
 
 
 def audit(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.audit(run)
+  from latent_reasoning.cli import commands
+  return commands.audit(run)
 
 
 def latency(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.latency(run)
+  from latent_reasoning.cli import commands
+  return commands.latency(run)
 
 
 def plan(args, config, argv: Sequence[str]) -> int:
   """Measures in a child process with the fake devices; that child prints JSON."""
   import json
 
-  from latent_reasoning import plan as plan_lib
+  from latent_reasoning.planning import estimate as plan_lib
   if plan_lib.CHILD in os.environ:
     print(json.dumps(plan_lib.measure(config)))
     return 0
@@ -206,13 +207,13 @@ def plan(args, config, argv: Sequence[str]) -> int:
 
 
 def verify(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.verify(run)
+  from latent_reasoning.cli import commands
+  return commands.verify(run)
 
 
 def flops(run, args) -> int:
-  from latent_reasoning import modes
-  return modes.count(run)
+  from latent_reasoning.cli import commands
+  return commands.count(run)
 
 
 MODES: dict[str, Callable] = {
@@ -257,41 +258,44 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   """Opens the workdir, builds the run and hands it to its mode."""
   import jax
 
-  from latent_reasoning import config_check, distributed, layout, pretrained, run, workdir
+  from latent_reasoning import config_loading, experiment, sequences
+  from latent_reasoning.hf import load as pretrained
+  from latent_reasoning.parallel import multihost
+  from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
-  config = config_check.from_dict(args.config)
-  layout.method(config.method)
+  config = config_loading.from_dict(args.config)
+  sequences.method(config.method)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
-  distributed.start(args.coordinator, args.num_processes, args.process_id,
+  multihost.start(args.coordinator, args.num_processes, args.process_id,
                     args.distributed, config.train.peer_timeout)
-  if distributed.count() > 1 and args.mode not in TOGETHER:
+  if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
-                     f'with {distributed.count()}')
-  if not distributed.writes():
+                     f'with {multihost.count()}')
+  if not multihost.writes():
     sys.stdout = open(os.devnull, 'w')
   path = default_workdir(config_flag, config.method) if args.workdir is None else args.workdir
   if args.mode == 'compare' and not config.sweep.runs:
     raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
                      'config with runs, such as configs/compare_arithmetic.py')
   if config.sweep.runs and args.mode in ('train', 'compare'):
-    from latent_reasoning import sweep
+    from latent_reasoning.cli import sweep
     own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
     if '://' in str(path):
       raise InputError(f'--workdir={path}: the runs of a comparison need a folder here')
     place = workdir.open_workdir(path, pretrained.resolve(config), True)
     place.note(argv[1:])
     return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
-  from latent_reasoning import loop
+  from latent_reasoning.train import trainer
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
     if training:  # before anything is written there
-      distributed.first(lambda: stack.enter_context(workdir.locate(path).writing()))
-    built = run.open_run(config, path, training)
+      multihost.first(lambda: stack.enter_context(workdir.locate(path).writing()))
+    built = experiment.open_run(config, path, training)
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:
-      stack.enter_context(distributed.together())
+      stack.enter_context(multihost.together())
       if built.mesh.size > 1:
         stack.enter_context(jax.set_mesh(built.mesh))
       status = MODES[args.mode](built, args)
@@ -299,7 +303,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
         built.workdir.note(argv[1:])
       built.workdir.push()
       return status
-    except loop.Interrupted as stop:
+    except trainer.Interrupted as stop:
       built.workdir.push()
       print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
             file=sys.stderr)
@@ -342,5 +346,5 @@ if __name__ == '__main__':
   allocator.tune()
   keep_streams()
   status = main(sys.argv)
-  from latent_reasoning import distributed
-  distributed.finish(status)
+  from latent_reasoning.parallel import multihost
+  multihost.finish(status)

@@ -13,7 +13,7 @@ from latent_reasoning.config import (
   DataConfig,
   GraphConfig,
 )
-from latent_reasoning.config_check import from_dict
+from latent_reasoning.config_loading import from_dict
 
 
 @pytest.fixture(scope='session')
@@ -90,8 +90,9 @@ def tiny_config(default_config):
 def make_run():
   """Builds the `Run` of a Config in a new folder: make_run(config, tmp_path)."""
   def make(config: Config, path):
-    from latent_reasoning import run, workdir  # imports JAX, which few fixtures need
-    return run.build(config, workdir.open_workdir(path, config, training=True))
+    from latent_reasoning import experiment
+    from latent_reasoning.train import workdir  # imports JAX, which few fixtures need
+    return experiment.build(config, workdir.open_workdir(path, config, training=True))
   return make
 
 

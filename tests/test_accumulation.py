@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import layout, sharding
-from latent_reasoning import step as step_lib
+from latent_reasoning import sequences
+from latent_reasoning.parallel import sharding
+from latent_reasoning.train import train_step as step_lib
 
-CASES = {name: {'method': name} for name in layout.METHODS if name != 'lm'}
+CASES = {name: {'method': name} for name in sequences.METHODS if name != 'lm'}
 CASES |= {
     'codi, projected': {'method': 'codi', 'rim.peers.projection': True},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
@@ -31,8 +32,8 @@ MESH = (2, 2, 2)
 def step_of(config, path, sizes=(1, 1, 1)) -> dict[str, list[float]]:
   """Terms of the first step, its gradient's norm, and a print of what it makes of the
   parameters. Stage 1's last part, where methods have their continuous thoughts."""
-  from latent_reasoning import run as run_lib
-  from latent_reasoning import workdir
+  from latent_reasoning import experiment as run_lib
+  from latent_reasoning.train import workdir
   run = run_lib.build(config, workdir.open_workdir(path, config, True))
   run.__dict__['mesh'] = sharding.make(config.mesh, jax.devices()[:1]) if sizes == (
       1, 1, 1) else jax.make_mesh(sizes, sharding.AXES, axis_types=(

@@ -9,7 +9,7 @@ import pytest
 
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import NOT_CAUSAL, TEXTS, difference, flatten, get
-from latent_reasoning.config_check import CHOICES, POSITIVE, SIGNED, from_dict, read
+from latent_reasoning.config_loading import CHOICES, POSITIVE, SIGNED, from_dict, read
 from latent_reasoning.errors import InputError
 
 FILE = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'

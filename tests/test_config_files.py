@@ -7,9 +7,10 @@ import runpy
 import ml_collections
 import pytest
 
-from latent_reasoning import layout, sweep
+from latent_reasoning import sequences
+from latent_reasoning.cli import sweep
 from latent_reasoning.config import flatten
-from latent_reasoning.config_check import from_dict
+from latent_reasoning.config_loading import from_dict
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'depth', 'width',
@@ -94,4 +95,5 @@ def test_lengths_are_rim_arithmetic(steps):
 
 def test_methods_of_the_comparisons_exist():
   """Those that this version has are rows of the table."""
-  assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(layout.METHODS)
+  assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(
+      sequences.METHODS)

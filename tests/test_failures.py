@@ -17,11 +17,12 @@ import time
 
 import numpy as np
 import pytest
-from test_distributed import CONFIG, SHORT, Group, losses, records
+from parallel.test_multihost import CONFIG, SHORT, Group, losses, records
 
-from latent_reasoning import loop, main, metrics, workdir
-from latent_reasoning.checkpoint import Checkpoints
+from latent_reasoning import main
 from latent_reasoning.errors import InputError
+from latent_reasoning.train import metrics, trainer, workdir
+from latent_reasoning.train.checkpoint import Checkpoints
 
 LONG = {'optim.stage1.steps': 300, 'optim.stage2.steps': 200, 'train.save_every': 5,
         'optim.stage2.optimizer': 'muon'}
@@ -127,12 +128,12 @@ def test_data_that_changed(tiny_config, make_run, tmp_path, quick_compilation):
     write(name, [(a, b) for a in range(start, start + 3) for b in range(9)])
   config = small(tiny_config, **{
       'data.name': 'files', 'data.dir': str(tmp_path), 'optim.stage2.steps': 6})
-  state = loop.train(make_run(config, tmp_path / 'run'))
-  again = loop.train(make_run(config, tmp_path / 'run'))  # unchanged: it resumes
+  state = trainer.train(make_run(config, tmp_path / 'run'))
+  again = trainer.train(make_run(config, tmp_path / 'run'))  # unchanged: it resumes
   assert int(again.step) == int(state.step)
   write('train', [(a, b) for a in range(1, 4) for b in range(1, 9)])
   with pytest.raises(InputError, match='data changed since .*: train hold'):
-    loop.train(make_run(config, tmp_path / 'run'))
+    trainer.train(make_run(config, tmp_path / 'run'))
   assert newest(tmp_path / 'run')[0] == int(state.step)
 
 
@@ -143,15 +144,15 @@ def test_a_machine_that_is_gone(tiny_config, make_run, tmp_path, quick_compilati
     place = workdir.Workdir(run.workdir.path, str(tmp_path / 'bucket'))
     place.pull()
     return dataclasses.replace(run, workdir=place)
-  first = loop.train(on('a'))
+  first = trainer.train(on('a'))
   assert not (tmp_path / 'a/checkpoints').exists()
   lines = (tmp_path / 'bucket/metrics.jsonl').read_text()
   shutil.rmtree(tmp_path / 'a')
-  again = loop.train(on('b'))
+  again = trainer.train(on('b'))
   assert int(again.step) == int(first.step) and len(lines) > 100
   assert (tmp_path / 'b/metrics.jsonl').read_text() == lines
   with pytest.raises(InputError, match='stage2.learning_rate: .* -> 0.5'):
-    loop.train(on('c', **{'optim.stage2.learning_rate': 0.5}))
+    trainer.train(on('c', **{'optim.stage2.learning_rate': 0.5}))
 
 
 def test_bucket_without_its_library(tmp_path, capsys, monkeypatch):
@@ -244,7 +245,7 @@ def damage(folder, chance: random.Random) -> str:
 def test_random_damage(tiny_config, make_run, tmp_path):
   """Of the newest checkpoint: always found, and the one before restored as it was."""
   run = make_run(small(tiny_config), tmp_path / 'run')
-  loop.train(run)
+  trainer.train(run)
   step, _ = newest(tmp_path / 'run')
   arrays = json.loads((tmp_path / f'run/checkpoints/{step - 2}/meta/metadata').read_text())
   kinds, warned, recovered = [], [], 0

@@ -7,13 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from test_report_comparison import run as write_run
+from report.test_comparison import run as write_run
 
-from latent_reasoning import hf_format, metrics, pretrained
-from latent_reasoning.data import files
+from latent_reasoning.data import formats
 from latent_reasoning.errors import InputError
+from latent_reasoning.hf import families
+from latent_reasoning.hf import load as pretrained
 from latent_reasoning.report import page as page_lib
 from latent_reasoning.report import runs
+from latent_reasoning.train import metrics
 
 VALUES = [None, True, -1, 0, 1, 1.5, 2**31, 10**30, float('nan'), float('inf'), '', 'x',
           '\u2028', [], {}, [[]], {'a': 1}, '12', '../x', [1, 'a', None]]
@@ -77,12 +79,12 @@ def targets(data_config, tiny_config, tmp_path_factory):
 
   def data_line(content):
     (folder / 'rows.jsonl').write_bytes(content)
-    files.read(folder / 'rows.jsonl', data_config)
+    formats.read(folder / 'rows.jsonl', data_config)
 
   def config_json(content):
     (folder / 'config.json').write_bytes(content)
     values = pretrained.read_json(folder / 'config.json')
-    hf_format.model_config(values, tiny_config().model, 'config.json')
+    families.model_config(values, tiny_config().model, 'config.json')
 
   def header(content):
     size = int.from_bytes(tensors[:8], 'little')

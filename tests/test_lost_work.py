@@ -12,10 +12,11 @@ import time
 import fsspec
 import numpy as np
 import pytest
-from test_distributed import CONFIG, SHORT
+from parallel.test_multihost import CONFIG, SHORT
 
-from latent_reasoning import loop, main, metrics, workdir
+from latent_reasoning import main
 from latent_reasoning.errors import InputError
+from latent_reasoning.train import metrics, trainer, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ONE = {'model.layers': 1, 'train.save_every': 2, 'train.eval_every': 0,
@@ -32,7 +33,7 @@ def finished(tiny_config, make_run, tmp_path_factory):
   """A finished run to be copied, never changed."""
   path = tmp_path_factory.mktemp('finished')
   run = make_run(tiny_config(**ONE), path)
-  loop.train(run)
+  trainer.train(run)
   return path
 
 
@@ -59,14 +60,14 @@ def test_training_does_not_begin_again_by_itself(again):
     shutil.rmtree(place / 'state')
   for _ in range(2):
     with pytest.raises(InputError, match=r'restart=True'):
-      loop.train(again())
+      trainer.train(again())
     assert lines(run) == before
   assert len(list((run.workdir.path / 'unsound').iterdir())) == 3
-  loop.train(again(**{'train.restart': True}))
+  trainer.train(again(**{'train.restart': True}))
   void = run.workdir.path / 'metrics.void.jsonl'
   assert void.read_bytes().splitlines() == before
   assert len(metrics.read(run.workdir.metrics)) >= 3
-  loop.train(again())  # there are sound ones now
+  trainer.train(again())  # there are sound ones now
 
 
 def test_checkpoints_that_are_gone(again):
@@ -75,10 +76,10 @@ def test_checkpoints_that_are_gone(again):
   before = lines(run)
   shutil.rmtree(run.workdir.checkpoints)
   with pytest.raises(InputError, match='this run had checkpoints .*restart=True'):
-    loop.train(again())
+    trainer.train(again())
   shutil.rmtree(run.workdir.path / 'checkpoints.seals')
   with pytest.raises(InputError, match='says that steps were done.*restart=True'):
-    loop.train(again())
+    trainer.train(again())
   assert lines(run) == before
 
 
@@ -90,7 +91,7 @@ def test_damaged_lines_of_a_log(again, damage):
   sound = lines(run)
   run.workdir.metrics.write_bytes(b'\n'.join([sound[0], damage, *sound[1:], damage]))
   assert len(metrics.read(run.workdir.metrics)) == len(sound)
-  loop.train(again())  # done already: reads the log and goes on
+  trainer.train(again())  # done already: reads the log and goes on
   assert lines(run) == sound
   assert (run.workdir.path / 'metrics.void.jsonl').read_bytes() == 2 * (damage + b'\n')
 
@@ -108,7 +109,7 @@ def test_a_tokenizer_belongs_to_its_checkpoint(again):
   with pytest.raises(InputError, match='the tokenizer of the checkpoint'):
     next(again().kept())
   with pytest.raises(InputError, match='the tokenizer of the checkpoint'):
-    loop.train(again())
+    trainer.train(again())
   found = again().checkpoints().verify(run.like, again().same_sources)
   assert all('tokenizer' in wrong for wrong in found.values()) and found
 
@@ -124,10 +125,10 @@ def test_one_writer(again, tmp_path):
                         stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
     assert first.stdout.readline() == 'held\n'
     with pytest.raises(InputError, match=f'being written by process {first.pid} on '):
-      loop.train(again())
+      trainer.train(again())
     assert run.restore().step == 6
     first.kill()
-  loop.train(again())
+  trainer.train(again())
   with run.workdir.writing(), run.workdir.writing():  # one process holds it once
     pass
 
@@ -175,7 +176,7 @@ def wait_for_steps(path, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', loop.STOP)
+@pytest.mark.parametrize('number', trainer.STOP)
 def test_signals_of_schedulers(number, tmp_path):
   """A closed terminal, and what schedulers send before the end: saved, 128 + n."""
   with start(tmp_path, changes=LONG) as process:

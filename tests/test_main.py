@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from latent_reasoning import allocator, audit, latency, main, sweep
+from latent_reasoning import main
+from latent_reasoning.cli import allocator, sweep
+from latent_reasoning.eval import latency, leakage
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
@@ -219,9 +221,9 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   Short of the whole, the audit runs two of its checks, and the clock one batch size.
   """
   if not whole:
-    monkeypatch.setattr(audit, 'run', lambda subject: [
-        audit._check('cached', audit.caching, subject, subject.prompts()),
-        audit._check('specials', audit.typing_specials, subject)])
+    monkeypatch.setattr(leakage, 'run', lambda subject: [
+        leakage._check('cached', leakage.caching, subject, subject.prompts()),
+        leakage._check('specials', leakage.typing_specials, subject)])
     monkeypatch.setattr(latency, 'BATCHES', (1,))
   monkeypatch.chdir(tmp_path)
   base = [f'--config={CONFIG}', *TINY]

@@ -9,8 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from latent_reasoning import adapt, config_check, main, pretrained, workdir
-from latent_reasoning import run as run_lib
+from latent_reasoning import config_loading, main
+from latent_reasoning import experiment as run_lib
+from latent_reasoning.hf import load as pretrained
+from latent_reasoning.models import lora
+from latent_reasoning.train import workdir
 
 torch = pytest.importorskip('torch', reason="pip install -e '.[test-hf]'")
 transformers = pytest.importorskip('transformers',
@@ -82,11 +85,11 @@ def test_memory_on_pretrained_weights(make_checkpoint, tmp_path, capsys, method)
     lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     first[write] = lines[0]['loss']
   assert first['gated'] == pytest.approx(first[''], rel=1e-6)
-  config = pretrained.resolve(config_check.from_dict(main.parse(
+  config = pretrained.resolve(config_loading.from_dict(main.parse(
       flags(recipe, run, **keys, **own)).config))
   built = run_lib.build(config, workdir.open_workdir(run, config, False))
   last = built.restore().state.params
-  (own, before), (learnt, after) = (adapt.split(p, 'new') for p in (built.init().params, last))
+  (own, before), (learnt, after) = (lora.split(p, 'new') for p in (built.init().params, last))
   jax.tree.map(np.testing.assert_array_equal, before, after)
   grown = [np.abs(a - b).max() for a, b in zip(
       jax.tree.leaves(own), jax.tree.leaves(learnt), strict=True)]

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 import pytest
-from test_distributed import CONFIG, SHORT
+from parallel.test_multihost import CONFIG, SHORT
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = {**SHORT, 'model.layers': 1, 'train.save_every': 2, 'train.eval_every': 0,

@@ -9,7 +9,7 @@ import operator
 
 from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data.example import Example
-from latent_reasoning.data.generated import Generated
+from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.errors import InputError
 
 NAMES = ('Ada', 'Ben', 'Chloe', 'Dan', 'Emma', 'Finn', 'Grace', 'Hugo', 'Ines', 'Jack',

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from latent_reasoning.config import DataConfig
-from latent_reasoning.data import files
+from latent_reasoning.data import formats
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 
@@ -56,7 +56,7 @@ def read(config: DataConfig) -> dict[str, tuple[list[Example], dict]]:
   for split, data in rows(repository, name, config, '--config.data.dir=…').items():
     path = f'{repository} {split}'
     numbered = ((f'{path} row {i}', row) for i, row in enumerate(data))
-    found[split] = files.collect(numbered, config, path, 'hub')
+    found[split] = formats.collect(numbered, config, path, 'hub')
   return found
 
 
@@ -71,7 +71,7 @@ def read_set(name: str, config: DataConfig) -> tuple[list[Example], dict]:
     raise InputError(f"{found.repository} has the splits {sorted(data)}; expected "
                      f"'{found.split}'; give a local file in config.eval.sets")
   path = f'{found.file or found.repository} {found.split}'
-  return files.collect(((f'{path} row {i}', row) for i, row in enumerate(data[split])),
+  return formats.collect(((f'{path} row {i}', row) for i, row in enumerate(data[split])),
                        config, path, found.form)
 
 

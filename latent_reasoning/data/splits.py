@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 
 from latent_reasoning.config import DataConfig
-from latent_reasoning.data import files, hub
+from latent_reasoning.data import formats, hub
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
-from latent_reasoning.data.graphs import Graphs
+from latent_reasoning.data.prosqa import Graphs
 from latent_reasoning.errors import InputError, local_path, nearest
 
 # Stems of files by split; also, after '_', endings of stems.
@@ -54,7 +54,7 @@ def load(config: DataConfig, seed: int) -> Splits:
     raise InputError("config.data.name is 'files' but config.data.dir and train are "
                      'empty; expected a path; set --config.data.dir=…')
   if local:
-    found = {split: files.read(path, config) for split, path in _resolve(config).items()}
+    found = {split: formats.read(path, config) for split, path in _resolve(config).items()}
   else:
     found = hub.read(config)
   if 'train' not in found:
@@ -90,7 +90,7 @@ def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
   if not local_path(entry, 'config.eval.sets').exists() and not re.search(r'[./\\]', entry):
     raise InputError(f'config.eval.sets has {entry!r}; expected the path of a file or the '
                      f'name of a set; {nearest(entry, hub.SETS)}')
-  return files.read(entry, config)
+  return formats.read(entry, config)
 
 
 def _generated(config: DataConfig, seed: int) -> Splits:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from latent_reasoning import masks
 from latent_reasoning.config import ModelConfig
 from latent_reasoning.errors import InputError
-from latent_reasoning.masks import Mask
+from latent_reasoning.models import masks
+from latent_reasoning.models.masks import Mask
 
 NEGATIVE = -1e30  # finite, so that a masked logit has a gradient of 0, not NaN
 

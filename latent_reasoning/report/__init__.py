@@ -9,9 +9,9 @@ from latent_reasoning.report.figures import (
   learning,
   slots,
 )
+from latent_reasoning.report.mask_plots import leak, mask
 from latent_reasoning.report.page import write
 from latent_reasoning.report.runs import find
-from latent_reasoning.report.sight import leak, mask
 from latent_reasoning.report.tables import (
   audit,
   choice,

@@ -12,7 +12,7 @@ from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data import arithmetic
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
-from latent_reasoning.data.generated import SHARES, split_of
+from latent_reasoning.data.synthetic import SHARES, split_of
 from latent_reasoning.errors import InputError
 
 CONFIG = ArithmeticConfig(

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from latent_reasoning import data
-from latent_reasoning.data import files, hub
+from latent_reasoning.data import formats, hub
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 
@@ -118,7 +118,7 @@ def test_prosqa_is_read_from_its_repository(stand_in, data_config):
 @pytest.mark.parametrize('name', hub.SETS)
 def test_sets_have_a_form_and_a_known_split(name):
   found = hub.SETS[name]
-  assert found.form in files.FORMS and found.split in hub.SPLITS
+  assert found.form in formats.FORMS and found.split in hub.SPLITS
 
 
 def test_a_set_without_the_library_or_with_other_splits(stand_in, monkeypatch, data_config):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from latent_reasoning import data
-from latent_reasoning.data.generated import split_of
+from latent_reasoning.data.synthetic import split_of
 from latent_reasoning.errors import InputError
 
 

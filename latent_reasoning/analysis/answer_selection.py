@@ -1,0 +1,204 @@
+"""Which block answers: rules, linear probes, and reading no more blocks than needed.
+
+NumPy alone. `votes`, `correct`, `confidence` are [N, K], of blocks.Seen.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from latent_reasoning.analysis.block_states import Seen
+
+L2 = 1.0  # of a probe's weights on standardised inputs; its intercept is free
+ITERATIONS = 60
+BOOTSTRAPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """A linear classifier of states.
+
+  Attributes:
+    classes: what it tells apart, [C].
+    mean, scale: of the inputs, [D].
+    weights: [D + 1, C], the intercept last.
+  """
+  classes: np.ndarray
+  mean: np.ndarray
+  scale: np.ndarray
+  weights: np.ndarray
+
+  def scores(self, x: np.ndarray) -> np.ndarray:
+    """Logits: [..., D] -> [..., C]."""
+    return ((x - self.mean) / self.scale) @ self.weights[:-1] + self.weights[-1]
+
+  def predict(self, x: np.ndarray) -> np.ndarray:
+    return self.classes[self.scores(x).argmax(-1)]
+
+
+def fit(x: np.ndarray, y: np.ndarray, l2: float = L2) -> Probe:
+  """Multinomial logistic regression, Σ -log p(y|x) + l2/2 |W|².
+
+  Newton steps with Böhning's bound ½ XᵀX on the curvature (Annals of the Institute of
+  Statistical Mathematics 44, 1992), accelerated as by Nesterov: no step size.
+
+  Args:
+    x: [N, D]. y: [N], labels of any kind.
+  """
+  classes, label = np.unique(y, return_inverse=True)
+  mean, scale = x.mean(0), x.std(0) + 1e-6
+  inputs = np.append((x - mean) / scale, np.ones((len(x), 1)), axis=1).astype(np.float32)
+  penalty = np.append(np.full(x.shape[1], l2), 1e-6)[:, None]
+  bound = np.linalg.inv(0.5 * inputs.T @ inputs + np.diag(penalty[:, 0]))
+  target = np.eye(len(classes))[label]
+  weights = ahead = np.zeros((inputs.shape[1], len(classes)))
+  for i in range(ITERATIONS):
+    gradient = inputs.T @ (_softmax(inputs @ ahead) - target) + penalty * ahead
+    new = ahead - bound @ gradient
+    weights, ahead = new, new + i / (i + 3) * (new - weights)
+  return Probe(classes, mean, scale, weights)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  e = np.exp(logits - logits.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def auroc(score: np.ndarray, right: np.ndarray) -> float:
+  """P(a right one scores above a wrong one), ties count half; NaN without both."""
+  values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+  ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+  n, m = right.sum(), (~right).sum()
+  return float((ranks[right].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float('nan')
+
+
+def auprc(score: np.ndarray, right: np.ndarray) -> float:
+  """Average precision: Σ (recall_i - recall_{i-1}) · precision_i, ties together."""
+  if not right.any():
+    return float('nan')
+  values, place = np.unique(-score, return_inverse=True)
+  hits = np.cumsum(np.bincount(place, right, len(values)))
+  seen = np.cumsum(np.bincount(place, minlength=len(values)))
+  return float((np.diff(hits, prepend=0) * hits / seen).sum() / right.sum())
+
+
+def interval(measure: Callable, score: np.ndarray, right: np.ndarray,
+             seed: int = 0) -> dict[str, float]:
+  """A measure of [N, …] scores with its 95% bootstrap interval over the N problems."""
+  rng = np.random.default_rng(seed)
+  found = [measure(score[i].ravel(), right[i].ravel()) for i in
+           (rng.integers(len(score), size=len(score)) for _ in range(BOOTSTRAPS))]
+  found = [f for f in found if np.isfinite(f)] or [float('nan')]
+  low, high = np.quantile(found, [0.025, 0.975])
+  return {'value': measure(score.ravel(), right.ravel()), 'low': float(low),
+          'high': float(high)}
+
+
+def majority(votes: np.ndarray) -> np.ndarray:
+  """The block of the commonest answer, the latest of it and of equals: int [N]."""
+  counts = (votes[:, :, None] == votes[:, None, :]).sum(-1)
+  return _last_best(counts)
+
+
+def _last_best(score: np.ndarray) -> np.ndarray:
+  return score.shape[1] - 1 - score[:, ::-1].argmax(1)
+
+
+def agreement(votes: np.ndarray) -> np.ndarray:
+  """How many answers in a row, up to and with block k, are the same: int [N, K]."""
+  run = np.ones(votes.shape, int)
+  for k in range(1, votes.shape[1]):
+    run[:, k] = np.where(votes[:, k] == votes[:, k - 1], run[:, k - 1] + 1, 1)
+  return run
+
+
+def first(enough: np.ndarray) -> np.ndarray:
+  """The first block where a condition [N, K] holds, else the last one: int [N]."""
+  return np.where(enough.any(1), enough.argmax(1), enough.shape[1] - 1)
+
+
+def rules(votes: np.ndarray, confidence: np.ndarray,
+          probed: np.ndarray) -> dict[str, np.ndarray]:
+  """The block that each rule answers with, int [N] from 0."""
+  return {'final': np.full(len(votes), votes.shape[1] - 1),
+          'majority': majority(votes), 'most confident': _last_best(confidence),
+          'first two that agree': first(agreement(votes) >= 2),
+          'probe': _last_best(probed)}
+
+
+def chosen(correct: np.ndarray, block: np.ndarray) -> np.ndarray:
+  return np.take_along_axis(correct, block[:, None], axis=1)[:, 0]
+
+
+def correctness_probe(seen: Seen) -> Probe:
+  """Tells from the state that the head reads whether a block's answer is right."""
+  states = seen.states[:, :, -1]
+  return fit(states.reshape(-1, states.shape[-1]), seen.correct.ravel())
+
+
+def probed(probe: Probe, seen: Seen) -> np.ndarray:
+  """Log odds that a block is right, [N, K]; 0 where the probe saw one class only."""
+  scores = probe.scores(seen.states[:, :, -1])
+  return (scores[..., 1] - scores[..., 0] if len(probe.classes) == 2
+          else np.zeros(scores.shape[:-1]))
+
+
+def compare(valid: Seen, test: Seen) -> dict[str, Any]:
+  """Every rule on test problems; the probe is trained on validation problems.
+
+  Returns:
+    {'n', 'any', 'rules': {name: {'accuracy', 'standard_error', 'selection', 'blocks'}},
+    'auroc', 'auprc', 'auroc_by_block', 'auroc_confidence', 'adaptive'}: 'selection' is the
+    accuracy where some block is right, 'any', an upper bound that no rule knows.
+  """
+  probe = correctness_probe(valid)
+  scores, some = probed(probe, test), test.correct.any(1)
+  found = {}
+  for name, block in rules(test.votes, test.confidence, scores).items():
+    right = chosen(test.correct, block)
+    found[name] = {'accuracy': float(right.mean()),
+                   'standard_error': float(right.std() / len(right)**0.5),
+                   'selection': float(right[some].mean()) if some.any() else float('nan'),
+                   'block': float(block.mean() + 1)}
+  return {'n': len(some), 'any': float(some.mean()), 'rules': found,
+          'auroc': interval(auroc, scores, test.correct),
+          'auprc': interval(auprc, scores, test.correct),
+          'right': float(test.correct.mean()),  # AUPRC of a guess
+          'auroc_by_block': [interval(auroc, s, c) for s, c in
+                             zip(scores.T, test.correct.T, strict=True)],
+          'auroc_confidence': interval(auroc, test.confidence, test.correct),
+          'adaptive': adaptive(valid, test, probe)}
+
+
+def adaptive(valid: Seen, test: Seen, probe: Probe, points: int = 21) -> dict[str, Any]:
+  """Reads blocks 1, 2, … until a score passes a threshold; one curve a score.
+
+  Thresholds are quantiles of the validation scores; all are on the curve. 'chosen' is
+  the point with the fewest blocks whose validation accuracy is within a point of the
+  final block's there.
+
+  Returns:
+    {score: {'curve': [{'threshold', 'blocks', 'accuracy'}], 'chosen': one of them}}.
+  """
+  def scores(seen):
+    blocks = np.broadcast_to(np.arange(1, seen.votes.shape[1] + 1), seen.votes.shape)
+    return {'fixed number': blocks, 'agreement': agreement(seen.votes),
+            'confidence': seen.confidence, 'probe': probed(probe, seen)}
+  curves, goal = {}, valid.correct[:, -1].mean() - 0.01
+  for (name, old), new in zip(scores(valid).items(), scores(test).values(), strict=True):
+    whole = np.issubdtype(old.dtype, np.integer)
+    grid = np.unique(old if whole else np.quantile(old, np.linspace(0, 1, points)))
+    curve = [_point(t, new, test.correct) for t in grid]
+    before = [_point(t, old, valid.correct) for t in grid]
+    good = [i for i, p in enumerate(before) if p['accuracy'] >= goal] or [len(grid) - 1]
+    best = min(good, key=lambda i: before[i]['blocks'])
+    curves[name] = {'curve': curve, 'chosen': curve[best]}
+  return curves
+
+
+def _point(threshold: float, score: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+  block = first(score >= threshold)
+  return {'threshold': float(threshold), 'blocks': float(block.mean() + 1),
+          'accuracy': float(chosen(correct, block).mean())}

@@ -1,0 +1,159 @@
+"""Looking inside RiM's blocks: trajectories, values, attention, logit lens.
+
+Trajectories and the probe of right and wrong answers are of the paper (arXiv 2605.30343);
+probes of values after Alain and Bengio (arXiv 1610.01644), the lens after nostalgebraist
+(2020). All of it reads states that `blocks.collect` gathered, or one more forward pass.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from latent_reasoning import batching
+from latent_reasoning.analysis import answer_selection, block_states
+from latent_reasoning.analysis.block_states import Seen
+from latent_reasoning.data.example import Example
+from latent_reasoning.eval.evaluator import Answerer
+from latent_reasoning.models import attention as attention_lib
+
+CLASSES = 100  # most values that a probe tells apart; rarer ones count as wrong
+LOOKED_AT = 256  # problems whose attention is averaged
+
+
+def principal(states: np.ndarray, components: int = 2):
+  """Principal axes of states [..., D]: (mean [D], axes [D, components], their shares of
+  the variance)."""
+  flat = states.reshape(-1, states.shape[-1]).astype(np.float64)
+  mean = flat.mean(0)
+  variance, axes = np.linalg.eigh(np.cov((flat - mean).T))
+  order = np.argsort(variance)[::-1][:components]
+  return mean, axes[:, order], variance[order] / variance.sum()
+
+
+def turns(states: np.ndarray) -> np.ndarray:
+  """Cosine between one change from block to block and the next: [N, K, D] -> [N, K - 2].
+
+  1 is a straight line, 0 a right angle, -1 a way back.
+  """
+  d = np.diff(states, axis=1)
+  unit = d / np.maximum(np.linalg.norm(d, axis=-1, keepdims=True), 1e-12)
+  return (unit[:, 1:] * unit[:, :-1]).sum(-1)
+
+
+def trajectories(seen: Sequence[Seen]) -> dict[str, Any]:
+  """Final states by block on two principal axes of the last of several checkpoints.
+
+  Returns:
+    {'explained': shares of the variance, 'points': [N, K, 2] and 'turns', the mean cosine
+    at each inner block, of the last checkpoint, 'means': [checkpoints, K, 2]}.
+  """
+  last = seen[-1].states[:, :, -1]
+  mean, axes, shares = principal(last)
+  return {'explained': shares.tolist(), 'turns': turns(last).mean(0).tolist(),
+          'points': (last - mean) @ axes,
+          'means': np.stack([(s.states[:, :, -1].mean(0) - mean) @ axes for s in seen])}
+
+
+def value_probes(valid: Seen, test: Seen) -> dict[str, Any]:
+  """How often a linear probe reads the result of each true step off a block's state.
+
+  Trained on validation problems, scored on test problems, values as classes.
+
+  Returns:
+    {'accuracy': [S, K, layers + 1], 'commonest': [S], the share of the commonest value};
+    NaN for a step that too few problems have.
+  """
+  steps, (_, count, depth, _) = valid.values.shape[1], valid.states.shape
+  accuracy = np.full((steps, count, depth), np.nan)
+  commonest = np.full(steps, np.nan)
+  for s in range(min(steps, test.values.shape[1])):
+    here, there = ~np.isnan(valid.values[:, s]), ~np.isnan(test.values[:, s])
+    values, counts = np.unique(valid.values[here, s], return_counts=True)
+    here &= np.isin(valid.values[:, s], values[np.argsort(-counts, kind='stable')[:CLASSES]])
+    if len(values) < 2 or not there.any():
+      continue
+    truth = test.values[there, s]
+    commonest[s] = (truth == values[counts.argmax()]).mean()
+    for k in range(count):
+      for layer in range(depth):
+        probe = answer_selection.fit(valid.states[here, k, layer], valid.values[here, s])
+        guess = probe.predict(test.states[there, k, layer])
+        accuracy[s, k, layer] = (guess == truth).mean()
+  return {'accuracy': accuracy, 'commonest': commonest}
+
+
+def lens(answerer: Answerer, seen: Seen) -> dict[str, np.ndarray]:
+  """The head applied to every layer's state at `</b>`: how often its top token begins
+  the true next step, and the true answer: [K, layers + 1] each."""
+  top = np.asarray(_lens(answerer.model, answerer.params, seen.states))
+  return {'next step': (top == seen.next_token[:, :, None]).mean(0),
+          'answer': (top == seen.answer_token[:, None, None]).mean(0)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lens(model, params, states):
+  def read(module, layer):  # the last entry is normed already
+    return module.head(jnp.concatenate([module.norm(layer[..., :-1, :]), layer[..., -1:, :]],
+                                       axis=-2).astype(model.config.dtype)).argmax(-1)
+  return jax.lax.map(lambda one: model.apply({'params': params}, one, method=read),
+                     jnp.asarray(states))
+
+
+def attention(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
+  """Where blocks and readouts look, means over heads and over problems of the commonest
+  question length, at most LOOKED_AT.
+
+  Returns:
+    {'n', 'tokens' of the first such question, 'question': [layers, K, Q] from `</b>` of
+    block k to each token of the question, 'blocks': [layers, K, K] from there to all tokens
+    of block j, 'readouts': [layers, K, K + 2] from the first token that a readout says to
+    the question, to each block, and to itself}.
+  """
+  block_states.require(answerer.config)
+  lengths = [len(answerer.row(e.question).prefix) for e in examples]
+  common = max(set(lengths), key=lengths.count)
+  examples = [e for e, n in zip(examples, lengths, strict=True) if n == common][:LOOKED_AT]
+  wide, found = answerer.config.rim.block_tokens + 2, []
+  for _, rows in block_states.parts(answerer, examples):
+    said = np.asarray(answerer.generate(
+        block_states.fill(rows, answerer.config.eval.batch_size)))
+    # The pad makes one input of every readout, also of one that ends at once.
+    spoken = [dataclasses.replace(row, readouts=[
+        dataclasses.replace(out, out=[tokens[0], answerer.symbols.pad])
+        for out, tokens in zip(row.readouts, own, strict=True)])
+        for row, own in zip(rows, said.tolist(), strict=False)]
+    batch = batching.collate(spoken, common, answerer.blocks, 1)
+    found.append(_look(answerer.model, answerer.params, batch, wide))
+  question, between, readouts = (np.concatenate(parts).mean(0)
+                                 for parts in zip(*found, strict=True))
+  tokens = answerer.row(examples[0].question).prefix[:question.shape[-1]]
+  return {'n': len(examples), 'tokens': [answerer.tokenizer.decode([t]) for t in tokens],
+          'question': question, 'blocks': between, 'readouts': readouts}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _look(model, params, batch: batching.Batch, wide: int):
+  count, p = batch.anchors.shape[1], batch.prefix
+  question = p - wide * count
+  ends = question + wide * jnp.arange(1, count + 1) - 1
+
+  def one(row):  # by row, or the weights of a large model would not fit into memory
+    row = jax.tree.map(lambda a: a[None], row)
+    (_, (keys, *_)), found = model.apply({'params': params}, row.tokens, row.positions,
+                                         row.mask, mutable=['intermediates'])
+    own = found['intermediates']
+    queries = (own['blocks']['q'][0] if model.config.scan else
+               [own[f'block_{i}']['q'][0] for i in range(model.config.layers)])
+    w = jnp.stack([attention_lib.weights(q, k, row.mask)[0].mean(0)
+                   for q, k in zip(queries, keys, strict=True)])  # [layers, L, L]
+    to_question = w[..., :question]
+    to_blocks = w[..., question:p].reshape(*w.shape[:2], count, wide).sum(-1)
+    readouts = jnp.concatenate([to_question.sum(-1, keepdims=True), to_blocks,
+                                w[..., p:].sum(-1, keepdims=True)], axis=-1)[:, p:]
+    return to_question[:, ends], to_blocks[:, ends], readouts
+  return jax.lax.map(one, jax.tree.map(jnp.asarray, batch))

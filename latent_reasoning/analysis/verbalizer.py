@@ -1,0 +1,259 @@
+"""The explicit decoder of a run: trained on the frozen model, asked, scored, timed.
+
+With config.explicit.joint, training already made one; else --mode=explain trains one
+on the finished model, as a run of its own in the folder `explicit` of the workdir: its
+gradient has no way into the model, whose answers stay what they were. Either way
+answering does not touch it: only `Explainer` does, when asked.
+"""
+
+import collections
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import numpy as np
+import optax
+
+from latent_reasoning import batching, sequences
+from latent_reasoning.data.example import Example
+from latent_reasoning.eval import decoding, evaluator
+from latent_reasoning.experiment import Run
+from latent_reasoning.models import reasoning_decoder
+from latent_reasoning.models.reasoning_decoder import ExplicitDecoder
+from latent_reasoning.parallel import sharding
+from latent_reasoning.train import curriculum, losses, optimizer
+from latent_reasoning.train import train_step as step_lib
+
+
+@flax.struct.dataclass
+class Extract:
+  """What a frozen model hands to its explicit decoder.
+
+  Attributes:
+    source: [B·C, S, E].
+    told: the texts to say.
+  """
+  source: chex.Array
+  told: batching.Told
+
+  def real(self, pad: int) -> int:
+    """How many tokens it tells."""
+    return int(np.count_nonzero(self.told.weights))
+
+
+def extract(model, params, batch: batching.Batch, kind: str) -> Extract:
+  return Extract(_source(model, params, batch, kind), batch.told)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'kind'))
+def _source(model, params, batch: batching.Batch, kind: str) -> chex.Array:
+  return reasoning_decoder.hidden_and_source(model, params, batch, kind)[1]
+
+
+class _Extracts:
+  """The batches of a run as extracts of its prompts, by step."""
+
+  def __init__(self, batches: batching.Batches, model, params, kind: str):
+    self.batches, self.method, self.curriculum = batches, batches.method, batches.curriculum
+    self._extract = functools.partial(extract, model, params, kind=kind)
+
+  def at(self, step: int) -> Extract:
+    return self._extract(self.batches.at(step))
+
+  def iterate(self, step: int):
+    return map(self._extract, self.batches.iterate(step))
+
+
+def _objective(decoder: ExplicitDecoder, params, batch: Extract, rng=None):
+  return losses.told(decoder, params, batch.source, batch.told, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Run):
+  """The training of an explicit decoder as a run, for `loop.train`.
+
+  Attributes:
+    base: the run whose model is read.
+    base_params: of that model.
+  """
+  base: Run
+  base_params: Any
+
+  @property
+  def objective(self):
+    return _objective
+
+  @property
+  def trained(self) -> str:
+    return 'all'
+
+  def model(self, dropout: float = 0.0) -> ExplicitDecoder:
+    return self.decoder(dropout)
+
+  def tx(self, stage: int) -> optax.GradientTransformation:
+    return optimizer.build(self.config.optim)
+
+  def fresh(self, stage: int | None = None) -> step_lib.TrainState:
+    params = reasoning_decoder.init(
+        self.decoder(), self.config.explicit.source, self.base.model(), self.base_params,
+        self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.EXPLICIT))
+    return step_lib.start(params, self.tx(1))
+
+  def init(self, stage: int | None = None) -> step_lib.TrainState:
+    return self.fresh(stage)
+
+  def validate(self, params) -> tuple[dict[str, Any], float, str]:
+    count = min(self.config.eval.valid_problems, len(self.splits.valid))
+    examples = [self.splits.valid[i] for i in range(count)]
+    found = score(Explainer(self.base, self.base_params, params), examples)
+    return ({'text_accuracy': found['accuracy'], 'n': found['n']}, found['accuracy'],
+            f"of the explicit decoder on {found['n']} texts: {found['accuracy']:.1%} right")
+
+  def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
+    return None if self.mesh.size == 1 else sharding.whole(like, self.mesh)
+
+  def watch(self, params, batch) -> dict[str, float]:
+    return {}
+
+
+def frozen(run: Run, params) -> Frozen:
+  """The run that trains an explicit decoder on a model's prompts."""
+  config = run.config
+  e, none = config.explicit, dataclasses.replace(config.optim.stage2, steps=0, epochs=0.0)
+  stage = dataclasses.replace(config.optim.stage1, steps=e.steps, optimizer='adamw',
+                              learning_rate=e.learning_rate)
+  length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
+                            len(run.splits.train))
+  batches = batching.Batches(config, run.splits.train, run.tokenizer, length, told=True)
+  def train(example, stage, progress, rim, ids):  # what is read at inference: its prompt
+    return method.prompt(example.question, config.eval.blocks or rim.blocks, rim, ids)
+  method = batches.method
+  batches.method = dataclasses.replace(method, train=train)
+  return Frozen(
+      config, run.workdir.explicit, run.splits, run.tokenizer,
+      _Extracts(batches, run.model(), params, e.source), {}, run, params)
+
+
+class Explainer:
+  """Says what the memory holds after questions.
+
+  Args:
+    run: of the model.
+    params: of the model.
+    own: of the explicit decoder.
+  """
+
+  def __init__(self, run: Run, params, own):
+    self.run, self.params, self.own = run, params, own
+    self.answerer = run.answerer(params)
+    self.decoder = run.decoder()
+    self.head = decoding.head_kernel(self.decoder.gpt(), own['decoder'])
+
+  def batch(self, examples: Sequence[Example]) -> batching.Batch:
+    """Prompts and what they should tell."""
+    config, symbols = self.run.config, self.answerer.symbols
+    encoded = sequences.encode(examples, self.run.tokenizer)
+    rows = [self.answerer.row(e.question) for e in examples]
+    told = [sequences.told(config.method, e, row, config.rim, symbols)
+            for e, row in zip(encoded, rows, strict=True)]
+    prompts = evaluator.prompt_batch(rows, config, symbols.pad)
+    return prompts.replace(told=batching.collate_told(told))
+
+  def explain(self, question: str) -> list[str]:
+    """What each block holds, or what the memory read at the question's end."""
+    texts = self.answerer.blocks if self.run.config.method == 'rim' else 1
+    source = self.source(self.batch([Example(question, [''] * texts, '')]))
+    room = self.run.config.model.max_positions - source.shape[1]
+    return self.say(source, min(room, self.run.config.eval.max_tokens))[:texts]
+
+  def source(self, batch: batching.Batch) -> chex.Array:
+    return extract(self.run.model(), self.params, batch, self.run.config.explicit.source).source
+
+  def say(self, source: chex.Array, max_tokens: int) -> list[str]:
+    """Decodes a text from each source, greedily."""
+    size, length = source.shape[:2]
+    rows = [sequences.plain([0] * length, [sequences.Readout(length)])] * size
+    symbols = self.answerer.symbols
+    out = decoding.generate(
+        self.decoder.gpt(), self.own['decoder'], self.head,
+        batching.collate(rows, length, 1, 1), step_lib.key(0, step_lib.SAMPLE), 1.0,
+        end=symbols.end, pad=symbols.pad, max_tokens=max_tokens,
+        embeddings=_read(self.decoder, self.own, source))
+    return [self.run.tokenizer.decode(ids[:ids.index(symbols.end)] if symbols.end in ids
+                                      else ids) for ids in out[:, 0].tolist()]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(decoder: ExplicitDecoder, own, source):
+  return decoder.apply({'params': own}, source, method='read')
+
+
+def score(explainer: Explainer, examples: Sequence[Example],
+          foreign: bool = False) -> dict[str, Any]:
+  """How often the explicit decoder says the reasoning of a problem, exactly.
+
+  Args:
+    explainer: model and decoder.
+    examples: problems with steps; others have nothing to say.
+    foreign: give each text the memory of the problem before it: what can be guessed
+      without reading anything of this problem.
+
+  Returns:
+    {'accuracy', 'n', 'by_text': {number of the step: {'accuracy', 'n'}}, 'samples'}.
+  """
+  size = explainer.run.config.eval.batch_size
+  answerer = explainer.answerer
+  examples = [e for e in examples if answerer.fits(answerer.row(e.question))]
+  right, samples = collections.defaultdict(list), []
+  for start in range(0, len(examples), size):
+    part = list(examples[start:start + size])
+    batch = explainer.batch(part + part[-1:] * (size - len(part)))
+    source, told = explainer.source(batch), batch.told
+    count = told.at.shape[1]
+    if foreign:
+      source = np.roll(source, count, axis=0)
+    said = explainer.say(source, told.targets.shape[-1])
+    for b, example in enumerate(part):
+      for c in range(count):
+        length = int(told.weights[b, c].sum())
+        if length:
+          meant = explainer.run.tokenizer.decode(told.targets[b, c, :length - 1])
+          right[c + 1].append(said[b * count + c] == meant)
+          if len(samples) < 20:
+            samples.append({'question': example.question, 'text': c + 1, 'meant': meant,
+                            'said': said[b * count + c]})
+  every = [hit for hits in right.values() for hit in hits]
+  return {'accuracy': sum(every) / max(1, len(every)), 'n': len(every),
+          'by_text': {str(c): {'accuracy': sum(hits) / len(hits), 'n': len(hits)}
+                      for c, hits in sorted(right.items())},
+          'samples': samples}
+
+
+def cost(explainer: Explainer, examples: Sequence[Example], repeats: int,
+         sizes: Sequence[int] = (1, 32)) -> list[dict[str, float]]:
+  """Milliseconds of answering alone, and of answering and saying the reasoning."""
+  found = []
+  for size in sizes:
+    part = (list(examples) * size)[:size]
+    batch = explainer.batch(part)
+    length = batch.told.targets.shape[-1]
+    rows = [explainer.answerer.row(e.question) for e in part]
+    calls = {'off_ms': lambda rows=rows: explainer.answerer.generate(rows),
+             'on_ms': lambda rows=rows, batch=batch, length=length: (
+                 explainer.answerer.generate(rows),
+                 explainer.say(explainer.source(batch), length))}
+    times = {name: [] for name in calls}
+    for repeat in range(-2, repeats):
+      for name, call in calls.items():
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        if repeat >= 0:
+          times[name].append(1e3 * (time.perf_counter() - began))
+    found.append({'batch': size, **{n: statistics.median(t) for n, t in times.items()}})
+  return found

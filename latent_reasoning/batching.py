@@ -1,0 +1,311 @@
+"""From examples to batches: a pure function of (seed, step), run ahead by grain.
+
+`Batches.at(step)` is random access, so the position of a run in its data is the
+step itself: resuming needs no iterator state, and any number of processes sees
+the same order. Every process lays out the whole batch, which is small, and puts its part of
+it on its own devices (sharding.batch), whatever the mesh.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import flax.struct
+import grain
+import numpy as np
+
+from latent_reasoning import sequences
+from latent_reasoning.config import BucketConfig, Config
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+from latent_reasoning.models.masks import Mask
+from latent_reasoning.train.curriculum import Curriculum
+
+
+@flax.struct.dataclass
+class Told:
+  """Reasoning that an explicit decoder should say, C texts a row.
+
+  Attributes:
+    at: int32 [B, C, S], prefix positions that a text is read out of.
+    targets: int32 [B, C, R], its tokens, the end token included.
+    weights: float32 [B, C, R], 1 for each of them, 0 for padding.
+  """
+  at: np.ndarray
+  targets: np.ndarray
+  weights: np.ndarray
+
+
+@flax.struct.dataclass
+class Batch:
+  """Rows of one static shape, the same struct for every method.
+
+  A row of length L = P + K·R holds the prefix, padded to P, and K readouts,
+  each padded to R. Its mask follows from three integer vectors (masks).
+
+  Attributes:
+    tokens, positions: int32 [B, L].
+    targets: int32 [B, L], the token predicted at a position.
+    weights: float32 [B, L], of that prediction in the loss; 0 for none.
+    segment, visible_from, visible_until: int32 [B, L].
+    anchors: int32 [B, K], the prefix position which predicts the first token
+      of a readout; 0, which never predicts, for none.
+    prefix: P.
+    told: for an explicit decoder; None: there is none.
+    thoughts: how many stand at the beginning of each readout (thoughts).
+    started: whether the first token of each readout is given.
+    teacher: rows that objective 'codi' learns from; None: there are none.
+  """
+  tokens: np.ndarray
+  positions: np.ndarray
+  targets: np.ndarray
+  weights: np.ndarray
+  segment: np.ndarray
+  visible_from: np.ndarray
+  visible_until: np.ndarray
+  anchors: np.ndarray
+  prefix: int = flax.struct.field(pytree_node=False)
+  told: Told | None = None
+  thoughts: int = flax.struct.field(pytree_node=False, default=0)
+  started: bool = flax.struct.field(pytree_node=False, default=False)
+  teacher: 'Batch | None' = None
+
+  def real(self, pad: int) -> int:
+    """How many of its tokens are no padding, a teacher's included."""
+    own = int(np.count_nonzero(self.tokens != pad))
+    return own + (self.teacher.real(pad) if self.teacher else 0)
+
+  @property
+  def mask(self) -> Mask:
+    count = self.anchors.shape[1]
+    readout = max(1, (self.tokens.shape[1] - self.prefix) // max(1, count))
+    until = self.visible_until[:, self.prefix::readout]
+    return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
+                count)
+
+
+def collate(rows: Sequence[sequences.Row], prefix: int, count: int, readout: int,
+            pad: int = 0) -> Batch:
+  """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout.
+
+  What the padding holds does not matter: no real token sees it, and its weight
+  is 0. It sees the row's first token, because a softmax over nothing is a mean
+  over everything.
+  """
+  size, length = len(rows), prefix + count * readout
+  tokens = np.full((size, length), pad, np.int32)
+  positions = np.zeros((size, length), np.int32)
+  targets = np.full((size, length), pad, np.int32)
+  weights = np.zeros((size, length), np.float32)
+  segment = np.zeros((size, length), np.int32)
+  segment[:, prefix:] = np.repeat(np.arange(1, count + 1), readout)
+  visible_from = np.zeros((size, length), np.int32)
+  visible_until = np.ones((size, length), np.int32)
+  anchors = np.zeros((size, count), np.int32)
+  for b, row in enumerate(rows):
+    n = len(row.prefix)
+    tokens[b, :n] = row.prefix
+    positions[b, :n] = np.arange(n)
+    visible_until[b, :n] = row.visible_until
+    for k, out in enumerate(row.readouts):
+      inputs, start = out.inputs, prefix + k * readout
+      stop, begin = start + len(inputs), start + out.thoughts
+      tokens[b, start:stop] = inputs
+      positions[b, start:start + readout] = np.arange(out.until, out.until + readout)
+      visible_from[b, start:start + readout] = out.since
+      visible_until[b, start:start + readout] = out.until
+      if out.start is None:
+        anchors[b, k] = out.until - 1
+        if out.out:
+          targets[b, out.until - 1] = out.out[0]
+          weights[b, out.until - 1] = out.weight
+          targets[b, start:stop] = out.out[1:]
+      else:
+        anchors[b, k] = out.until - 1 if out.thoughts else 0  # a thought begins there
+        if out.out:
+          targets[b, begin:stop] = out.out
+      weights[b, begin:stop] = out.weight
+  outs = [out for row in rows for out in row.readouts]
+  return Batch(tokens, positions, targets, weights, segment, visible_from,
+               visible_until, anchors, prefix,
+               thoughts=max((out.thoughts for out in outs), default=0),
+               started=bool(outs) and all(out.start is not None for out in outs))
+
+
+def sizes(rows: Sequence[sequences.Row]) -> tuple[int, int, int]:
+  """Returns the P, K, R that these rows need (R at least 1)."""
+  outs = [out for row in rows for out in row.readouts]
+  return (max(len(row.prefix) for row in rows), max(len(row.readouts) for row in rows),
+          max(1, max(len(out.inputs) for out in outs)))
+
+
+def fit(needed: int, buckets: Sequence[int], name: str) -> int:
+  """Returns the smallest bucket that holds `needed`; InputError if none does."""
+  for size in buckets:
+    if needed <= size:
+      return size
+  raise InputError(f'a row needs {needed} in config.data.buckets.{name}, whose largest '
+                   f'is {buckets[-1]}; add a bucket')
+
+
+def bucketed(rows: Sequence[sequences.Row], buckets: BucketConfig, pad: int = 0) -> Batch:
+  """Collates rows into the smallest static shape that holds them."""
+  p, k, r = sizes(rows)
+  return collate(rows, fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
+                 fit(r, buckets.readout, 'readout'), pad)
+
+
+def collate_told(rows: Sequence[Sequence[sequences.Told]]) -> Told:
+  """Lays out what each row tells; sizes are powers of two, so that few shapes arise."""
+  def size(numbers):
+    return 1 << (max([1, *numbers]) - 1).bit_length()
+  count = size(len(row) for row in rows)
+  width = max([1, *(len(one.at) for row in rows for one in row)])
+  length = size(len(one.text) for row in rows for one in row)
+  told = Told(np.zeros((len(rows), count, width), np.int32),
+              np.zeros((len(rows), count, length), np.int32),
+              np.zeros((len(rows), count, length), np.float32))
+  for b, row in enumerate(rows):
+    for c, one in enumerate(row):
+      told.at[b, c] = one.at
+      told.targets[b, c, :len(one.text)] = one.text
+      told.weights[b, c, :len(one.text)] = 1
+  return told
+
+
+class Stepwise:
+  """Batches by step: `at` is random access; `iterate` runs it ahead."""
+
+  def iterate(self, step: int) -> Iterator[Batch]:
+    """Yields the batches from a step to the end, made ahead in a thread."""
+    data = grain.MapDataset.range(step, self.curriculum.total).map(self.at)
+    ahead = self.config.train.prefetch
+    options = grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
+    return iter(data.to_iter_dataset(options))
+
+
+class Batches(Stepwise):
+  """The training batches of one run.
+
+  Args:
+    config: the whole configuration; data, rim, optim, seed and method are read.
+    examples: the training split.
+    tokenizer: a `tokenizers.Tokenizer`.
+    curriculum: says stage and progress of a step.
+    told: whether batches carry what an explicit decoder should say.
+  """
+
+  def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
+               curriculum: Curriculum, told: bool = False):
+    self.told = told
+    self.config, self.curriculum = config, curriculum
+    self.examples, self.tokenizer = examples, tokenizer
+    self.method = sequences.method(config.method)
+    self.symbols = sequences.symbols(tokenizer)
+    # A run reads one epoch and one window at a time.
+    self._order = functools.lru_cache(2)(self._order)
+    self._window = functools.lru_cache(2)(self._window)
+
+  def _order(self, stage: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self.config.seed, stage, epoch)).permutation(
+        len(self.examples))
+
+  def _window(self, stage: int, epoch: int, window: int) -> list[list[sequences.Encoded]]:
+    """Batches whose rows are alike in length, in random order."""
+    size, span = self.config.optim.batch_size, self.config.data.sort_window
+    stop = len(self.examples) // size * size
+    index = self._order(stage, epoch)[:stop][window * span * size:(window + 1) * span * size]
+    encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
+    if span > 1:
+      encoded.sort(key=lambda e: (len(e.steps), len(e.question) + sum(map(len, e.steps))))
+    batches = [encoded[i:i + size] for i in range(0, len(encoded), size)]
+    order = np.random.default_rng((self.config.seed, stage, epoch, window)).permutation(
+        len(batches))
+    return [batches[i] for i in order]
+
+  def at(self, step: int) -> Batch:
+    """Returns the batch of a global step: one static shape."""
+    moment = self.curriculum.at(step)
+    epoch, place = divmod(moment.step, len(self.examples) // self.config.optim.batch_size)
+    window, place = divmod(place, self.config.data.sort_window)
+    encoded = self._window(moment.stage, epoch, window)[place]
+    if self.method.parts:
+      draws = np.random.default_rng((self.config.seed, step)).random(len(encoded))
+      encoded = [dataclasses.replace(e, draw=float(d))
+                 for e, d in zip(encoded, draws, strict=True)]
+    rows = [self.method.train(e, moment.stage, moment.progress, self.config.rim,
+                              self.symbols) for e in encoded]
+    batch = bucketed(rows, self.config.data.buckets, self.symbols.pad)
+    if self.method.teacher:
+      batch = batch.replace(teacher=bucketed(
+          [self.method.teacher(e, moment.stage, moment.progress, self.config.rim, self.symbols)
+           for e in encoded], self.config.data.buckets, self.symbols.pad))
+    if self.told:
+      return batch.replace(told=collate_told([
+          sequences.told(self.config.method, e, row, self.config.rim, self.symbols)
+          for e, row in zip(encoded, rows, strict=True)]))
+    return batch
+
+
+def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Example]:
+  """Returns the examples whose rows fit the buckets in every stage.
+
+  Raises:
+    InputError: a row does not fit and config.data.too_long is 'raise', or so few fit that
+      there is no batch.
+  """
+  ids = sequences.symbols(tokenizer)
+  kept, first = [], ''
+  for example in examples:
+    encoded, = sequences.encode([example], tokenizer)
+    try:
+      check(config, every_row(config, encoded, ids), len(example.steps))
+    except InputError as error:
+      if config.data.too_long == 'raise':
+        raise InputError(f"{error}, or leave such problems out with config.data.too_long="
+                         f"'drop'. The problem: {example.question[:80]!r}") from None
+      first = first or str(error)
+      continue
+    kept.append(example)
+  if first and len(kept) < config.optim.batch_size:
+    raise InputError(
+        f'{len(examples) - len(kept):,} of {len(examples):,} training problems are too long, '
+        f'the first of them because {first}; what is left is less than '
+        f'config.optim.batch_size {config.optim.batch_size}')
+  return kept
+
+
+def every_row(config: Config, encoded: sequences.Encoded, ids: sequences.Symbols
+              ) -> list[sequences.Row]:
+  """The rows that an example has in the course of training, each length once."""
+  method, parts = sequences.method(config.method), config.rim.peers.parts
+  moments = [(1, part / parts) for part in range(parts if method.parts else 1)] + [(2, 0.0)]
+  return [make(encoded, *moment, config.rim, ids) for make in (method.train, method.teacher)
+          if make for moment in moments]
+
+
+def check(config: Config, rows: Sequence[sequences.Row], steps: int) -> None:
+  """Raises InputError where a training row cannot be laid out."""
+  if steps > config.rim.max_steps:
+    raise InputError(f'a problem has {steps} steps, more than config.rim.max_steps '
+                     f'{config.rim.max_steps}; raise it')
+  for row in rows:
+    if any(out.start is None and out.until < 2 for out in row.readouts):
+      raise InputError('a question is one token long, but position 0 never predicts; '
+                       'expected at least two tokens')
+    p, k, r = sizes([row])
+    buckets = config.data.buckets
+    fit(p, buckets.prefix, 'prefix')
+    fit(k, buckets.count, 'count')
+    fit(r, buckets.readout, 'readout')
+    last = max(len(row.prefix), *(o.until + len(o.inputs) for o in row.readouts))
+    if last > config.model.max_positions:
+      raise InputError(f'a row needs {last} positions, more than config.model.max_positions '
+                       f'{config.model.max_positions}{window(config)}')
+
+
+def window(config: Config) -> str:
+  """What has set the positions of a pretrained model, for errors."""
+  return (f', which {config.model.init_from}/config.json says by max_position_embeddings or '
+          'sliding_window: expected shorter texts, fewer blocks, or a model with a longer '
+          'window' if config.model.init_from else '')

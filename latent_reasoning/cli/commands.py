@@ -1,0 +1,362 @@
+"""What the modes other than training do with a run; `main` picks one."""
+
+import datetime
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import string
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from latent_reasoning import batching, report, sequences
+from latent_reasoning.analysis import verbalizer
+from latent_reasoning.data import contamination, splits
+from latent_reasoning.errors import InputError
+from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
+from latent_reasoning.eval import latency as latency_lib
+from latent_reasoning.eval import leakage as audit_lib
+from latent_reasoning.eval.evaluator import Answerer
+from latent_reasoning.eval.evaluator import evaluate as score
+from latent_reasoning.experiment import Run
+from latent_reasoning.hf import export as export_lib
+from latent_reasoning.models import imm
+from latent_reasoning.train import flops, metrics, profiler, trainer, workdir
+from latent_reasoning.train.checkpoint import Restored, versions
+
+
+def restored(run: Run) -> Restored:
+  """The run's checkpoint; raises InputError where nothing was trained."""
+  found = run.restore()
+  if found is None:
+    raise InputError(f'there is no checkpoint in {run.workdir.checkpoints}; train first '
+                     '(--mode=train with the same --config and --workdir)')
+  return found
+
+
+def environment() -> dict[str, Any]:
+  """Versions and machine, for whoever reads a result later."""
+  return {'date': datetime.date.today().isoformat(), 'machine': profiler.machine(),
+          'devices': jax.device_count(), 'python': platform.python_version(), **versions()}
+
+
+def verify(run: Run) -> int:
+  """Says of every checkpoint whether it is sound; 1 where one is not."""
+  checkpoints = run.checkpoints()
+  found = checkpoints.verify(run.like, run.same_sources)
+  checkpoints.close()
+  if not found:
+    raise InputError(f'there is no checkpoint in {checkpoints.path}; train first')
+  for step, wrong in found.items():
+    print(f'checkpoint {step}: ' + (f'UNSOUND, {wrong}' if wrong else 'sound'))
+  print(f'{sum(not wrong for wrong in found.values())} of {len(found)} sound in '
+        f'{checkpoints.path}')
+  return int(any(found.values()))
+
+
+def evaluate(run: Run) -> int:
+  """Scores the test split and `eval.sets`; writes predictions and results."""
+  config, found = run.config, restored(run)
+  if config.method == 'lm':
+    return evaluate_text(run, found)
+  scored = _score_all(run, found)
+  result, *sets = (one for one, _ in scored)
+  for one, (_, loaded) in zip(sets, run.sets.values(), strict=True):
+    one['data'] = loaded
+  result.update(
+      step=found.step, trained_steps=run.curriculum.total, protocol='validation',
+      checkpoint=config.eval.checkpoint, blocks=run.answerer(found.state.params).blocks,
+      validation_accuracy=found.meta['accuracy'],
+      parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
+      tokens=tokens(run, scored[0][1]), training=training(run),
+      data=run.splits.report, sets=sets, environment=environment())
+  if config.eval.protocol == 'paper':
+    result['paper'] = _paper(run, found.step, scored)
+  if config.eval.contamination:
+    result['contamination'] = contamination.measure(run.splits.train, {
+        'test': run.test, **{path: examples for path, (examples, _) in run.sets.items()}})
+  lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for _, records in scored
+                  for r in records)
+  workdir.write_text(run.workdir.predictions, lines)
+  workdir.write_json(run.workdir.results, result)
+  for one in [result, *sets]:
+    print(f'\n{report.results(one)}')
+  print(f'\nprotocol validation: checkpoint of step {found.step} ({config.eval.checkpoint})')
+  if 'paper' in result:
+    print(report.paper(result['paper']))
+  if 'contamination' in result:
+    print(report.contamination(result['contamination']))
+  print(f'written to {run.workdir.results}')
+  return 0
+
+
+def _score_all(run: Run, found: Restored) -> list[tuple[dict, list[dict]]]:
+  """Result and records of the test split, then of each of `eval.sets`."""
+  answerer, rules = run.answerer(found.state.params), run.splits.report['rules']
+  scored = [_with_bar(answerer, run.test, run.config.data.name, 'test', rules['test'])]
+  for entry, (examples, loaded) in run.sets.items():
+    path = pathlib.Path(entry)
+    # A file test.json is told by its folder.
+    dataset, split = ((path.parent.name, path.stem) if path.stem in splits.STEMS and
+                      path.parent.name else (path.stem, 'test'))
+    scored.append(_with_bar(answerer, examples, dataset, split, loaded['rule']))
+  return scored
+
+
+def _paper(run: Run, step: int, scored: list[tuple[dict, list[dict]]]) -> dict[str, Any]:
+  """The paper's protocol over every checkpoint kept; that of `step` is scored already."""
+  steps, columns = [], []
+  for found in run.kept():
+    own = scored if found.step == step else _score_all(run, found)
+    steps.append(found.step)
+    columns.append([[bool(r['correct']) and r['correct'][-1] for r in records]
+                    for _, records in own])
+  test, *others = (np.array(column) for column in zip(*columns, strict=True))
+  return {'steps': steps, **checkpoint_selection.paper(
+      test, run.config.seed, dict(zip(run.sets, others, strict=True)))}
+
+
+def evaluate_text(run: Run, found: Restored) -> int:
+  """Loss over the whole validation split, a sample, and results.json."""
+  config, params = run.config, found.state.params
+  result = {
+      'method': config.method, 'dataset': config.data.name, 'split': 'valid',
+      **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
+      'causal': config.causal, 'memory': config.imm.write, 'seed': config.seed,
+      'step': found.step, 'trained_steps': run.curriculum.total,
+      'checkpoint': config.eval.checkpoint,
+      'parameters': sum(a.size for a in jax.tree.leaves(params)),
+      'training': training(run), 'data': run.splits.report, 'environment': environment()}
+  if config.imm.write:
+    result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.off, 'read'))
+  workdir.write_json(run.workdir.results, result)
+  print(f'\n{report.text(result)}')
+  if config.causal:
+    said = language_modeling.generate(config, run.model(), params, run.tokenizer, SAMPLE_PROMPT,
+                         config.eval.max_tokens)
+    print(f'\n{said}')
+  else:
+    print('\nno sample: a model that reads the future cannot generate')
+  print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
+        f'{run.workdir.results}')
+  return 0
+
+
+def tokens(run: Run, records: list[dict[str, Any]]) -> dict[str, float]:
+  """Tokens generated for the headline's text with its end token: mean and median."""
+  most = run.config.eval.max_tokens
+  texts = [r['predictions'][-1] for r in records if r['predictions']]
+  counts = [min(len(ids) + 1, most) for ids in run.tokenizer.encode_batch(texts)] or [0]
+  return {'mean': statistics.mean(counts), 'median': statistics.median(counts)}
+
+
+def training(run: Run) -> dict[str, Any]:
+  """What the training cost: seconds as logged, FLOPs as counted."""
+  logged = metrics.read(run.workdir.metrics) if run.workdir.metrics.exists() else []
+  return {'seconds': metrics.seconds(logged), **flops.training(run)}
+
+
+def count(run: Run) -> int:
+  """Counts training FLOPs before anything is trained; writes flops.json."""
+  found = flops.training(run)
+  workdir.write_json(run.workdir.flops, found)
+  for stage in found['stages']:
+    print(f"stage {stage['stage']}: {stage['steps']:,} steps, {stage['flops']:.4g} FLOPs")
+  print(f"training: {found['flops']:.4g} FLOPs of matrix products; written to "
+        f'{run.workdir.flops}')
+  return 0
+
+
+SAMPLE_PROMPT = '\n'
+
+
+def _with_bar(answerer: Answerer, examples, dataset: str, split: str, rule: str):
+  with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
+                 disable=not sys.stderr.isatty()) as bar:
+    return score(answerer, examples, dataset, split, rule,
+                 lambda done, _: bar.update(done - bar.n))
+
+
+def generate(run: Run, question: str | None, say: Callable | None = None) -> int:
+  """Answers one question, or those typed until the end of input, as `say` does it: None is
+  `reply`."""
+  if not run.config.causal:
+    raise InputError(f"config.imm.write '{run.config.imm.write}' reads the future, which "
+                     'does not exist while generating; expected a causal policy')
+  params = restored(run).state.params
+  if run.config.method == 'lm':
+    def answer(prompt):
+      return language_modeling.generate(run.config, run.model(), params, run.tokenizer, prompt,
+                           run.config.eval.max_tokens)
+  else:
+    answer = functools.partial(say or reply, run.answerer(params))
+
+  def ask(line):
+    read = run.tokenizer.decode(run.tokenizer.encode(line))
+    if unknown := sorted(set(line) - set(read) - set(string.whitespace)):
+      print(f'warning: the tokenizer does not know {unknown}', file=sys.stderr)
+    print(answer(line))
+  if question is not None:
+    ask(question)
+    return 0
+  prompt = 'question> ' if sys.stdin.isatty() else ''
+  while True:
+    try:
+      line = input(prompt)
+    except (EOFError, KeyboardInterrupt):
+      return 0
+    if line.strip():
+      try:
+        ask(line)
+      except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+
+
+def reply(answerer: Answerer, question: str) -> str:
+  """What the model answers, block by block, the headline last.
+
+  Raises:
+    InputError: an empty question, or one longer than the model's positions.
+  """
+  config = answerer.config
+  row = answerer.row(question)
+  if not answerer.fits(row):
+    raise InputError(
+        f'the question takes {len(row.prefix)} positions with its blocks, and '
+        f'config.eval.max_tokens {config.eval.max_tokens} more; the model has '
+        f'{config.model.max_positions}. Ask a shorter question')
+  texts = next(iter(answerer.texts([question])))
+  several = texts if len(texts) > 1 else []
+  lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
+  if answerer.method.trace:
+    lines.append(texts[-1])
+  return '\n'.join([*lines, f'answer: {answer_matching.extract(texts[-1])}'])
+
+
+def export(run: Run, kind: str) -> int:
+  """Writes the model as a directory for other engines."""
+  found = restored(run)
+  results = run.workdir.results
+  path = run.workdir.path / 'export' / kind
+  export_lib.write(run.config, found.state.params, run.tokenizer, path,
+                   workdir.read_object(results), kind)
+  print(f'checkpoint of step {found.step} written to {path}, read back and equal')
+  return 0
+
+
+def explain(run: Run, question: str | None) -> int:
+  """Trains the explicit decoder where there is none yet, then explains a question, or
+  scores and times it; status of `main.train`."""
+  config, found = run.config, restored(run)
+  e = config.explicit
+  if not e.source:
+    raise InputError("config.explicit.source is ''; expected --config.explicit.source=blocks "
+                     'for RiM, or memory for a model with config.imm.write')
+  if run.joint:
+    own = found.state.params['explicit']
+  else:
+    place = run.workdir.explicit
+    free = tuple(key for key in workdir.FREE if key != 'explicit.')
+    workdir.open_workdir(place.path, config, False, free)
+    if place.base.exists() and workdir.read_object(place.base) != {'step': found.step}:
+      raise InputError(f'{place.path} explains another checkpoint than that of step '
+                       f'{found.step}; remove the folder to train it again')
+    workdir.write_json(place.base, {'step': found.step})
+    own = trainer.train(verbalizer.frozen(run, found.state.params)).params
+  explainer = verbalizer.Explainer(run, found.state.params, own)
+  if question is not None:
+    print(reply(explainer.answerer, question))
+    for number, text_ in enumerate(explainer.explain(question), 1):
+      print(f'explicit {number}: {text_}')
+    return 0
+  test = run.test
+  result = {
+      'method': config.method, 'dataset': config.data.name, 'split': 'test',
+      'source': e.source, 'joint': e.joint, 'seed': config.seed, 'step': found.step,
+      **verbalizer.score(explainer, test),
+      'foreign': verbalizer.score(explainer, test, foreign=True),
+      'parameters': sum(a.size for a in jax.tree.leaves(own)),
+      'cost': verbalizer.cost(explainer, test, config.eval.latency_repeats),
+      'environment': environment()}
+  workdir.write_json(run.workdir.explained, result)
+  print(f'{report.explicit(result)}\n\nwritten to {run.workdir.explained}')
+  return 0
+
+
+def attention(run: Run, question: str | None) -> int:
+  """Draws which slots each token of a text reads, layer by layer."""
+  config = run.config
+  if not config.imm.write:
+    raise InputError("config.imm.write is '', so there are no slots to attend to; expected a "
+                     "policy such as 'gated'")
+  if not question:
+    raise InputError('no text to read; give one with --question="..."')
+  params = restored(run).state.params
+  if config.method == 'lm':
+    ids = [*run.tokenizer.start, *run.tokenizer.encode(question)]
+    row = sequences.plain(ids, ())
+  else:
+    row = run.answerer(params).row(question)
+  if len(row.prefix) > config.model.max_positions:
+    raise InputError(f'the text has {len(row.prefix)} tokens; the model has '
+                     f'{config.model.max_positions} positions. Give a shorter text')
+  maps = imm.attention(run.model(), params, batching.collate([row], len(row.prefix), 0, 0))
+  names = [run.tokenizer.decode([i]) or '·' for i in row.prefix]
+  figure = report.slots(run.workdir.path, names, np.asarray(maps)[:, 0], config.causal)
+  print(f'{config.imm.write} memory, {len(maps)} layers and rounds; figure in {figure}')
+  return 0
+
+
+def audit(run: Run) -> int:
+  """Prints a line a check and writes audit.json; status 1 if one fails."""
+  found = run.restore()
+  state = found.state if found else run.init()
+  examples = _real(run, run.config.eval.audit_rows)
+  checks = audit_lib.run(audit_lib.Subject(run.config, run.model(), state.params,
+                                           run.tokenizer, examples))
+  ok = all(check['ok'] for check in checks)
+  weights = f'checkpoint of step {found.step}' if found else 'fresh weights'
+  workdir.write_json(run.workdir.audit, {
+      'ok': ok, 'method': run.config.method, 'weights': weights, 'rows': len(examples),
+      'checks': checks, 'environment': environment()})
+  print(f'{run.config.method}, {weights}, {len(examples)} rows\n{report.audit(checks)}')
+  print(f"{'all checks passed' if ok else 'AUDIT FAILED'}; written to {run.workdir.audit}")
+  return 0 if ok else 1
+
+
+def latency(run: Run) -> int:
+  """Prints the table of times and writes latency.json."""
+  if run.config.method == 'lm':
+    raise InputError('--mode=latency times answers to questions; method lm has none')
+  found = run.restore()
+  params = found.state.params if found else run.init().params
+  with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
+    measured = latency_lib.measure(run.config, run.model(), params, run.tokenizer,
+                                   _real(run, 64), bar.set_description)
+  measured['environment'] = environment()
+  workdir.write_json(run.workdir.latency, measured)
+  print(f"one model, one decoder; a chain of thought has {measured['trace_tokens']} tokens, "
+        f"an answer {measured['answer_tokens']}; medians of {measured['repeats']} runs on "
+        f"{measured['device']}\n\n{report.latency(measured)}\n\nwritten to "
+        f'{run.workdir.latency}')
+  return 0
+
+
+AUDIT_TOKENS = 48  # of text in a row: enough for every rule, and quick to differentiate
+
+
+def _real(run: Run, count: int) -> list[sequences.Encoded]:
+  """Training problems drawn by seed, encoded."""
+  train = run.splits.train
+  if run.config.method == 'lm':
+    return language_modeling.halves(train, min(run.config.data.block, AUDIT_TOKENS), count,
+                       run.config.seed)
+  index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
+                                                        replace=False)
+  return sequences.encode([train[i] for i in index], run.tokenizer)

@@ -1,0 +1,211 @@
+"""How long an answer takes.
+
+`measure` holds direct, chain of thought and RiM on the same weights against each other:
+time depends on shapes, not on what the weights say, so one model and one decoder serve
+all, and a chain of thought is as long as the data's own.
+
+  python -m latent_reasoning.eval.latency RUN… --out=FILE
+
+times finished runs, each on its own model, with as many tokens as it generated on the
+test split.
+"""
+
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from latent_reasoning import batching, sequences
+from latent_reasoning import experiment as run_lib
+from latent_reasoning.config import Config
+from latent_reasoning.errors import InputError
+from latent_reasoning.eval import decoding
+from latent_reasoning.train import profiler, workdir
+from latent_reasoning.train import train_step as step_lib
+
+METHODS = ('direct', 'rim', 'cot')
+BATCHES = (1, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """One model asked in one method's way.
+
+  Attributes:
+    name: of its entries.
+    method: a row of layout.METHODS.
+    before: tokens it generates before its answer.
+    answer: tokens of the answer, the end token included.
+  """
+  name: str
+  config: Config
+  method: str
+  model: Any
+  params: Any
+  examples: Sequence[sequences.Encoded]
+  symbols: sequences.Symbols
+  before: int
+  answer: int
+
+
+def measure(config: Config, model, params, tokenizer,
+            examples: Sequence[sequences.Encoded],
+            progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+  """Times every method at every batch size on the same weights.
+
+  Args:
+    examples: real problems; their median lengths are the tokens generated.
+
+  Returns:
+    {'entries': [...], 'trace_tokens', 'answer_tokens', 'repeats', 'device'}.
+  """
+  symbols = sequences.symbols(tokenizer)
+  trace, answer = lengths(examples, symbols)
+  subjects = [Subject(name, config, name, model, params, examples, symbols,
+                      trace if sequences.method(name).trace else 0, answer) for name in METHODS]
+  entries = in_turn(subjects, config.eval.latency_repeats, progress)
+  for entry in entries:
+    direct = next(e for e in entries
+                  if e['method'] == 'direct' and e['batch'] == entry['batch'])
+    entry['first_vs_direct'] = entry['first_ms'] / direct['first_ms']
+    entry['full_vs_direct'] = entry['full_ms'] / direct['full_ms']
+  return {'entries': entries, 'trace_tokens': trace, 'answer_tokens': answer,
+          'repeats': config.eval.latency_repeats, 'device': profiler.machine(),
+          'dtype': config.model.dtype}
+
+
+def in_turn(subjects: Sequence[Subject], repeats: int,
+            progress: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+  """Times every subject at every batch size.
+
+  Time to first answer token: prefill, and decoding up to the first token that
+  belongs to the answer. Full answer: up to its end token. Medians over `repeats`
+  runs of compiled programs; the subjects take turns, so that a slow moment of the
+  machine falls on all of them.
+  """
+  rng, entries = step_lib.key(0, step_lib.SAMPLE), []
+  heads = [decoding.head_kernel(s.model, s.params) for s in subjects]
+  for batch_size in BATCHES:
+    programs = {}
+    for subject, head in zip(subjects, heads, strict=True):
+      batch = jax.device_put(prompt(subject.config, subject.method, subject.examples,
+                                    batch_size, subject.symbols))
+      for kind, tokens in (('first', subject.before + 1),
+                           ('full', subject.before + subject.answer)):
+        # Compiled ahead, so that looking a program up is no part of the time.
+        compiled = decoding.generate.lower(
+            subject.model, subject.params, head, batch, rng, 1.0, end=-1,
+            pad=subject.symbols.pad, max_tokens=tokens).compile()
+        programs[subject.name, kind] = (subject.params, head, batch, compiled)
+    times = {key: [] for key in programs}
+    # All first tokens, then all answers: each run finds the caches as another model left them.
+    turns = sorted(programs.items(), key=lambda item: item[0][1])
+    for repeat in range(-1, repeats):
+      for key, (params, head, batch, compiled) in turns:
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(params, head, batch, rng, 1.0))
+        if repeat >= 0:  # the first one warms up
+          times[key].append(1e3 * (time.perf_counter() - began))
+      progress(f'batch {batch_size}: run {repeat + 1} of {repeats}')
+    for subject in subjects:
+      params, head, batch, _ = programs[subject.name, 'full']
+      tokens = subject.before + subject.answer
+      prefill, step = flops(subject.model, params, head, batch, tokens)
+      entries.append({
+          'method': subject.name, 'batch': batch_size, 'prefix_tokens': batch.prefix,
+          'tokens': tokens,
+          'first_ms': statistics.median(times[subject.name, 'first']),
+          'full_ms': statistics.median(times[subject.name, 'full']),
+          'first_flops': prefill + subject.before * step,
+          'full_flops': prefill + (tokens - 1) * step})
+  return entries
+
+
+def lengths(examples: Sequence[sequences.Encoded], symbols: sequences.Symbols
+            ) -> tuple[int, int]:
+  """Median tokens of a chain of thought with its answer mark, and of an answer
+  with its end token."""
+  traces = [sum(map(len, e.steps)) + len(symbols.newline) * max(0, len(e.steps) - 1)
+            + len(symbols.answer) for e in examples]
+  answers = [len(e.answer) + 1 for e in examples]
+  return round(statistics.median(traces)), round(statistics.median(answers))
+
+
+def prompt(config: Config, name: str, examples: Sequence[sequences.Encoded], size: int,
+           symbols: sequences.Symbols) -> batching.Batch:
+  """Prompts of one method, headline readout only, at their own length.
+
+  No buckets here: padding would hide what a method's prompt costs.
+  """
+  rows = []
+  for example in (list(examples) * size)[:size]:
+    row = sequences.method(name).prompt(example.question, config.eval.blocks or
+                                     config.rim.blocks, config.rim, symbols)
+    rows.append(sequences.Row(row.prefix, row.visible_until, row.readouts[-1:]))
+  return batching.collate(rows, *batching.sizes(rows), symbols.pad)
+
+
+def flops(model, params, head, batch, tokens: int) -> tuple[float, float]:
+  """FLOPs of the prefill and of one decoding step, by XLA's cost analysis."""
+  def prefill(params, head, batch):
+    return decoding.prefill(model, params, head, batch, tokens - 1)
+
+  def step(params, head, batch, cache):
+    return decoding.decode_step(model, params, head, batch, cache, batch.anchors, 0)
+
+  first = jax.jit(prefill).lower(params, head, batch).compile()
+  _, cache = jax.eval_shape(prefill, params, head, batch)
+  one = jax.jit(step).lower(params, head, batch, cache).compile()
+  return tuple(float(np.sum(c.cost_analysis()['flops'])) for c in (first, one))
+
+
+def subject(path: pathlib.Path, name: str) -> Subject:
+  """A finished run as one to be timed, by what its folder holds.
+
+  Raises:
+    InputError: it has no checkpoint or no results.
+  """
+  run = run_lib.reopen(path)
+  config = run.config
+  results = workdir.read_object(run.workdir.results)
+  if not results or not isinstance(results.get('tokens'), dict):
+    raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
+                     'finished run')
+  if config.method == 'lm':
+    raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
+  found = run.restore()
+  if found is None:
+    raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')
+  test = [run.splits.test[i] for i in range(min(64, len(run.splits.test)))]
+  examples, symbols = sequences.encode(test, run.tokenizer), sequences.symbols(run.tokenizer)
+  answer = lengths(examples, symbols)[1]
+  before = max(0, round(results['tokens']['median']) - answer)
+  return Subject(name, config, config.method, run.model(), found.state.params, examples,
+                 symbols, before if sequences.method(config.method).trace else 0, answer)
+
+
+def main(arguments: Sequence[str]) -> int:
+  paths = [pathlib.Path(a) for a in arguments if not a.startswith('--out=')]
+  out = next((a.partition('=')[2] for a in arguments if a.startswith('--out=')), '')
+  try:
+    if not paths or not out:
+      raise InputError('usage: python -m latent_reasoning.eval.latency RUN… --out=FILE')
+    subjects = [subject(p, p.resolve().name.rpartition('-')[0] or p.name) for p in paths]
+  except InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  repeats = subjects[0].config.eval.latency_repeats
+  workdir.write_json(pathlib.Path(out), {
+      'entries': in_turn(subjects, repeats), 'repeats': repeats,
+      'device': profiler.machine()})
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

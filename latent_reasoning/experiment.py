@@ -1,0 +1,394 @@
+"""What a configuration builds, shared by all modes."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from latent_reasoning import batching, config_loading, data, sequences
+from latent_reasoning import config as config_lib
+from latent_reasoning.config import Config
+from latent_reasoning.data import text as data_text
+from latent_reasoning.data import tokenizers
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError, ensure, local_path
+from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
+from latent_reasoning.eval.evaluator import Answerer, evaluate
+from latent_reasoning.hf import load as pretrained
+from latent_reasoning.models import attention, imm, lora, reasoning_decoder
+from latent_reasoning.models.transformer import GPT, parameter_count
+from latent_reasoning.parallel import multihost, sharding
+from latent_reasoning.train import curriculum, losses, optimizer
+from latent_reasoning.train import train_step as step_lib
+from latent_reasoning.train.checkpoint import Checkpoints, Restored
+from latent_reasoning.train.workdir import Workdir, open_workdir
+
+SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything of a run but its parameters."""
+  config: Config
+  workdir: Workdir
+  splits: data.Splits | language_modeling.Ids
+  tokenizer: tokenizers.Tokenizer
+  batches: batching.Batches | language_modeling.Batches
+  sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path or name
+
+  @property
+  def curriculum(self) -> curriculum.Curriculum:
+    return self.batches.curriculum
+
+  @property
+  def joint(self) -> bool:
+    """Whether an explicit decoder is trained with the model."""
+    return bool(self.config.explicit.source) and self.config.explicit.joint
+
+  @property
+  def objective(self):
+    if self.joint:
+      e = self.config.explicit
+      return losses.with_told(self.decoder(), e.source, e.weight)
+    if self.config.aux.align or self.config.aux.smooth:
+      return losses.with_aux(self.config.aux)
+    return losses.OBJECTIVES[self.batches.method.objective](self.config.rim.peers)
+
+  @property
+  def test(self) -> list[Example]:
+    """The test problems that are scored."""
+    count = self.config.eval.test_problems or len(self.splits.test)
+    return self.splits.test[:count]
+
+  @property
+  def trained(self) -> str:
+    return self.config.optim.trained
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return sharding.make(self.config.mesh)
+
+  def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
+    """Where a state lies on the mesh; None: whole, on the one device."""
+    return None if self.mesh.size == 1 else sharding.state(self.config, like, self.mesh)
+
+  def model(self, dropout: float = 0.0) -> GPT:
+    known = self.tokenizer.size if self.trained == 'new' else 0
+    thinks = sequences.method(self.config.method).thinks and self.config.rim.peers.projection
+    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
+               thinks, self.tokenizer.used)
+
+  def decoder(self, dropout: float = 0.0) -> reasoning_decoder.ExplicitDecoder:
+    """The explicit decoder of config.explicit."""
+    return reasoning_decoder.ExplicitDecoder(
+        self.config.model, self.tokenizer.vocab_size, self.config.explicit.layers, dropout)
+
+  def tx(self, stage: int) -> optax.GradientTransformation:
+    """The update rule of a stage."""
+    return optimizer.build(self.config.optim, self.curriculum.stages[stage - 1].optimizer)
+
+  def init(self, stage: int | None = None) -> step_lib.TrainState:
+    """The state to begin with: pretrained weights, or fresh ones from the seed.
+
+    Args:
+      stage: whose optimizer it has; None: the first.
+    """
+    if self.mesh.size == 1 and not self.config.model.init_from:
+      return jax.jit(lambda: self.fresh(stage))()
+    like = jax.eval_shape(lambda: self.fresh(stage))
+    placed = self.placed(like)
+    if not self.config.model.init_from:
+      return jax.jit(lambda: self.fresh(stage), out_shardings=placed)()
+    params = pretrained.load(
+        self.config.model, like.params, self.tokenizer.known,
+        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params,
+        placed and placed.params)
+    return self.begin(params, stage or self.curriculum.at(0).stage, placed)
+
+  def begin(self, params, stage: int,
+            placed: step_lib.TrainState | None = None) -> step_lib.TrainState:
+    """The state that a stage begins with: its optimizer has seen nothing."""
+    tx = self.tx(stage)
+    if self.mesh.size == 1:
+      return step_lib.start(params, tx, self.trained)
+    if placed is None:
+      placed = self.placed(jax.eval_shape(
+          lambda p: step_lib.start(p, tx, self.trained), params))
+    return jax.jit(lambda p: step_lib.start(p, tx, self.trained), out_shardings=placed)(params)
+
+  def fresh(self, stage: int | None = None) -> step_lib.TrainState:
+    """A state from the seed alone."""
+    batch, seed = self.batches.at(0), self.config.seed
+    tx = self.tx(stage or self.curriculum.at(0).stage)
+    params = step_lib.init(self.model(), tx, batch, seed, self.trained).params
+    if self.joint:
+      params = {**params, 'explicit': reasoning_decoder.init(
+          self.decoder(), self.config.explicit.source, self.model(), params, batch,
+          step_lib.key(seed, step_lib.EXPLICIT))}
+    params = lora.cast(params, self.trained, self.config.model.frozen_dtype)
+    return step_lib.start(params, tx, self.trained)
+
+  def like(self, step: int) -> step_lib.TrainState:
+    """Shapes and types of the state after some steps."""
+    total = self.curriculum.total
+    ensure(step <= total, f'a checkpoint of step {step} is past the {total} steps of this '
+           'configuration; use the configuration it was trained with')
+    stage = self.curriculum.at(max(0, step - 1)).stage
+    like = jax.eval_shape(lambda: self.fresh(stage))
+    placed = self.placed(like)
+    return like if placed is None else jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, placed)
+
+  def answerer(self, params, config: Config | None = None) -> Answerer:
+    return Answerer(config or self.config, self.model(), params, self.tokenizer)
+
+  def validate(self, params) -> tuple[dict[str, Any], float, str]:
+    """Values to log, a score of which more is better, and a line to print."""
+    config = self.config
+    if config.method == 'lm':
+      found = self.loss(params, 'valid')
+      mark = '' if config.causal else ' (NOT CAUSAL)'
+      return found, -found['loss'], f"loss {found['loss']:.4f}{mark} on the whole split"
+    count = min(config.eval.valid_problems, len(self.splits.valid))
+    examples = [self.splits.valid[i] for i in range(count)]
+    greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
+    accuracy = evaluate(self.answerer(params, greedy), examples, config.data.name,
+                        'valid', self.splits.report['rules']['valid'])[0]['accuracy']
+    return ({**accuracy, 'n': count}, accuracy['final'],
+            f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
+
+  def watch(self, params, batch) -> dict[str, float]:
+    """The memory's failure signatures on a batch; empty without memory."""
+    if not self.config.imm.write:
+      return {}
+    found = _watched(self.model(), params, batch)
+    return {name: float(value) for name, value in jax.device_get(found).items()}
+
+  def loss(self, params, split: str, **imm: Any) -> dict[str, float]:
+    """Loss over a whole split of text; `imm` changes keys of the memory."""
+    model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
+    return language_modeling.loss(model, params, getattr(self.splits, split),
+                                   self.config.data.block,
+                     self.config.eval.batch_size, self.splits.start)
+
+  @functools.cached_property
+  def fingerprint(self) -> dict[str, str]:
+    """A hash of each split; empty for generated problems, which the config determines."""
+    splits = {s: getattr(self.splits, s, ()) for s in ('train', 'valid', 'test')}
+    return {name: hashlib.blake2b(
+        found.tobytes() if isinstance(found, np.ndarray) else repr(found).encode(),
+        digest_size=16).hexdigest()
+            for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
+
+  def checkpoints(self, writer: bool = False) -> Checkpoints:
+    return Checkpoints(self.workdir.checkpoints, self.config.train.keep, writer=writer)
+
+  def restore(self) -> Restored | None:
+    """The checkpoint that `eval.checkpoint` names, or None before the first.
+
+    Raises:
+      InputError: none is sound, or it is of another tokenizer or other weights.
+    """
+    checkpoints = self.checkpoints()
+    for _ in range(10):  # beside training, which may remove one while it is read
+      step = checkpoints.best() if self.config.eval.checkpoint == 'best' else None
+      try:
+        restored = checkpoints.restore(self.like, step)
+        break
+      except InputError:
+        if step is None or step in checkpoints.steps():
+          raise
+    checkpoints.close()
+    if restored:
+      self.same_sources(restored.meta)
+    return restored
+
+  def kept(self) -> Iterator[Restored]:
+    """Every checkpoint there is, the oldest first."""
+    checkpoints = self.checkpoints()
+    for step in reversed(checkpoints.steps()):
+      restored = checkpoints.restore(self.like, step)
+      self.same_sources(restored.meta)
+      yield restored
+    checkpoints.close()
+
+  @functools.cached_property
+  def sources(self) -> dict[str, str]:
+    """Hashes of what a checkpoint means nothing without: tokenizer, pretrained weights."""
+    start = self.config.model.init_from
+    return {'tokenizer': self.tokenizer.fingerprint,
+            'pretrained weights': pretrained.fingerprint(start) if start else ''}
+
+  def same_sources(self, meta: dict[str, Any]) -> None:
+    """Raises InputError where a checkpoint was trained with another tokenizer or other
+    pretrained weights than are here now."""
+    for name, ours in self.sources.items():
+      if (theirs := meta.get('sources', {}).get(name)) != ours:
+        raise InputError(
+            f'the {name} of the checkpoint of step {meta["step"]} are not those here (hash '
+            f'{theirs}, found {ours}): its numbers would mean something else. Restore '
+            f'{self.workdir.tokenizer if name == "tokenizer" else start_of(self.config)}, or '
+            'train in another --workdir=DIR')
+
+
+def start_of(config: Config) -> str:
+  return f'config.model.init_from {config.model.init_from!r}'
+
+
+_watched = jax.jit(imm.watched, static_argnums=0)
+
+
+def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Run:
+  """The run of a configuration in a folder, new or begun.
+
+  Compiled programs are kept where train.compilation_cache says, from then on in the whole
+  process.
+
+  Args:
+    config: as `config_check` makes it.
+    path: of the folder.
+    training: as `workdir.open_workdir`.
+
+  Raises:
+    InputError: from weights, folder or data.
+  """
+  config = pretrained.resolve(config)
+  _keep_programs(config)
+  place = multihost.first(lambda: open_workdir(path, config, training))
+  return multihost.first(lambda: build(config, place))
+
+
+def _keep_programs(config: Config) -> None:
+  if config.train.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir',
+                      str(local_path(config.train.compilation_cache,
+                                     'config.train.compilation_cache')))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def reopen(path: str | pathlib.Path) -> Run:
+  """The run that a folder holds, by the configuration in it.
+
+  Raises:
+    InputError: it holds none.
+  """
+  place = Workdir(local_path(path, 'a workdir').absolute())
+  try:
+    config = ml_collections.ConfigDict(json.loads(place.config.read_text(encoding='utf-8')))
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(f'{path}: {error}; expected the folder of a finished run') from None
+  config = pretrained.resolve(config_loading.from_dict(config))
+  _keep_programs(config)
+  return build(config, place)
+
+
+def build(config: Config, workdir: Workdir) -> Run:
+  """Loads data, tokenizer and curriculum.
+
+  Raises:
+    InputError: from any of them, or because they do not fit together or the devices.
+  """
+  attention.check(config.model.attention)
+  _check_sizes(config)
+  if config.method == 'lm':
+    return _build_text(config, workdir)
+  method = sequences.method(config.method)
+  parts = config.rim.peers.parts if method.parts else 1
+  if method.thinks and (config.imm.write or config.explicit.source):
+    raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
+                     'nor an explicit decoder reads; expected config.imm.write and '
+                     "config.explicit.source ''")
+  splits = data.load(config.data, config.seed)
+  tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
+                               workdir.tokenizer, config.rim.max_steps)
+  train = check(config, splits.train, tokenizer)
+  too_long = len(splits.train) - len(train)
+  splits = dataclasses.replace(splits, train=train,
+                               report={**splits.report, 'too_long': too_long})
+  batches = batching.Batches(config, train, tokenizer,
+                             curriculum.build(config.optim, len(train), parts),
+                             told=bool(config.explicit.source) and config.explicit.joint)
+  run = Run(config, workdir, splits, tokenizer, batches,
+            {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
+  # What evaluation lacks shows here, not after the training.
+  for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
+                                                   run.sets.values())):
+    answer_matching.library(rule)
+  if config.eval.protocol == 'paper':
+    checkpoint_selection.check(len(run.test))
+  return run
+
+
+LONGEST = 10_000_000  # positions of a row: more fit no memory
+
+
+def _check_sizes(config: Config) -> None:
+  """Raises InputError, before anything is built, where it cannot fit the memory there is."""
+  model, rim = config.model, config.rim
+  vocab = max(config.tokenizer.at_least, config.tokenizer.vocab_size, config.tokenizer.pad_to)
+  count = parameter_count(model, vocab) + model.layers * config.imm.slots
+  copies = 4 if config.optim.trained == 'all' else 1  # gradients and two moments
+  here, where = memory()
+  ensure(4 * count * copies <= here * multihost.count(),
+         f'config.model describes about {float(count):.3g} parameters, which take '
+         f'{4 * count * copies / 2**30:.3g} GiB in training; found {here / 2**30:.3g} GiB of '
+         f'{where}. Expected a smaller model (config.model.layers, width, hidden), or '
+         '--mode=plan for machines that are not here')
+  longest = min(model.max_positions, LONGEST)
+  for key, tokens in (('rim.blocks', rim.blocks * (rim.block_tokens + 2)),
+                      ('eval.blocks', config.eval.blocks * (rim.block_tokens + 2)),
+                      ('rim.max_steps', rim.max_steps), ('rim.pause_tokens', rim.pause_tokens),
+                      ('rim.peers.thoughts', rim.peers.thoughts)):
+    used = config.method == 'rim' or key in ('rim.max_steps', {
+        'pause': 'rim.pause_tokens', 'pause_steps': 'rim.pause_tokens',
+        'codi': 'rim.peers.thoughts', 'coconut': 'rim.peers.thoughts'}.get(config.method))
+    ensure(not used or tokens < longest,
+           f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
+           f'more; config.model.max_positions is {model.max_positions}')
+
+
+def memory() -> tuple[int, str]:
+  """Bytes of this process's devices, or of the machine where they are its processors."""
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  if limits := [s['bytes_limit'] for s in stats if 'bytes_limit' in s]:
+    return sum(limits), f'memory of {len(limits)} devices'
+  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'memory of this machine'
+
+
+def _build_text(config: Config, workdir: Workdir) -> Run:
+  found = data_text.load(config.data)
+  tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
+  ids = language_modeling.encode(found, tokenizer)
+  crops = max(len(ids.train) // config.data.block, config.optim.batch_size)  # an epoch
+  length = curriculum.build(config.optim, crops)
+  batches = language_modeling.Batches(config, ids.train, length, ids.start)
+  return Run(config, workdir, ids, tokenizer, batches, {})
+
+
+def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:
+  """Returns the training problems whose rows fit; generated ones must all fit."""
+  if isinstance(train, (list, tuple)):
+    return batching.usable(config, train, tokenizer)
+  sample = [train[i] for i in range(min(SAMPLED, len(train)))]
+  if len(batching.usable(config, sample, tokenizer)) < len(sample):
+    raise InputError("config.data.too_long is 'drop', but generated problems are never "
+                     'dropped; enlarge config.data.buckets')
+  return train
+
+
+def texts(train: Sequence[Example]):
+  """Yields the text of the training split, of generated problems a sample."""
+  generated = not isinstance(train, (list, tuple))
+  for example in itertools.islice(train, SAMPLED if generated else None):
+    yield '\n'.join([example.question, *example.steps,
+                     f'{sequences.ANSWER_MARK}{example.answer}'])

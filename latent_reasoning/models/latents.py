@@ -1,0 +1,115 @@
+"""The forward pass of a batch, with continuous thoughts where its readouts have some.
+
+A thought is a position whose input is no token but the hidden state before it (Coconut,
+arXiv 2412.06769), through an MLP where the model has one (CODI, arXiv 2502.21074):
+
+  h_0 = hidden state of the prefix's last token,  h_t = model(x, h_0 … h_{t-1})
+
+Training and decoding share this path: the prefix is read once, thoughts follow one after
+another from its cache, and the tokens behind them go in one piece.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.batching import Batch
+from latent_reasoning.models.attention import Cache
+
+
+def empty_cache(kept: tuple, count: int, room: int) -> Cache:
+  """A cache of a prefix for `count` readouts with room for some tokens each.
+
+  Args:
+    kept: what the model returned of the prefix, (k, v, banks, …) of all layers.
+  """
+  k, v, banks, *_ = kept
+
+  def own(a):  # [..., B, M, P, H] -> [..., B, K, M, room, H]
+    *layers, size, heads, _, width = a.shape
+    return jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype)
+  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (k, v))
+  return Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
+
+
+def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+            embeddings: chex.Array | None = None):
+  """Hidden states of a batch, and the residual streams of all layers.
+
+  Args:
+    model: as models.gpt.GPT.
+    params: its parameters.
+    batch: rows.
+    rng: for dropout; None: deterministic.
+    embeddings: [B, L, D] in place of the tokens'; those of thoughts are not read.
+
+  Returns:
+    hidden states [B, L, D], and [B, L, D] of each layer (stacked where it is scanned).
+  """
+  if batch.thoughts:
+    return think(model, params, batch, rng, embeddings)[:2]
+  rngs = None if rng is None else {'dropout': rng}
+  hidden, kept = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                             embeddings=embeddings, deterministic=rng is None, rngs=rngs)
+  return hidden, kept[3]
+
+
+def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+          embeddings: chex.Array | None = None, room: int = 0,
+          edit: Callable[[Cache], Cache] | None = None):
+  """As `forward`, and the cache behind it, with room for more tokens of each readout.
+
+  A batch without thoughts is read the same way; its readouts' tokens all go at once.
+  `edit` changes the cache of the prefix before a readout reads anything.
+  """
+  p, count, n = batch.prefix, batch.anchors.shape[1], batch.thoughts
+  size, length = batch.tokens.shape
+  r = (length - p) // count
+  mask = batch.mask
+  if embeddings is None:
+    embeddings = model.apply({'params': params}, batch.tokens, method='embed')
+
+  def apply(part, places, own_mask, cache, step, inputs):
+    rngs = None if rng is None else {'dropout': jax.random.fold_in(rng, part)}
+    return model.apply({'params': params}, jnp.zeros(places.shape, jnp.int32), places,
+                       own_mask, cache, step, embeddings=inputs, deterministic=rng is None,
+                       rngs=rngs)
+
+  hidden, kept = apply(0, batch.positions[:, :p], mask.part(0, p).replace(count=0), None, None,
+                       embeddings[:, :p])
+  cache = empty_cache(kept, count, r + room)
+  cache = edit(cache) if edit else cache
+  h = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
+  prefix, layers = hidden, [kept[3]]
+
+  def slots(start, stop):
+    """Positions and mask of these slots of each readout, [B, K·n]."""
+    def cut(a):
+      return a[:, p:].reshape(size, count, r)[:, :, start:stop].reshape(size, -1)
+    return cut(batch.positions), mask.replace(
+        segment=cut(mask.segment), visible_from=cut(mask.visible_from),
+        visible_until=cut(mask.visible_until))
+
+  def body(carry, t):
+    h, cache = carry
+    places, own_mask = slots(0, 1)  # thoughts differ in their position alone
+    inputs = model.apply({'params': params}, h, method='think')
+    h, (k, v, banks, x) = apply(t + 1, places + t, own_mask, cache, t, inputs)
+    return (h, cache.replace(own_k=k, own_v=v, banks=banks)), (h, x)
+
+  def rows(a):  # [n, ..., B, K, D] -> [..., B, K, n, D]
+    return jnp.moveaxis(a, 0, -2)
+  (_, cache), (thoughts, x) = jax.lax.scan(body, (h, cache), jnp.arange(n))
+  tail = embeddings[:, p:].reshape(size, count, r, -1)[:, :, n:].reshape(
+      size, count * (r - n), -1)
+  hidden, (k, v, banks, last) = apply(n + 1, *slots(n, r), cache, n, tail)
+
+  def join(before, thought, behind):
+    *lead, width = behind.shape[:-2] + behind.shape[-1:]
+    own = jnp.concatenate([rows(thought), behind.reshape(*lead, count, r - n, width)], axis=-2)
+    return jnp.concatenate([before, own.reshape(*lead, count * r, width)], axis=-2)
+  return (join(prefix, thoughts, hidden),
+          jax.tree.map(join, layers[0], x, last),
+          cache.replace(own_k=k, own_v=v, banks=banks))

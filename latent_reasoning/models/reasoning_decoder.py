@@ -1,0 +1,115 @@
+"""The explicit decoder: a small GPT that says as text what a memory holds.
+
+It reads a few vectors, projected to its width, in place of a prompt: the hidden
+states of a RiM block, or what the memory of each IMM layer returned at some
+positions (arXiv 2502.21030 has it as an option, for audit). It is beside the model:
+where nobody asks for it, nothing of it is computed.
+"""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.config import ModelConfig
+from latent_reasoning.errors import InputError
+from latent_reasoning.models import imm, masks
+from latent_reasoning.models.transformer import GPT, Dense
+
+
+def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None = None):
+  """Runs a model over rows and picks what its texts are to be read out of.
+
+  Args:
+    model: as models.gpt.GPT.
+    params: its parameters.
+    batch: rows with `told`.
+    kind: 'blocks' or 'memory', as config.explicit.source.
+    rng: for dropout; None: deterministic.
+
+  Returns:
+    hidden states [B, L, D], and the source [B·C, S·n, E] of C texts a row, n vectors
+    of width E a position.
+  """
+  rngs = None if rng is None else {'dropout': rng}
+  (hidden, _), found = model.apply(
+      {'params': params}, batch.tokens, batch.positions, batch.mask,
+      deterministic=rng is None, rngs=rngs,
+      mutable=['intermediates'] if kind == 'memory' else [])
+  layers = imm.sown(found, 'retrieved') if kind == 'memory' else [hidden]
+  vectors = jnp.stack(layers, axis=2)  # [B, P, n, E]
+  at = batch.told.at
+  rows = jnp.arange(at.shape[0])[:, None, None]
+  picked = vectors[rows, at]  # [B, C, S, n, E]
+  return hidden, picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
+
+
+class ExplicitDecoder(nn.Module):
+  """Source vectors and text so far in, hidden states out.
+
+  Attributes:
+    config: of the model that it belongs to; its width, heads and dtype are the same.
+    vocab: V, padded.
+    layers: how many of its own.
+    dropout: rate while not deterministic.
+  """
+  config: ModelConfig
+  vocab: int
+  layers: int
+  dropout: float = 0.0
+
+  @property
+  def random(self) -> bool:
+    """Whether training draws random numbers."""
+    return self.dropout > 0
+
+  def setup(self):
+    dtype = jnp.dtype(self.config.dtype)
+    self.project = Dense(self.config.width, True, dtype)
+    self.norm = nn.LayerNorm(dtype=dtype)
+    self.decoder = self.gpt()
+
+  def gpt(self) -> GPT:
+    """The decoder by itself, to generate with."""
+    none = dataclasses.replace(self.config.lora, rank=0)
+    own = dataclasses.replace(self.config, layers=self.layers, scan=False, lora=none)
+    return GPT(own, self.vocab, self.dropout, parent=None)
+
+  def read(self, source: chex.Array) -> chex.Array:
+    """[B, S, E] as embeddings [B, S, D]."""
+    return self.project(self.norm(source))
+
+  def __call__(self, source: chex.Array, tokens: chex.Array, positions: chex.Array, mask,
+               deterministic: bool = True) -> chex.Array:
+    """Hidden states [B, S + R, D] over the source and R tokens, causal.
+
+    Args:
+      source: [B, S, E].
+      tokens, positions: int32 [B, S + R]; of the first S, positions alone count.
+      mask: of them.
+    """
+    if tokens.shape[1] > self.config.max_positions:
+      raise InputError(
+          f'the explicit decoder needs {tokens.shape[1]} positions, {source.shape[1]} of them '
+          'for what it reads; raise config.model.max_positions, which has '
+          f'{self.config.max_positions}')
+    own = self.decoder.embed(tokens[:, source.shape[1]:])
+    hidden, _ = self.decoder(
+        tokens, positions, mask, deterministic=deterministic,
+        embeddings=jnp.concatenate([self.read(source), own], axis=1))
+    return hidden
+
+  def head(self, hidden: chex.Array) -> chex.Array:
+    return self.decoder.head(hidden)
+
+
+def init(decoder: ExplicitDecoder, kind: str, model, params, batch, rng: chex.PRNGKey):
+  """Fresh parameters of a decoder for the source that `kind` names; shapes only count."""
+  first = jax.tree.map(lambda a: a[:1], batch)
+  source = jax.eval_shape(lambda p: hidden_and_source(model, p, first, kind)[1], params)
+  length = source.shape[1] + 1
+  place = jnp.arange(length)[None]
+  return jax.jit(decoder.init)(rng, jnp.zeros((1, *source.shape[1:]), source.dtype), place,
+                               place, masks.plain(1, length))['params']

@@ -1,0 +1,271 @@
+"""A decoder: pre-norm, learned or rotary positions, optional KV cache. Two families.
+
+x + attention(norm(x)), then x + mlp(norm(x)), a final norm and a head. The family
+'gpt' is GPT-2 (Radford et al. 2019): layer norm, one fused map to queries, keys and
+values, GELU. The family 'llama' (Touvron et al. 2023) is Llama, Mistral, SmolLM2 and
+Qwen: root-mean-square norm, fewer heads for keys and values (Ainslie et al. 2023),
+SwiGLU (Shazeer 2020), optional biases and norms of queries and keys.
+
+Dropout is on embeddings and on what each branch adds, not on attention weights, so
+that split and packed attention stay equal while training.
+"""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from latent_reasoning.config import ImmConfig, ModelConfig
+from latent_reasoning.models import attention
+from latent_reasoning.models import imm as memory_lib
+from latent_reasoning.models.attention import Cache
+from latent_reasoning.models.layers import Dense, RMSNorm, by_batch, norm, rotary
+from latent_reasoning.models.masks import Mask
+
+EMBEDDING_STD = 0.02
+MANY = 8  # rows from which, on a CPU, the table times them beats them times its transpose
+
+
+class Block(nn.Module):
+  """One layer.
+
+  Returns x; its (k, v, banks, x), or with a cache (own_k, own_v, banks, x); and what later
+  layers need of a shared memory. `imm` is None in a layer without memory.
+  """
+  config: ModelConfig
+  imm: ImmConfig | None
+  dropout: float
+  deterministic: bool
+  writer: bool = True
+
+  @nn.compact
+  def __call__(self, x_BTD: chex.Array, positions: chex.Array, mask: Mask,
+               cache: Cache | None, step: chex.Array | None, banks=None, shared=None):
+    c, dtype, imm = self.config, jnp.dtype(self.config.dtype), self.imm
+    if cache is not None:
+      banks = cache.banks
+    if imm:
+      memory = memory_lib.Memory(imm, c.width, dtype, c.bias, self.writer, name='memory')
+      if imm.place == 'before':
+        x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+    drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+    out_scale = (2 * c.layers)**-0.5  # keeps the residual stream's variance
+    q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
+    if c.positions == 'rotary':
+      q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
+    self.sow('intermediates', 'q', q)  # for attention.weights
+    if cache is None:
+      y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
+    else:
+      y, kept = attention.cached(q, k, v, mask, cache, step)
+    bias = c.bias if c.family == 'gpt' else c.out_bias
+    y = self._dense(c.width, bias, 'out', out_scale)(y.reshape(*x_BTD.shape[:2], -1))
+    x_BTD = x_BTD + drop(y)
+
+    y = norm(c, name='norm_2')(x_BTD)
+    up = self._dense(c.hidden, c.bias, 'up')(y)
+    if c.family == 'gpt':
+      y = nn.gelu(up)
+    else:
+      y = nn.silu(self._dense(c.hidden, c.bias, 'gate')(y)) * up
+    y = self._dense(c.width, c.bias, 'down', out_scale)(y)
+    x_BTD = x_BTD + drop(y)
+    if imm and imm.place == 'after':
+      x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+    x_BTD = by_batch(x_BTD)
+    return x_BTD, (*kept, banks if imm else None, x_BTD), shared
+
+  def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
+    return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
+                 self.deterministic, name=name)
+
+  def _qkv(self, y: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Queries, keys and values by heads, before positions."""
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
+
+    def heads(a, count):
+      return a.reshape(*a.shape[:2], count, size)
+    if c.family == 'gpt':
+      qkv = self._dense(3 * c.width, c.bias, 'qkv')(y)
+      return tuple(heads(a, c.heads) for a in jnp.split(qkv, 3, axis=-1))
+    q, k, v = (heads(self._dense(count * size, c.qkv_bias, name)(y), count)
+               for name, count in (('q', c.heads), ('k', few), ('v', few)))
+    if c.qk_norm:
+      q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
+              for name, a in (('q_norm', q), ('k_norm', k)))
+    return q, k, v
+
+
+class Thought(nn.Module):
+  """A hidden state as the next input: dense, GELU, dense, layer norm, as in CODI."""
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, hidden: chex.Array) -> chex.Array:
+    up = nn.gelu(Dense(self.width, True, self.dtype, name='up')(hidden))
+    return nn.LayerNorm(dtype=self.dtype, name='norm')(
+        Dense(self.width, True, self.dtype, name='down')(up))
+
+
+class GPT(nn.Module):
+  """Tokens in, hidden states out; `head` turns hidden states into logits.
+
+  Attributes:
+    config: sizes and switches.
+    vocab: V, padded.
+    dropout: rate while not deterministic.
+    imm: the implicit memory; None, or without a policy: none.
+    projection: whether thoughts go through an MLP of their own (think).
+    known: rows of the vocabulary from here on are parameters of their own, so that
+      they can be trained alone; 0: one table.
+    used: entries of the vocabulary that a token has; those behind it fill it up to a size
+      that a mesh divides, are never predicted and get no gradient. 0: all.
+  """
+  config: ModelConfig
+  vocab: int
+  dropout: float = 0.0
+  imm: ImmConfig | None = None
+  known: int = 0
+  projection: bool = False
+  used: int = 0
+
+  @property
+  def random(self) -> bool:
+    """Whether training draws random numbers."""
+    lora = self.config.lora
+    return self.dropout > 0 or (lora.rank > 0 and lora.dropout > 0)
+
+  def setup(self):
+    c = self.config
+    normal = nn.initializers.normal(EMBEDDING_STD)
+    known, new = self.known or self.vocab, self.vocab - (self.known or self.vocab)
+    self.embedding = self.param('embedding', normal, (known, c.width), jnp.float32)
+    if new:
+      self.new_embedding = self.param('new_embedding', normal, (new, c.width), jnp.float32)
+    if c.positions == 'learned':
+      self.position_embedding = self.param(
+          'position_embedding', normal, (c.max_positions, c.width), jnp.float32)
+    if not c.tied:
+      self.head_kernel = self.param('head', normal, (c.width, known), jnp.float32)
+      if new:
+        self.new_head = self.param('new_head', normal, (c.width, new), jnp.float32)
+    self.norm = norm(c)
+    if self.projection:
+      self.thought = Thought(c.width, jnp.dtype(c.dtype))
+
+  def think(self, hidden: chex.Array) -> chex.Array:
+    """The input after a hidden state [..., D] that no token is made of."""
+    return self.thought(hidden) if self.projection else hidden
+
+  def embed(self, tokens: chex.Array) -> chex.Array:
+    """Token embeddings, without positions: [B, T] -> [B, T, D]."""
+    dtype = jnp.dtype(self.config.dtype)
+    if not self.known:
+      return self.embedding[tokens].astype(dtype)
+    old = self.embedding[jnp.minimum(tokens, self.known - 1)].astype(dtype)
+    new = self.new_embedding[jnp.maximum(tokens - self.known, 0)].astype(dtype)
+    return jnp.where(tokens[..., None] < self.known, old, new)
+
+  @nn.compact
+  def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
+               cache: Cache | None = None, step: chex.Array | None = None, *,
+               embeddings: chex.Array | None = None, banks=None,
+               deterministic: bool = True):
+    """Runs the layers over rows, or over some tokens of each readout from a cache.
+
+    Args:
+      tokens, positions: int32 [B, T].
+      mask: of these T positions.
+      cache: keys, values and banks with a leading layer axis, to decode from; T is
+        then K·R, the next R tokens of each of its K readouts (R is 1 with memory).
+      step: tokens each readout has decoded before; only with a cache.
+      embeddings: [B, T, D] in place of the tokens' embeddings.
+      banks: of all layers, to begin a row with; None: empty.
+      deterministic: no dropout.
+
+    Returns:
+      hidden states [B, T, D], normed, and (k, v, banks, x) of all layers (dropped by jit
+      where unused): k and v [B, T, N, H] a layer, the memory's banks at each readout's
+      anchor, or at the row's end where there is no readout, and the residual stream
+      [B, T, D] behind it. With a cache, its own_k, own_v and banks with these tokens.
+    """
+    c = self.config
+    chex.assert_equal_shape([tokens, positions, mask.segment])
+    x = self.embed(tokens) if embeddings is None else embeddings
+    if self.is_initializing():
+      self.think(x)  # its parameters are made here
+    if c.positions == 'learned':
+      x = x + self.position_embedding[positions].astype(x.dtype)
+    x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
+    block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
+    imm = self.imm if self.imm and self.imm.write else None
+    args = (self.dropout, deterministic)
+    if c.scan:
+      def body(block, x, cache, banks):
+        x, kept, _ = block(x, positions, mask, cache, step, banks)
+        return x, kept
+      scanned = nn.scan(
+          body, variable_axes={'params': 0, 'intermediates': 0},
+          split_rngs={'params': True, 'dropout': True}, length=c.layers)
+      x, kept = scanned(block(c, imm, *args, name='blocks'), x, cache, banks)
+    else:
+      layers, shared, with_memory = [], None, imm and (imm.layers or range(c.layers))
+      for i in range(c.layers):
+        own = imm if imm and i in with_memory else None
+        writer = not (imm and imm.shared) or shared is None
+        here = block(c, own, *args, writer, name=f'block_{i}')
+        x, kept, told = here(x, positions, mask, cache and cache.layer(i), step,
+                             banks and banks[i], shared)
+        shared = told if imm and imm.shared else None
+        layers.append(kept)
+      kept = tuple(zip(*layers, strict=True))
+    return self.norm(x), kept
+
+  def kernels(self) -> list[chex.Array]:
+    """The head by parts [D, n]: of known tokens, and of new ones."""
+    if self.config.tied:
+      return [self.embedding.T] + ([self.new_embedding.T] if self.known else [])
+    return [self.head_kernel] + ([self.new_head] if self.known else [])
+
+  def head(self, hidden: chex.Array, kernel_DV: chex.Array | None = None) -> chex.Array:
+    """Logits in float32: [..., D] -> [..., V].
+
+    Args:
+      kernel_DV: a transposed copy of the tied table; on a CPU, the transpose of
+        a large table inside the decoding loop costs more than the layers.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if kernel_DV is not None and self.config.tied and not self.known and len(flat) >= MANY:
+      logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
+                          preferred_element_type=jnp.float32).T
+      return self._of_tokens(logits, hidden.shape[:-1])
+    kernels = self.kernels() if kernel_DV is None else [kernel_DV]
+    parts = [jnp.matmul(flat, kernel.astype(flat.dtype), preferred_element_type=jnp.float32)
+             for kernel in kernels]
+    logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    return self._of_tokens(logits, hidden.shape[:-1])
+
+  def _of_tokens(self, logits: chex.Array, shape: tuple[int, ...]) -> chex.Array:
+    """Logits in the shape of their hidden states, where no token is at no probability."""
+    if self.used and self.used < self.vocab:
+      logits = jnp.where(jnp.arange(self.vocab) < self.used, logits, attention.NEGATIVE)
+    return logits.reshape(*shape, self.vocab)
+
+
+def parameter_count(config: ModelConfig, vocab: int) -> int:
+  """About how many parameters a model has, without making any: norms and biases left out."""
+  c = config
+  size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
+  attended = c.width * size * (2 * c.heads + 2 * few)
+  mlp = (3 if c.family == 'llama' else 2) * c.width * c.hidden
+  tables = vocab * (1 if c.tied else 2) + (c.positions == 'learned') * c.max_positions
+  return c.layers * (attended + mlp) + tables * c.width
+
+
+def stack_layers(params: dict, layers: int) -> dict:
+  """Parameters of an unscanned model as those of a scanned one."""
+  rest = {k: v for k, v in params.items() if not k.startswith('block_')}
+  blocks = [params[f'block_{i}'] for i in range(layers)]
+  return {**rest, 'blocks': jax.tree.map(lambda *a: jnp.stack(a), *blocks)}

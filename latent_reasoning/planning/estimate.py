@@ -1,0 +1,282 @@
+"""What a configuration needs on devices that are not here, and how long a step takes there.
+
+  python -m latent_reasoning.main --mode=plan --config=FILE --devices=1,4,64 --device_kind=v5p
+
+Nothing is allocated: shapes come from `jax.eval_shape`, places from `sharding`, and the
+training step is compiled for as many fake devices of the host as asked for, in a process
+of its own. Parameters, optimizer state, gradients and FLOPs are exact. Temporaries and
+collectives are those of XLA on a CPU, which keeps bfloat16 products in float32 and reduces
+gradients whole where others reduce and scatter: upper bounds; beside them stand written
+models. Of FLOPs, collectives by the model and `peaks` follows the time of a step (`times`).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from latent_reasoning import batching, sequences
+from latent_reasoning.config import Config
+from latent_reasoning.data.tokenizers import SPECIAL
+from latent_reasoning.errors import InputError
+from latent_reasoning.experiment import Run
+from latent_reasoning.hf import families
+from latent_reasoning.hf import load as pretrained
+from latent_reasoning.models import attention, lora
+from latent_reasoning.parallel import sharding
+from latent_reasoning.planning import communication
+from latent_reasoning.report import markdown
+from latent_reasoning.train import flops, hardware
+from latent_reasoning.train import train_step as step_lib
+from latent_reasoning.train.curriculum import Curriculum
+
+CHILD = 'LATENT_REASONING_PLAN'  # set in the process that has the fake devices
+GIB = 2**30
+SHARE = 0.6  # of the peak that matrix products reach: MaxText's MFU is 0.5 to 0.7 on TPUs
+
+
+def _llama(layers: int, width: int, hidden: int, heads: int, size: int, tied: bool,
+           factor: float) -> dict[str, Any]:
+  return {'model_type': 'llama', 'num_hidden_layers': layers, 'hidden_size': width,
+          'intermediate_size': hidden, 'num_attention_heads': heads, 'num_key_value_heads': 8,
+          'head_dim': size, 'vocab_size': 128_256, 'rms_norm_eps': 1e-5,
+          'tie_word_embeddings': tied, 'max_position_embeddings': 131_072,
+          'rope_theta': 500_000.0, 'rope_scaling': {
+              'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0,
+              'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}}
+
+
+# config.json of checkpoints that one plans for without having them.
+KNOWN = {
+    'openai-community/gpt2': {
+        'model_type': 'gpt2', 'n_layer': 12, 'n_embd': 768, 'n_head': 12, 'n_positions': 1024,
+        'vocab_size': 50_257},
+    'meta-llama/Llama-3.2-1B': _llama(16, 2048, 8192, 32, 64, True, 32.0),
+    'meta-llama/Llama-3.2-3B': _llama(28, 3072, 8192, 24, 128, True, 32.0),
+    'meta-llama/Llama-3.1-8B': _llama(32, 4096, 14_336, 32, 128, False, 8.0),
+    'Qwen/Qwen2.5-0.5B': {
+        'model_type': 'qwen2', 'num_hidden_layers': 24, 'hidden_size': 896,
+        'intermediate_size': 4864, 'num_attention_heads': 14, 'num_key_value_heads': 2,
+        'vocab_size': 151_936, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True,
+        'max_position_embeddings': 32_768, 'rope_theta': 1e6}}
+
+
+def resolve(config: Config) -> tuple[Config, int]:
+  """The configuration with a checkpoint's sizes, and how many tokens are known."""
+  name = config.model.init_from
+  if not name:
+    return config, config.tokenizer.vocab_size
+  values = KNOWN.get(name)
+  if values is None:
+    values = pretrained.read_json(pretrained.directory(name) / 'config.json')
+  model = families.model_config(values, config.model, name)
+  return dataclasses.replace(config, model=model), int(values['vocab_size'])
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Run):
+  """A run of shapes alone: no data, no tokenizer, no folder."""
+
+
+def planned(config: Config) -> Planned:
+  """A run whose batches are rows of the largest buckets, as many as the mesh can cut."""
+  config, known = resolve(config)
+  need = known + len(SPECIAL) + config.rim.max_steps
+  tokenizer = SimpleNamespace(
+      size=known, used=need,
+      vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
+  if config.method == 'lm':
+    p, count, r = config.data.block, 0, 1
+  else:
+    buckets = config.data.buckets
+    p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
+  mesh = sharding.make(config.mesh)
+  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.accumulate
+  size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
+  ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
+  batch = batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
+                         ints[:, :count], p)
+  stages = (config.optim.stage1, config.optim.stage2)
+  batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
+                            method=sequences.method(config.method))
+  return Planned(config, None, None, tokenizer, batches, {})
+
+
+def measure(config: Config) -> dict[str, Any]:
+  """Bytes per device, FLOPs and collectives of a training step on the devices there are."""
+  began = time.monotonic()
+  run = planned(config)
+  mesh, kept = run.mesh, activations(run.config, run.mesh, run.batches.at(0))
+  config = dataclasses.replace(run.config, model=attention.without_kernel(run.config.model))
+  run = dataclasses.replace(run, config=config)
+  like = jax.eval_shape(run.fresh)
+  placed = sharding.state(config, like, mesh)
+  state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
+                       placed)
+  rows = NamedSharding(mesh, sharding.BATCH)
+  batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+                       run.batches.at(0))
+  stepper = step_lib.make_train_step(
+      run.model(config.optim.stage1.dropout), run.objective, run.tx(1), config.seed,
+      config.optim.accumulate, run.trained, placed)
+  with jax.set_mesh(mesh):
+    compiled = stepper.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+  sent, unknown = communication.of_hlo(compiled.as_text())
+  own, frozen = lora.split(state.params, run.trained)
+  gradients = _bytes(own)
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  params = sum(a.size for a in jax.tree.leaves(like.params))
+  tokens = batch.tokens.shape
+  found = {
+      'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
+      'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),
+      'parameter_bytes': _bytes(own) + _bytes(frozen),
+      'optimizer_bytes': _bytes(state.opt_state),
+      'gradient_bytes': gradients, 'temporary_bytes': max(0, temporary - gradients),
+      'activation_bytes': kept,
+      'flops': flops.of_step(run, 1, state, batch),
+      'model_flops': flops.of_step(run, 1, state, batch, remat=False),
+      'collectives': sent, 'unknown_loops': unknown,
+      'expected_collectives': communication.expected(config, state, batch, mesh),
+      'traffic_bytes': traffic(config, state, mesh, kept)}
+  return {**found, 'seconds_to_plan': time.monotonic() - began,
+          'total_bytes': sum(found[f'{part}_bytes'] for part in (
+              'parameter', 'optimizer', 'gradient', 'temporary'))}
+
+
+def activations(config: Config, mesh, batch: batching.Batch) -> int:
+  """What the backward pass keeps on a device, in bytes: a written model.
+
+  With remat, the input of each layer and one layer's working set, else every layer's:
+  queries, keys, values, attention's weights in float32, its output, norms, the MLP.
+  Beside them, the logits in float32 and their gradient, where something is predicted.
+  Kernels keep no weights of attention.
+  """
+  c = config.model
+  size = jnp.dtype(c.dtype).itemsize
+  cut = mesh.shape['data'] * mesh.shape['fsdp']
+  rows, length = batch.tokens.shape
+  rows = max(1, rows // (cut * config.optim.accumulate))
+  heads, few = c.heads, c.kv_heads or c.heads
+  head = c.head_size or c.width // c.heads
+  wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
+  tensor = mesh.shape['tensor']
+  layer = rows * length * (size * (4 * c.width + wide / tensor)
+                            + (c.attention not in attention.KERNELS)
+                            * 8 * heads / tensor * length)  # logits and weights of attention
+  kept = rows * length * c.width * size
+  vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
+  count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
+  predict = length - batch.prefix + count if count else length
+  logits = 2 * 4 * rows * predict * vocabulary / tensor
+  return int((c.layers * kept + layer if c.remat else c.layers * layer) + logits)
+
+
+def traffic(config: Config, state, mesh, kept: int) -> float:
+  """Bytes through a device's memory in a step: a written model.
+
+  All weights of its tensor part once a pass (forward, backward, remat's second forward)
+  and microbatch; optimizer state, gradients and what is trained once read and once
+  written, and so what the backward pass keeps.
+  """
+  passes = (3 if config.model.remat else 2) * config.optim.accumulate
+  weights = sum(a.size * a.dtype.itemsize
+                for a in jax.tree.leaves(state.params)) / mesh.shape['tensor']
+  own = _bytes(lora.split(state.params, config.optim.trained)[0])
+  return passes * weights + 2 * (_bytes(state.opt_state) + 2 * own + kept)
+
+
+def times(one: dict[str, Any], peak: hardware.Peak) -> dict[str, float]:
+  """The expected time of a step, in seconds, and its MFU.
+
+  step = max(compute, memory) + collectives: none of them is assumed to be hidden behind
+  the others' time. Compute is at SHARE of the peak, the rest at the stated bandwidths.
+  """
+  link = peak.link if one['devices'] <= peak.pod else peak.network
+  sent = sum(size * communication.PASSES.get(kind, 1)
+             for kind, size in one['expected_collectives'].items())
+  found = {'compute': one['flops'] / one['devices'] / (SHARE * peak.flops),
+           'memory': one['traffic_bytes'] / peak.bandwidth,
+           'collectives': sent and (sent / link if link else math.nan)}
+  step = max(found['compute'], found['memory']) + found['collectives']
+  return {**found, 'step': step,
+          'mfu': one['model_flops'] / one['devices'] / peak.flops / step}
+
+
+def _bytes(tree: Any) -> int:
+  """Bytes on one device."""
+  return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+             for a in jax.tree.leaves(tree))
+
+
+def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
+          memory_gb: float) -> str:
+  """Markdown: GiB and milliseconds per device and step."""
+  parts = ('parameter', 'optimizer', 'gradient', 'temporary', 'activation', 'total')
+  memory = [['devices (data × fsdp × tensor)', 'parameters', 'optimizer', 'gradients',
+             'temporaries', 'activations, model', 'sum', f'fits {memory_gb:g} GB']]
+  speed = [['devices', 'rows', 'TFLOP', 'sent', 'sent, model', 'compute ms', 'memory ms',
+            'collectives ms', 'step ms', 'tokens/s', 'MFU %']]
+  for one in found:
+    t = times(one, peak)
+    memory.append([
+        f"{one['devices']} ({' × '.join(str(n) for n in one['mesh'].values())})",
+        *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
+        'yes' if one['total_bytes'] < memory_gb * 1e9 else 'NO'])
+    speed.append([
+        str(one['devices']), str(one['rows'][0]), f"{one['flops'] / one['devices'] / 1e12:.3g}",
+        *(f'{sum(one[key].values()) / GIB:.3g}'
+          for key in ('collectives', 'expected_collectives')),
+        *(f'{1e3 * t[part]:.3g}' for part in ('compute', 'memory', 'collectives', 'step')),
+        f"{math.prod(one['rows']) / t['step']:.3g}", f"{100 * t['mfu']:.1f}"])
+  one, loops = found[0], sum(one['unknown_loops'] for one in found)
+  took = ', '.join(f"{one['seconds_to_plan']:.0f}" for one in found)
+  return '\n\n'.join([
+      f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
+      'tokens, config.optim.batch_size of them or the next number that the mesh divides. GiB '
+      'per device; temporaries are those of XLA on a CPU, an upper bound', markdown(memory),
+      f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
+      f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '
+      f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
+      'GiB sent are those of XLA on a CPU, and by a model. step = max(compute, memory) + '
+      'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
+      f'Compiled for as many fake devices of this CPU, attention as split, in {took} s'
+      + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
+
+
+def run(argv: Sequence[str], devices: Sequence[int], kind: str,
+        memory_gb: float | None) -> int:
+  """Measures on each number of devices, in a process each, and prints the tables."""
+  peak, found = hardware.named(kind), []
+  for count in devices:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    child = subprocess.run(
+        [sys.executable, '-m', 'latent_reasoning.main', *argv[1:]], stdout=subprocess.PIPE,
+        text=True, env={**os.environ, CHILD: '1', 'XLA_FLAGS': flags.strip(),
+                        'JAX_PLATFORMS': 'cpu'})
+    if child.returncode:
+      return child.returncode  # it said why
+    found.append(json.loads(child.stdout.splitlines()[-1]))
+  print(table(found, kind, peak, memory_gb or peak.memory / 1e9))
+  return 0
+
+
+def parse_devices(text: str) -> list[int]:
+  try:
+    counts = [int(part) for part in text.split(',')]
+  except ValueError:
+    counts = []
+  if not counts or min(counts) < 1:
+    raise InputError(f'--devices={text}; expected numbers of at least 1, such as 1,4,64')
+  return counts

@@ -1,0 +1,469 @@
+"""Checkpoints through orbax: asynchronous, hashed, with a way back.
+
+Orbax judges a checkpoint complete by its name and keeps no checksum of array
+data, so each one carries a hash per array in its metadata. A hash is worked out on
+the devices and does not depend on where the parts of an array lie, so a checkpoint
+is verified on any mesh and by any number of processes. Beside the checkpoints lies a
+seal of each: sizes of its files, and hashes of the small ones, for what no array shows.
+
+Damage is what hashes and decoders say of bytes that could be read. An error of reading (a
+disk, a network, too little memory) is tried again and then told, and changes nothing. Only a
+writer, training, sets an unsound checkpoint aside, never deletes it, and falls back to the
+newest sound one; a reader beside it skips what is unsound, and what the writer has removed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers
+
+from latent_reasoning.errors import InputError, TrainingError
+from latent_reasoning.parallel import multihost
+from latent_reasoning.train.train_step import TrainState
+
+SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
+FORMAT = 2  # of what a checkpoint holds; one of another is refused
+TRIES = 3  # of reading, before an error is told
+WAIT = 0.5  # seconds before the second of them, then twice as long
+
+
+# Orbax logs the traceback of a failed save beside raising it; the raise becomes our error.
+logging.get_absl_logger().addFilter(
+    lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname)
+
+
+def _without_echo(raised, hook=sys.unraisablehook):
+  # Threads that write a checkpoint's files say this, file by file, after a save has failed.
+  if str(raised.exc_value) != 'Event loop is closed':
+    hook(raised)
+
+
+sys.unraisablehook = _without_echo
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+  return {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
+
+
+def _hash(data) -> str:
+  return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@jax.jit
+def fingerprint(array: jax.Array) -> jax.Array:
+  """Four uint32 of an array's bits: sums, modulo 2^32, of each element mixed with its place.
+
+  A sum is the same whatever its order, hence wherever parts lie. Mixing is one to one in
+  an element's bits, so one changed element always shows; more escape with 2^-128.
+  """
+  bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f'uint{8 * array.dtype.itemsize}')) \
+      if array.dtype != jnp.bool_ else array
+  bits, place = bits.astype(jnp.uint32), jnp.zeros(array.shape, jnp.uint32)
+  for axis, size in enumerate(array.shape):
+    place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+  return jnp.stack([jnp.sum(_mix(_mix(place + np.uint32(salt)) ^ bits), dtype=jnp.uint32)
+                    for salt in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC834)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """A one to one scrambling of uint32: each bit of x moves half of the result's."""
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    x = (x ^ (x >> shift)) * np.uint32(factor)
+  return x ^ (x >> 16)
+
+
+def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
+  """Returns {path: 'dtype[shape] hash'} of every array."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  prints = jax.device_get([fingerprint(leaf) for _, leaf in leaves]) if hashed else None
+  described = {}
+  for i, (path, leaf) in enumerate(leaves):
+    text = f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
+    if hashed:
+      text = f'{text} {"".join(f"{part:08x}" for part in prints[i])}'
+    described[jax.tree_util.keystr(path)] = text
+  return described
+
+
+def _contents(folder: epath.Path) -> dict[str, str]:
+  """{file: 'size hash'} of a folder, without the hash where a file is not `SMALL`."""
+  found = {}
+  for file in sorted(folder.iterdir()):
+    if file.is_dir():
+      found.update({f'{file.name}/{k}': v for k, v in _contents(file).items()})
+    else:
+      size = file.stat().length
+      found[file.name] = f'{size} {_hash(file.read_bytes())}' if size <= SMALL else str(size)
+  return found
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Shape, type and place; without a place of its own, the one device here, or orbax asks
+  for the devices that saved it."""
+  place = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that training depends on."""
+  packages = ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+  return {name: importlib.metadata.version(name) for name in packages}
+
+
+class _Unreadable(Exception):
+  """A checkpoint could not be read, which says nothing of what it holds."""
+
+
+def _memory(error: BaseException) -> bool:
+  """Whether an error is of too little memory, as Python, XLA or tensorstore say it."""
+  return isinstance(error, MemoryError) or any(
+      text in str(error) for text in ('Cannot allocate memory', 'RESOURCE_EXHAUSTED',
+                                      'bad_alloc', 'Out of memory'))
+
+
+def _read_through(folder: epath.Path) -> None:
+  """Reads every byte of a folder's files; raises OSError where that fails."""
+  for file in folder.iterdir():
+    if file.is_dir():
+      _read_through(file)
+    else:
+      with file.open('rb') as opened:
+        while opened.read(1 << 24):
+          pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  state: TrainState
+  step: int
+  meta: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best(checkpoint_managers.PreservationPolicy):
+  """Keeps the best by accuracy. Orbax's own forgets it when a run starts again."""
+  accuracy: dict[int, float]  # by step
+
+  def should_preserve(self, checkpoints, *, context):
+    best = _best(self.accuracy, [c.step for c in checkpoints])
+    return [c.step == best for c in checkpoints]
+
+
+def _best(accuracy: dict[int, float], steps: Iterable[int]) -> int | None:
+  """The step of the best accuracy, the latest of equals."""
+  scored = [(accuracy[step], step) for step in steps if step in accuracy]
+  return max(scored)[1] if scored else None
+
+
+class Checkpoints:
+  """The checkpoints of one run, one writer at a time; of several processes, all call.
+
+  Args:
+    path: absolute folder, or a bucket's; made if needed.
+    keep: newest ones kept, beside the best by validation accuracy.
+    warn: told, in words, of a checkpoint that is unsound.
+    writer: whether it may save, and set aside what is unsound.
+
+  Raises:
+    InputError: the folder cannot be used.
+  """
+
+  def __init__(self, path: epath.PathLike, keep: int = 3,
+               warn: Callable[[str], None] = logging.warning, writer: bool = True):
+    self.path, self.warn, self._writer = epath.Path(path), warn, writer
+    self._accuracy: dict[int, float] = {}
+    self._manager = None
+    policies = checkpoint_managers
+    try:
+      if not writer and not self.path.exists():
+        return
+      self.path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ImportError) as error:
+      raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
+                       "--workdir=DIR (gs://… needs pip install -e '.[gcs]')"
+                       ) from None
+    multihost.check_shared(self.path)
+    self._manager = ocp.CheckpointManager(
+        self.path, options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([
+                policies.LatestN(keep), _Best(self._accuracy)]),
+            read_only=not writer, enable_async_checkpointing=writer))
+    for step in self.steps():
+      with contextlib.suppress(_Unreadable):  # it will be told where it is asked for
+        meta = self._meta(step)[0]
+        if meta and meta.get('accuracy') is not None:
+          self._accuracy[step] = meta['accuracy']
+
+  def steps(self) -> list[int]:
+    """Steps that have a checkpoint, newest first."""
+    if self._manager is None:
+      return []
+    if not self._writer:
+      self._manager.reload()
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def save(self, state: TrainState, accuracy: float | None = None, **meta: Any) -> None:
+    """Starts saving; returns once the state is copied off the device.
+
+    Args:
+      state: what to save, under its own step.
+      accuracy: on validation data at this step, if measured.
+      **meta: JSON values kept beside it.
+    """
+    step = int(state.step)
+    tree = _tree(state)
+    meta = {**meta, 'step': step, 'accuracy': accuracy,
+            'processes': multihost.count(), 'versions': versions(), 'format': FORMAT,
+            'arrays': describe(tree)}
+    meta = json.loads(json.dumps(meta))  # as it will be read
+    meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
+    if accuracy is not None:
+      self._accuracy[step] = accuracy
+    self.wait()
+    if multihost.writes():
+      self._seal_of(step).unlink(missing_ok=True)  # of an earlier one of this step
+    with self._saving():
+      self._manager.save(step, force=True, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+
+  def wait(self) -> None:
+    """Blocks until the last save is on disk."""
+    if self._manager is None or not self._writer:
+      return
+    with self._saving():
+      self._manager.wait_until_finished()
+      self._seal()
+
+  def _seal_of(self, step: int) -> epath.Path:
+    return self.path.with_name(f'{self.path.name}.seals') / f'{step}.json'
+
+  def _seal(self) -> None:
+    """Writes the seals that are missing, and removes those of checkpoints that are gone."""
+    if not multihost.writes():
+      return
+    folder, steps = self._seal_of(0).parent, self.steps()
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+      if not self._seal_of(step).exists():
+        text = json.dumps(_contents(self.path / str(step)))
+        temporary = folder / f'.{step}.tmp'
+        temporary.write_text(text, encoding='utf-8')
+        temporary.replace(self._seal_of(step))
+    for seal in folder.glob('*.json'):
+      if seal.stem.isdigit() and int(seal.stem) not in steps:
+        seal.unlink(missing_ok=True)
+
+  def _broken_seal(self, step: int) -> str:
+    """What differs from a seal; '': nothing, or the writer was killed before it sealed."""
+    try:
+      sealed = json.loads(self._seal_of(step).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+      return ''
+    if not isinstance(sealed, dict):
+      return ''
+    found = _contents(self.path / str(step))
+    wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f))
+    if not wrong:
+      return ''
+    return f'its file {wrong[0]} is ' + (
+        'not as it was written' if wrong[0] in found else 'gone')
+
+  @contextlib.contextmanager
+  def _saving(self):
+    """Turns what a save ends in, perhaps an earlier one's, into one error."""
+    try:
+      yield
+    except jax.errors.JaxRuntimeError:  # of a lost process
+      raise
+    except Exception as error:  # noqa: BLE001 orbax raises many kinds, a full disk's too
+      self._manager = None  # it would wait for that save again
+      complete = [int(p.name) for p in self.path.iterdir() if p.name.isdigit()
+                  ] if self.path.exists() else []
+      raise TrainingError(
+          f'a checkpoint could not be saved in {self.path}: {type(error).__name__}: '
+          f'{str(error).strip().splitlines()[0][:300]}. '
+          + (f'The newest complete one is of step {max(complete)}' if complete else
+             'There is no complete one yet')
+          + '; free space or mend the folder, and the same command goes on') from None
+
+  def best(self) -> int | None:
+    """The step of the best validation accuracy, the latest of equals."""
+    return _best(self._accuracy, self.steps())
+
+  def restore(self, like: TrainState | Callable[[int], TrainState],
+              step: int | None = None) -> Restored | None:
+    """Restores a step, or the newest sound one.
+
+    Args:
+      like: a state, or its `jax.eval_shape`, of the configured model; or a function
+        of the step that returns it, where stages differ in their optimizer.
+      step: exactly this one; None: the newest, falling back to older ones.
+
+    Returns:
+      None if there is no checkpoint yet.
+
+    Raises:
+      InputError: the arrays saved are not those of the model, or no checkpoint
+        is sound.
+      TrainingError: one could not be read, and nothing was changed.
+    """
+    tried, reason = set(), ''
+    while steps := multihost.share([s for s in (
+        self.steps() if step is None else [step]) if s not in tried]):
+      candidate = steps[0]
+      tried.add(candidate)
+      found, reason, unreadable = None, '', ''
+      try:
+        found, reason = self._try(like if callable(like) else lambda _: like, candidate)
+      except _Unreadable as error:
+        unreadable = str(error)
+      if not multihost.everywhere(not unreadable):
+        raise TrainingError(
+            f'checkpoint {candidate} of {self.path} could not be read in {TRIES} tries '
+            f'({unreadable or "by another process"}); nothing was changed. Mend the disk or '
+            'free memory, and the same command goes on')
+      if multihost.everywhere(found is not None):
+        return found
+      reason = reason or 'another process could not read it'
+      if step is not None:
+        raise InputError(f'checkpoint {step} of {self.path} is unsound ({reason}); take '
+                         'the newest sound one with --config.eval.checkpoint=last')
+      if self._writer:
+        aside = self._set_aside(candidate)
+        self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); it was '
+                  f'moved to {aside} and the one before it is used')
+      elif (self.path / str(candidate)).exists():  # else its writer has removed it
+        self.warn(f'checkpoint {candidate} of {self.path} is unsound ({reason}); the one '
+                  'before it is used')
+    if tried:
+      raise InputError(f'no sound checkpoint in {self.path} (last reason: {reason}); '
+                       'start again in another --workdir=DIR, or in this one with '
+                       '--config.train.restart=True')
+    return None
+
+  def _try(self, like: Callable[[int], TrainState], step: int
+           ) -> tuple[Restored | None, str]:
+    """The checkpoint, or None and what is wrong with it; raises as `_attempt`."""
+    broken, reason = self._attempt(step, lambda: self._broken_seal(step))
+    if broken is None or broken:
+      return None, broken or reason
+    meta, reason = self._meta(step)
+    if not meta:
+      return None, reason or 'its metadata cannot be read, or its hash differs'
+    if meta.get('format') != FORMAT:
+      raise InputError(
+          f'checkpoint {step} of {self.path} has the format {meta.get("format", 1)} of another '
+          f'version of latent_reasoning; this one reads format {FORMAT}. Use the version that '
+          f"wrote it ({meta.get('versions', {}).get('latent_reasoning', 'unknown')}), or train "
+          'again in another --workdir=DIR')
+    if meta['step'] != step:
+      return None, f'it is a copy of the checkpoint of step {meta["step"]}'
+    abstract = jax.tree.map(_abstract, _tree(like(step)))
+    expected = describe(abstract, hashed=False)
+    saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
+    if expected != saved:
+      wrong = sorted(k for k in expected.keys() | saved.keys()
+                     if expected.get(k) != saved.get(k))
+      raise InputError(
+          f'checkpoint {step} of {self.path} does not hold this model: {wrong[0]} is '
+          f'{saved.get(wrong[0], "absent")}, expected {expected.get(wrong[0], "absent")} '
+          f'({len(wrong)} such arrays); use the configuration it was trained with')
+    tree, reason = self._attempt(step, lambda: self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state'])
+    if tree is None:
+      return None, reason
+    damaged = [path for path, text in describe(tree).items()
+               if meta['arrays'][path] != text]
+    if damaged:
+      return None, f'the hash of {damaged[0]} differs, {len(damaged)} arrays in all'
+    return Restored(TrainState(**tree), step, meta), ''
+
+  def _attempt(self, step: int, read: Callable[[], Any]) -> tuple[Any, str]:
+    """What reads a part of a checkpoint, or None and why it is damaged.
+
+    Raises:
+      _Unreadable: it could not be read, again and again, or there is too little memory: the
+        bytes may be sound.
+    """
+    folder, wait, damaged = self.path / str(step), WAIT, 0
+    for attempt in range(1, TRIES + 1):
+      try:
+        return read(), ''
+      except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
+        reason = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
+        try:
+          if _memory(error):
+            raise OSError(reason)
+          _read_through(folder)
+          damaged += 1  # its bytes can be read, but make no checkpoint
+        except (OSError, MemoryError) as cause:
+          if not folder.exists():
+            return None, 'it is gone'
+          reason = f'{cause}'
+        if damaged == 2:
+          return None, reason
+      if attempt < TRIES:
+        time.sleep(wait)
+        wait *= 2
+    raise _Unreadable(reason)
+
+  def _meta(self, step: int) -> tuple[dict[str, Any] | None, str]:
+    """The metadata of a step, or None and what is wrong with it."""
+    meta, reason = self._attempt(step, lambda: self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta'])
+    if not isinstance(meta, dict) or not meta.keys() >= {'hash', 'step', 'arrays'}:
+      return None, reason
+    written = meta.pop('hash')
+    return (meta, '') if written == _hash(json.dumps(meta, sort_keys=True).encode()) else (
+        None, '')
+
+  def _set_aside(self, step: int) -> epath.Path:
+    folder, number = self.path.parent / 'unsound', 0
+    aside = folder / str(step)
+    if multihost.writes():
+      folder.mkdir(exist_ok=True)
+      while aside.exists():
+        number += 1
+        aside = folder / f'{step}.{number}'
+      (self.path / str(step)).rename(aside)
+      self._seal_of(step).unlink(missing_ok=True)
+    aside = epath.Path(multihost.share(str(aside)))
+    self._accuracy.pop(step, None)
+    self._manager.reload()
+    return aside
+
+  def verify(self, like: Callable[[int], TrainState],
+             check: Callable[[dict[str, Any]], None] = lambda meta: None) -> dict[int, str]:
+    """What is wrong with each checkpoint, by step, the newest first; '': nothing.
+
+    Args:
+      check: raises InputError where the metadata of a sound one do not fit what is here.
+    """
+    found = {}
+    for step in self.steps():
+      try:
+        restored, found[step] = self._try(like, step)
+        if restored:
+          check(restored.meta)
+      except (InputError, _Unreadable) as error:
+        found[step] = str(error)
+    return found
+
+  def close(self) -> None:
+    if self._manager:
+      with self._saving():
+        self._manager.close()

@@ -1,0 +1,284 @@
+"""The training loop: curriculum, validation, checkpoints, and every way to stop."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import jax
+
+from latent_reasoning import config as config_lib
+from latent_reasoning import report
+from latent_reasoning.errors import InputError, TrainingError
+from latent_reasoning.experiment import Run
+from latent_reasoning.models import imm
+from latent_reasoning.parallel import multihost, sharding
+from latent_reasoning.train import train_step as step_lib
+from latent_reasoning.train import workdir
+from latent_reasoning.train.metrics import Metrics, Progress
+from latent_reasoning.train.profiler import Profile, Speed
+from latent_reasoning.train.train_step import TrainState
+
+
+class Interrupted(Exception):
+  """Training stopped on a signal; everything done is saved.
+
+  Attributes:
+    signal: its number.
+    step: where the run goes on.
+  """
+
+  def __init__(self, number: int, step: int):
+    super().__init__(f'stopped by {signal.Signals(number).name} at step {step}')
+    self.signal, self.step = number, step
+
+
+STOP = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+class Signals:
+  """Turns the first signal of `STOP`, or SIGINT, into a request; the second stops at once.
+
+  With several processes, one of `STOP` to any of them is a request to all, and SIGINT stops.
+  What the process was started to ignore, as nohup does with SIGHUP, it goes on ignoring.
+  """
+
+  def __init__(self):
+    self.received: int | None = None
+    self._old: dict[int, Any] = {}
+
+  def asked(self, step: int) -> int | None:
+    """The signal that asks to stop after a step, the same in all processes."""
+    if multihost.count() > 1:
+      return signal.SIGTERM if multihost.preempted(step) else None
+    return self.received
+
+  def __enter__(self):
+    several = multihost.count() > 1  # JAX listens to SIGTERM, and tells the others
+    for number in STOP[1:] if several else (signal.SIGINT, *STOP):
+      if signal.getsignal(number) is not signal.SIG_IGN:
+        self._old[number] = signal.signal(
+            number, self._pass_on if several else self._handle)
+    return self
+
+  def _pass_on(self, number, frame):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  def _handle(self, number, frame):
+    if self.received:
+      raise KeyboardInterrupt
+    self.received = number
+    with contextlib.suppress(OSError):  # perhaps the terminal is gone
+      os.write(2, b'\nsaving after this step; once more to stop without saving\n')
+
+  def __exit__(self, *_):
+    if multihost.count() > 1:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, old in self._old.items():
+      signal.signal(number, old)
+
+
+@dataclasses.dataclass
+class _Pending:
+  """Metrics of a step, still on the device: read one step late, so that the
+  host prepares the next batch while the device works."""
+  step: int
+  stage: int
+  sums: dict[str, Any]
+  learning_rate: float
+  work: tuple[int, float] = (0, 0.0)  # performance.Speed
+  watched: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def train(run: Run) -> TrainState:
+  """Trains to the end of the curriculum, from the newest sound checkpoint if any.
+
+  Returns:
+    the final state, saved.
+
+  Raises:
+    TrainingError: the loss is not finite or too large.
+    Interrupted: after SIGINT or SIGTERM, saved.
+  """
+  with run.workdir.writing():
+    return _train(run)
+
+
+def _train(run: Run) -> TrainState:
+  config, curriculum = run.config, run.curriculum
+  lost = run.workdir.lost_checkpoints()
+  begins_again = InputError(
+      f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
+      'Bring one back, or give --config.train.restart=True (what is logged is kept in '
+      'metrics.void.jsonl)') if lost and not config.train.restart else None
+  if begins_again and not run.workdir.checkpoints.exists():
+    raise begins_again  # before there is an empty folder
+  checkpoints = run.checkpoints(writer=True)
+  restored = checkpoints.restore(run.like)
+  if restored:
+    same(run, restored.meta)
+  elif begins_again:
+    raise begins_again
+  state = restored.state if restored else run.init()
+  start = int(state.step)
+  metrics = Metrics(run.workdir, start, config.causal)
+  progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
+  loop = _Loop(run, checkpoints, metrics, progress)
+  profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
+                    progress.say)
+  progress.say(report.data(run.splits.report))
+  count = sum(a.size for a in jax.tree.leaves(state.params))
+  progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
+               f'files in {run.workdir.path}')
+  if restored:
+    progress.say(f'resuming from step {start}')
+  try:
+    with multihost.together(), Signals() as signals, profile:
+      return loop.run_from(state, start, signals, profile)
+  finally:
+    loop.watch.stop()
+    progress.close()
+    metrics.close()
+    checkpoints.close()
+
+
+def same(run: Run, meta: dict[str, Any]) -> None:
+  """Raises InputError where a checkpoint's configuration, data, tokenizer or pretrained
+  weights are not the run's."""
+  run.same_sources(meta)
+  ours = json.loads(json.dumps(dataclasses.asdict(run.config)))
+  if changed := config_lib.difference(meta['config'], ours, workdir.PLACE):
+    listed = '\n  '.join(changed)
+    raise InputError(
+        f'the checkpoint of step {meta["step"]} is of another configuration; these keys differ '
+        f'(there -> here):\n  {listed}\nGive the keys as they were, or another --workdir=DIR')
+  if changed := [s for s, hashed in run.fingerprint.items() if meta['data'].get(s) != hashed]:
+    raise InputError(
+        f'the data changed since the checkpoint of step {meta["step"]} was saved: '
+        f'{", ".join(changed)} hold other problems than then; restore the files, or train in '
+        'another --workdir=DIR')
+
+
+class _Loop:
+  """What the steps share: where metrics go, and the step that is in flight."""
+
+  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress):
+    self.run, self.checkpoints = run, checkpoints
+    self.metrics, self.progress = metrics, progress
+    self.speed = Speed(run)
+    self.limit = run.config.train.max_loss or 3 * math.log(run.tokenizer.vocab_size)
+    self.pending: _Pending | None = None
+    self.timer = (time.monotonic(), 0)  # when, and predictions since
+    self.warned: set[str] = set()
+    self.watch = multihost.Watch(run.config.train.peer_timeout)
+
+  def run_from(self, state: TrainState, start: int, signals: Signals,
+               profile: Profile) -> TrainState:
+    config, curriculum = self.run.config, self.run.curriculum
+    steppers = {}
+    for step, batch in enumerate(self.run.batches.iterate(start), start):
+      moment, stage = curriculum.at(step), curriculum.stage(step)
+      if curriculum.begins(step) and stage.reset_optimizer:
+        fresh = self.run.begin(state.params, moment.stage)
+        state = dataclasses.replace(state, opt_state=fresh.opt_state)
+      if moment.stage not in steppers:
+        if step > start and steppers:
+          self.progress.say(f'stage {moment.stage} begins after step {step}; losses of stages '
+                            'that predict other tokens do not compare')
+        steppers = {moment.stage: step_lib.make_train_step(
+            self.run.model(stage.dropout), self.run.objective,
+            self.run.tx(moment.stage), config.seed, config.optim.accumulate,
+            self.run.trained, self.run.placed(state))}
+      rate = curriculum.learning_rate(step)
+      profile.at(step, state)
+      work = self.speed.work(moment.stage, state, batch)
+      batch = sharding.batch(batch, self.run.mesh)
+      state, sums = steppers[moment.stage](state, batch, rate)
+      self.read()
+      stop = signals.asked(step + 1)
+      logs = _due(step + 1, config.train.log_every)
+      self.pending = _Pending(step + 1, moment.stage, sums, rate, work,
+                              self.run.watch(state.params, batch) if logs else {})
+      last = step + 1 == curriculum.total
+      accuracy = None
+      if last or _due(step + 1, config.train.eval_every):
+        self.read()
+        accuracy = self.validate(state, step + 1, moment.stage)
+      if last or stop or accuracy is not None or _due(
+          step + 1, config.train.save_every):
+        self.read()  # nothing is saved after a loss that was not looked at
+        # Only the last stage trains what is asked at inference, so only its
+        # checkpoints compete: RiM's stage 1 reads steps, not answers, out of blocks.
+        final = moment.stage == curriculum.at(curriculum.total - 1).stage
+        self.checkpoints.save(
+            state, accuracy if final else None, stage=moment.stage, method=config.method,
+            curriculum=curriculum.lengths, config=dataclasses.asdict(config),
+            data=self.run.fingerprint, sources=self.run.sources)
+        self.run.workdir.push()
+      if stop and not last:
+        self.checkpoints.wait()
+        raise Interrupted(stop, step + 1)
+    self.checkpoints.wait()
+    return state
+
+  def read(self) -> None:
+    """Reads the metrics of the step in flight, checks and logs them."""
+    if not self.pending:
+      return
+    p, self.pending = self.pending, None
+    self.watch.beat()
+    sums = {k: float(v) for k, v in jax.device_get(p.sums).items()}
+    loss = sums['loss'] / sums['weight']
+    if not (math.isfinite(loss) and math.isfinite(sums['grad_norm'])) or loss > self.limit:
+      self.metrics.write(p.step, p.stage, 'train', loss=loss, grad_norm=sums['grad_norm'])
+      self.checkpoints.wait()
+      good = self.checkpoints.steps()
+      way = (f'the last good checkpoint is {self.checkpoints.path / str(good[0])}' if good
+             else 'there was no checkpoint yet')
+      raise TrainingError(
+          f'step {p.step}: loss {loss:.4g}, gradient norm {sums["grad_norm"]:.4g}; a finite '
+          f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
+          f'stopped and {way}. Lower the learning rate or config.optim.clip in a new workdir')
+    self.timer = (self.timer[0], self.timer[1] + 1)
+    self.speed.add(p.work)
+    if _due(p.step, self.run.config.train.log_every) or p.step == self.run.curriculum.total:
+      began, steps = self.timer
+      self.timer = (time.monotonic(), 0)
+      seconds = max(1e-9, self.timer[0] - began)
+      self.metrics.write(
+          p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
+          grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
+          steps_per_second=steps / seconds, **self.speed.take(seconds),
+          **({'explicit_loss': sums['explicit_loss'] / max(1.0, sums['explicit_weight']),
+              'explicit_token_accuracy': sums['explicit_correct'] / max(
+                  1.0, sums['explicit_weight'])} if 'explicit_loss' in sums else {}),
+          **{k: v / sums['weight'] for k, v in sums.items()
+             if k.startswith('aux_') or k in ('teacher_loss', 'distance')},
+          **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
+      self.warn({**sums, **p.watched})
+    self.progress.update(p.step, p.stage, loss, self.speed.text)
+
+  def warn(self, found: dict[str, float]) -> None:
+    """Says each failure signature of the memory once."""
+    if 'read_entropy' not in found:
+      return
+    slots = imm.slots_of(self.run.config.imm, self.run.config.model.width)
+    for text in imm.warnings(found, slots):
+      if text not in self.warned:
+        self.warned.add(text)
+        self.progress.say(f'warning: {text}')
+
+  def validate(self, state: TrainState, step: int, stage: int) -> float:
+    """Logs the validation and returns its score."""
+    values, score, words = self.run.validate(state.params)
+    self.metrics.write(step, stage, 'valid', **values)
+    self.progress.say(f'step {step} validation {words}')
+    return score
+
+
+def _due(step: int, every: int) -> bool:
+  return bool(every) and step % every == 0

@@ -1,0 +1,175 @@
+"""Language modelling: batches, whole-split loss, continuations, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from close import assert_close
+
+from latent_reasoning import report
+from latent_reasoning.cli import commands
+from latent_reasoning.errors import InputError
+from latent_reasoning.eval import language_modeling
+from latent_reasoning.train import losses, metrics, trainer
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+LM = {'method': 'lm', 'data.name': 'text', 'data.block': 8, 'imm.write': 'gated',
+      'model.layers': 1, 'model.max_positions': 16, 'optim.stage1.steps': 4,
+      'optim.stage2.steps': 0, 'train.eval_every': 2, 'train.save_every': 0,
+      'eval.batch_size': 3, 'eval.max_tokens': 12, 'eval.top_k': 5}
+WORDS = 'to be or not to be, that is the question. ' * 6
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('text') / 'words.txt'
+  path.write_text(WORDS)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def make(tiny_config, make_run, file, tmp_path_factory):
+  def build(**changes):
+    config = tiny_config(**{**LM, 'data.path': file, **changes})
+    return make_run(config, tmp_path_factory.mktemp('lm'))
+  return build
+
+
+@pytest.fixture(scope='module')
+def trained(make):
+  run = make()
+  trainer.train(run)
+  return run
+
+
+def test_batches(make):
+  """Crops of the training text, each token predicting its next; a function of the step."""
+  run = make()
+  batch = run.batches.at(3)
+  assert batch.tokens.shape == (8, 8) and batch.anchors.shape == (8, 0)
+  for row, target in zip(batch.tokens, batch.targets, strict=True):
+    said = run.tokenizer.decode([*row, target[-1]])
+    assert said in WORDS and list(row[1:]) == list(target[:-1])
+  np.testing.assert_array_equal(batch.tokens, make().batches.at(3).tokens)
+  assert not np.array_equal(batch.tokens, run.batches.at(2).tokens)
+
+
+@pytest.mark.parametrize('length', [2, 9, 10, 25, 31])
+def test_loss_of_a_whole_split(make, length):
+  """Every token but the first counts once, however blocks and batches fall."""
+  run = make()
+  params, ids = run.init().params, run.splits.train[:length]
+  found = language_modeling.loss(run.model(), params, ids, 8, 3)
+  total, count = 0.0, 0
+  for start in range(0, length - 1, 8):
+    part = language_modeling.rows(ids[None, start:start + 9])
+    _, sums = losses.language_model(run.model(), params, part)
+    total, count = total + float(sums['loss']), count + float(sums['weight'])
+  assert found['tokens'] == count == length - 1
+  assert_close(found['loss'], total / count)
+
+
+def test_results(trained, capsys):
+  """results.json has the losses of whole splits, says causal, and a sample is printed."""
+  assert commands.evaluate(trained) == 0
+  found = json.loads(trained.workdir.results.read_text())
+  assert found['causal'] is True and found['memory'] == 'gated'
+  assert found['tokens'] == len(trained.splits.valid) - 1
+  assert found['memory_zeroed']['loss'] != found['loss']
+  valid = [r for r in metrics.read(trained.workdir.metrics) if r['split'] == 'valid']
+  assert valid[-1]['loss'] == found['loss'] and 'causal' not in valid[-1]
+  assert 'whole splits' in capsys.readouterr().out
+
+
+def test_generate(trained, capsys):
+  """A continuation keeps its prompt, is longer than the positions, and follows the seed."""
+  assert commands.generate(trained, 'to be') == 0
+  said = capsys.readouterr().out
+  assert said.startswith('to be')
+  run, params = trained, trained.restore().state.params
+  long, again = (language_modeling.generate(
+      run.config, run.model(), params, run.tokenizer, 'to be', 40)
+                 for _ in range(2))
+  assert long == again and len(long) == 45
+  with pytest.raises(InputError, match='prompt is empty'):
+    language_modeling.generate(run.config, run.model(), params, run.tokenizer, '', 4)
+
+
+def test_attention(trained, make, capsys, monkeypatch):
+  """A picture of slots, a panel a layer; clear words where there is nothing to draw."""
+  pytest.importorskip('matplotlib')
+  drawn = {}
+  sound = report.slots
+
+  def slots(path, tokens, maps, causal):
+    drawn.update(tokens=tokens, maps=maps)
+    return sound(path, tokens, maps, causal)
+  monkeypatch.setattr(report, 'slots', slots)
+  assert commands.attention(trained, 'to be $x$') == 0
+  assert 'slots.png' in capsys.readouterr().out
+  assert (trained.workdir.path / 'slots.png').read_bytes().startswith(b'\x89PNG')
+  assert drawn['tokens'] == list('to be $x$')
+  layers = trained.config.model.layers
+  assert drawn['maps'].shape[:2] == (layers, 9)
+  assert_close(drawn['maps'].sum(-1), 1)
+  with pytest.raises(InputError, match='no text to read'):
+    commands.attention(trained, None)
+  with pytest.raises(InputError, match='a shorter text'):
+    commands.attention(trained, 'to be' * 40)
+  with pytest.raises(InputError, match='no slots to attend to'):
+    commands.attention(make(**{'imm.write': ''}), 'to be')
+
+
+def test_halves(make):
+  """What the audit reads: crops of the text, cut in two."""
+  run = make()
+  for half in language_modeling.halves(run.splits.train, 8, 5, 0):
+    assert run.tokenizer.decode([*half.question, *half.answer]) in WORDS
+    assert len(half.question) == 4 and len(half.answer) == 3
+  with pytest.raises(InputError, match='at least 4'):
+    language_modeling.halves(run.splits.train, 2, 5, 0)
+
+
+def test_reading_the_future(make, capsys):
+  """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
+  run = make(**{'imm.write': 'sequence_mean'})
+  trainer.train(run)
+  told = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
+  assert told and all('NOT CAUSAL' in line for line in told)
+  assert all(r['causal'] is False for r in metrics.read(run.workdir.metrics))
+  assert commands.evaluate(run) == 0
+  out = capsys.readouterr().out
+  assert 'NOT CAUSAL' in out and 'cannot generate' in out
+  assert json.loads(run.workdir.results.read_text())['causal'] is False
+  assert commands.audit(run) == 1
+  with pytest.raises(InputError, match='reads the future'):
+    commands.generate(run, 'to be')
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'method': 'direct'}, "method is 'direct' with config.data.name"),
+    ({'data.block': 17}, 'above config.model.max_positions'),
+    ({'data.path': ''}, 'config.data.path is empty'),
+    ({'data.block': 16, 'data.limit': 12}, 'the training text has')])
+def test_mistakes(make, changes, message):
+  with pytest.raises(InputError, match=message):
+    make(**changes)
+
+
+@pytest.mark.parametrize('method', ['rim', 'cot', 'direct'])
+def test_methods_refuse_the_future(tiny_config, method):
+  """Nothing that answers may be trained on a memory that sees its answers."""
+  with pytest.raises(InputError, match='reads the future'):
+    tiny_config(**{'method': method, 'imm.write': 'sequence_mean'})
+
+
+def test_top_k(make):
+  """With k = 1, sampling takes the likeliest token, whatever the temperature."""
+  run = make(**{'eval.top_k': 1, 'eval.temperature': 5.0})
+  params = jax.tree.map(lambda a: 4 * a, run.init().params)
+  hot = language_modeling.generate(run.config, run.model(), params, run.tokenizer, 'to', 9)
+  cold = make(**{'eval.temperature': 0.0})
+  assert hot == language_modeling.generate(
+      cold.config, run.model(), params, run.tokenizer, 'to', 9)

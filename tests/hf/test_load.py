@@ -1,0 +1,441 @@
+"""Weights of Hugging Face: the same logits as transformers, every tensor accounted for."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+import runpy
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from close import assert_close
+
+from latent_reasoning import batching, sequences
+from latent_reasoning.errors import InputError
+from latent_reasoning.hf import families
+from latent_reasoning.hf import load as pretrained
+from latent_reasoning.models.transformer import GPT, stack_layers
+from latent_reasoning.planning import estimate
+
+torch = pytest.importorskip('torch', reason='parity with PyTorch: pip install torch==2.13.0')
+transformers = pytest.importorskip('transformers', reason="pip install 'transformers'")
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+SMALL = {'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 2,
+         'num_attention_heads': 4, 'vocab_size': 37, 'max_position_embeddings': 64}
+LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 5e5, 'factor': 8.0, 'low_freq_factor': 1.0,
+          'high_freq_factor': 4.0, 'original_max_position_embeddings': 16}
+MODELS = {
+    'gpt2': ('gpt2', {'n_layer': 2, 'n_embd': 24, 'n_head': 4, 'n_positions': 32,
+                      'vocab_size': 37}),
+    'gpt2, narrow MLP': ('gpt2', {'n_layer': 3, 'n_embd': 16, 'n_head': 2, 'n_inner': 24,
+                                  'n_positions': 32, 'vocab_size': 37,
+                                  'layer_norm_epsilon': 1e-3}),
+    'llama': ('llama', {**SMALL}),
+    'llama 2 of 4 heads, biases': ('llama', {
+        **SMALL, 'num_key_value_heads': 2, 'attention_bias': True, 'mlp_bias': True}),
+    'llama 3, one head, tied': ('llama', {
+        **SMALL, 'num_key_value_heads': 1, 'tie_word_embeddings': True,
+        'rope_parameters': LLAMA3}),
+    'llama, linear, head size': ('llama', {
+        **SMALL, 'head_dim': 10, 'rope_parameters': {
+            'rope_type': 'linear', 'rope_theta': 1e4, 'factor': 2.0}}),
+    'mistral': ('mistral', {**SMALL, 'num_key_value_heads': 2, 'sliding_window': 64}),
+    'qwen2': ('qwen2', {**SMALL, 'num_key_value_heads': 2}),
+    'qwen2 tied': ('qwen2', {**SMALL, 'num_key_value_heads': 1, 'tie_word_embeddings': True}),
+    'qwen3': ('qwen3', {**SMALL, 'num_key_value_heads': 2, 'head_dim': 8}),
+    'qwen3 with biases': ('qwen3', {**SMALL, 'num_key_value_heads': 4, 'head_dim': 6,
+                                    'attention_bias': True, 'tie_word_embeddings': True})}
+
+
+def make(folder, name, **changes):
+  """A tiny random model of transformers, saved."""
+  kind, sizes = MODELS[name]
+  torch.manual_seed(0)
+  config = transformers.AutoConfig.for_model(kind, **sizes, **changes)
+  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  with torch.no_grad():  # biases and norms begin at 0 and 1: nothing could be mistaken
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn(parameter.shape))
+  model.save_pretrained(folder, max_shard_size=changes.pop('max_shard_size', '5GB'))
+  return model
+
+
+def ours(folder, base, tokens=37, vocab=40, **changes):
+  """The same by `pretrained`: (model, params)."""
+  values = pretrained.read_json(folder / 'config.json')
+  config = dataclasses.replace(families.model_config(values, base, 'config.json'),
+                               init_from=str(folder), **changes)
+  model = GPT(config, vocab)
+  like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
+  return model, pretrained.load(config, like, tokens, jax.random.key(1), dict)
+
+
+def batch(texts):
+  rows = [sequences.plain(t, ()) for t in texts]
+  made = batching.collate(rows, max(map(len, texts)), 0, 0)
+  return made.tokens, made.positions, made.mask
+
+
+@pytest.fixture
+def base(tiny_config):
+  return tiny_config().model
+
+
+TEXTS = [[5, 1, 30, 36, 2, 2, 9, 17, 20, 21, 8], [3, 3, 35]]
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_logits_of_transformers(name, base, tmp_path):
+  """To 1e-4 with padding on the right; layer by layer where that fails."""
+  theirs = make(tmp_path, name)
+  model, params = ours(tmp_path, base)
+  args = batch(TEXTS)
+  hidden, _ = jax.jit(lambda p: model.apply({'params': p}, *args))(params)
+  found = model.apply({'params': params}, hidden, method='head')
+  with torch.no_grad():
+    seen = theirs(torch.tensor(args[0]), attention_mask=torch.tensor(
+        [[1] * 11, [1] * 3 + [0] * 8]), output_hidden_states=True)
+  for b, text in enumerate(TEXTS):
+    assert_close(hidden[b, :len(text)], seen.hidden_states[-1][b, :len(text)])
+    assert_close(found[b, :len(text), :37], seen.logits[b, :len(text)])
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama 3, one head, tied', 'qwen3'])
+def test_padding_on_the_left(name, base, tmp_path):
+  """A text whose row begins with padding, which it does not see."""
+  theirs = make(tmp_path, name)
+  model, params = ours(tmp_path, base)
+  tokens = np.array([[0, 0, 0, *TEXTS[0]]], np.int32)
+  positions = np.maximum(np.arange(14) - 3, 0)[None].astype(np.int32)
+  mask = batch(tokens.tolist())[2]
+  mask = mask.replace(visible_from=np.where(np.arange(14) < 3, 0, 3)[None].astype(np.int32))
+  hidden, _ = model.apply({'params': params}, tokens, positions, mask)
+  found = model.apply({'params': params}, hidden, method='head')
+  with torch.no_grad():
+    seen = theirs(torch.tensor(tokens), position_ids=torch.tensor(positions),
+                  attention_mask=torch.tensor([[0] * 3 + [1] * 11]))
+  assert_close(found[0, 3:, :37], seen.logits[0, 3:])
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
+def test_shards_scan_and_types(name, base, tmp_path):
+  """Sharded, of another type on disk, or scanned: the same parameters."""
+  model = make(tmp_path / 'whole', name)
+  model.save_pretrained(tmp_path / 'cut', max_shard_size='10KB')
+  assert len(list((tmp_path / 'cut').glob('*.safetensors'))) > 1
+  one, cut = (ours(tmp_path / folder, base)[1] for folder in ('whole', 'cut'))
+  jax.tree.map(np.testing.assert_array_equal, one, cut)
+  _, stacked = ours(tmp_path / 'cut', base, scan=True)
+  jax.tree.map(np.testing.assert_array_equal, stack_layers(one, 2), stacked)
+  for kind, size in ((torch.bfloat16, 8), (torch.float16, 11)):
+    copy.deepcopy(model).to(kind).save_pretrained(tmp_path / 'half')
+    _, half = ours(tmp_path / 'half', base)
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(half))
+    assert_close(half['norm']['scale'], one['norm']['scale'], tol=2.0**-size)
+
+
+def test_new_rows(base, tmp_path):
+  """Rows of the vocabulary that the checkpoint does not know: its mean, plus noise, by key."""
+  make(tmp_path, 'qwen2')
+  _, params = ours(tmp_path, base, tokens=33, vocab=48)
+  table, head = params['embedding'], params['head'].T
+  for rows in (table, head):
+    known, new = rows[:33], rows[33:]
+    spread = known.std(0)
+    assert (np.abs(new - known.mean(0)) < 0.5 * spread).all()
+    assert len(np.unique(np.asarray(new), axis=0)) == 15
+  _, again = ours(tmp_path, base, tokens=33, vocab=48)
+  np.testing.assert_array_equal(again['embedding'], table)
+
+
+def test_old_spellings(base):
+  """Rotary positions as transformers 4 wrote them are those of version 5."""
+  new = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, 'rope_parameters': LLAMA3}
+  old = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, 'rope_theta': 5e5,
+         'rope_scaling': {k: v for k, v in LLAMA3.items() if k != 'rope_theta'}}
+  assert (families.model_config(new, base, 'a')
+          == families.model_config(old, base, 'b'))
+  old['rope_scaling']['type'] = old['rope_scaling'].pop('rope_type')
+  assert (families.model_config(new, base, 'a')
+          == families.model_config(old, base, 'b'))
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'model_type': 'bert'}, "model_type is 'bert'; expected one of"),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, which is not computed'),
+    ({'hidden_act': 'gelu'}, "hidden_act is 'gelu', which is not computed"),
+    ({'use_mrope': True}, 'use_mrope is True'), ({'quantization_config': {'bits': 4}}, 'bits'),
+    ({'num_experts': 8}, 'num_experts is 8'), ({'pruned_heads': {'1': [0]}}, 'pruned_heads'),
+    ({'num_hidden_layers': '12'}, "num_hidden_layers is '12'; expected int"),
+    ({'num_hidden_layers': 1.5}, 'num_hidden_layers is 1.5; expected int'),
+    ({'num_hidden_layers': -1}, 'num_hidden_layers is -1; expected at least 1'),
+    ({'num_hidden_layers': 0}, 'num_hidden_layers is 0; expected at least 1'),
+    ({'num_hidden_layers': True}, 'num_hidden_layers is True; expected int'),
+    ({'num_hidden_layers': 10**40}, 'less than 2'),
+    ({'num_attention_heads': 3, 'hidden_size': 8}, '3 heads do not divide the width 8'),
+    ({'num_attention_heads': 4, 'hidden_size': 12}, 'rotary positions need'),
+    ({'num_attention_heads': 4, 'num_key_value_heads': 3}, '3 heads of keys and values'),
+    ({'hidden_size': float('nan')}, 'hidden_size is nan'), ({'rms_norm_eps': 0}, 'above 0'),
+    ({'rms_norm_eps': float('nan')}, 'rms_norm_eps is nan'),
+    ({'tie_word_embeddings': 'yes'}, "tie_word_embeddings is 'yes'; expected bool"),
+    ({'rope_scaling': [1]}, r'rope_scaling is \[1\]; expected dict'),
+    ({'rope_scaling': {'rope_type': 'linear', 'factor': 'a'}}, "factor is 'a'"),
+    ({'vocab_size': None}, 'vocab_size is missing'), ({'model_type': ['llama']}, 'model_type'),
+    ({'layer_types': 3}, 'layer_types is 3; expected list'),
+    ({'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types has'),
+    ({'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}}, "of type 'yarn'; supported"),
+    ({'rope_parameters': {'rope_type': 'llama3', 'factor': 4.0}}, "'llama3' without"),
+    ({'use_sliding_window': True}, 'use_sliding_window is True'),
+    ({'rms_norm_eps': None, 'num_hidden_layers': None}, 'num_hidden_layers is missing')])
+def test_unsupported_configuration(base, changes, message):
+  """What a config.json says that we cannot do is named, not ignored."""
+  values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5, **changes}
+  values = {k: v for k, v in values.items() if v is not None}
+  with pytest.raises(InputError, match=message):
+    families.model_config(values, base, 'config.json')
+
+
+# The config.json of the recipes' checkpoints, as their publishers have them.
+PUBLIC = {
+    'openai-community/gpt2': {
+        'activation_function': 'gelu_new', 'architectures': ['GPT2LMHeadModel'],
+        'attn_pdrop': 0.1, 'bos_token_id': 50256, 'embd_pdrop': 0.1, 'eos_token_id': 50256,
+        'initializer_range': 0.02, 'layer_norm_epsilon': 1e-05, 'model_type': 'gpt2',
+        'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12, 'n_positions': 1024,
+        'resid_pdrop': 0.1, 'summary_activation': None, 'summary_first_dropout': 0.1,
+        'summary_proj_to_labels': True, 'summary_type': 'cls_index', 'summary_use_proj': True,
+        'task_specific_params': {'text-generation': {'do_sample': True, 'max_length': 50}},
+        'vocab_size': 50257},
+    'meta-llama/Llama-3.2-1B': {
+        'architectures': ['LlamaForCausalLM'], 'attention_bias': False,
+        'attention_dropout': 0.0, 'bos_token_id': 128000, 'eos_token_id': 128001,
+        'head_dim': 64, 'hidden_act': 'silu', 'hidden_size': 2048, 'initializer_range': 0.02,
+        'intermediate_size': 8192, 'max_position_embeddings': 131072, 'mlp_bias': False,
+        'model_type': 'llama', 'num_attention_heads': 32, 'num_hidden_layers': 16,
+        'num_key_value_heads': 8, 'pretraining_tp': 1, 'rms_norm_eps': 1e-05,
+        'rope_scaling': {'factor': 32.0, 'high_freq_factor': 4.0, 'low_freq_factor': 1.0,
+                         'original_max_position_embeddings': 8192, 'rope_type': 'llama3'},
+        'rope_theta': 500000.0, 'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
+        'transformers_version': '4.45.0.dev0', 'use_cache': True, 'vocab_size': 128256},
+    'Qwen/Qwen2.5-0.5B': {
+        'architectures': ['Qwen2ForCausalLM'], 'attention_dropout': 0.0,
+        'bos_token_id': 151643, 'eos_token_id': 151643, 'hidden_act': 'silu',
+        'hidden_size': 896, 'initializer_range': 0.02, 'intermediate_size': 4864,
+        'max_position_embeddings': 32768, 'max_window_layers': 24, 'model_type': 'qwen2',
+        'num_attention_heads': 14, 'num_hidden_layers': 24, 'num_key_value_heads': 2,
+        'rms_norm_eps': 1e-06, 'rope_theta': 1000000.0, 'sliding_window': 32768,
+        'tie_word_embeddings': True, 'torch_dtype': 'bfloat16',
+        'transformers_version': '4.40.1', 'use_cache': True, 'use_mrope': False,
+        'use_sliding_window': False, 'vocab_size': 151936}}
+PUBLIC['meta-llama/Llama-3.2-3B'] = {
+    **PUBLIC['meta-llama/Llama-3.2-1B'], 'head_dim': 128, 'hidden_size': 3072,
+    'num_attention_heads': 24, 'num_hidden_layers': 28}
+
+
+@pytest.mark.parametrize('name', PUBLIC)
+def test_recipes_load_their_checkpoints(base, name, capsys):
+  """Key by key, without a word."""
+  config = families.model_config(PUBLIC[name], base, name)
+  known = estimate.KNOWN[name]
+  assert config == families.model_config(known, base, name)
+  assert not capsys.readouterr().err
+
+
+def test_every_recipe_has_its_public_config():
+  file = pathlib.Path(__file__).resolve().parents[2] / 'configs/rim_gsm8k.py'
+  recipes = set(runpy.run_path(str(file))['PRETRAINED'].values()) - {''}
+  assert recipes == PUBLIC.keys()
+
+
+INERT = {
+    '_num_labels': 1, 'n_special': 0, 'predict_special_tokens': True, 'unsloth_fixed': True,
+    'unsloth_version': '2025.1', '_attn_implementation_autoset': True, 'torchscript': False,
+    'pruned_heads': {}, 'max_length': 20, 'tokenizer_class': 'LlamaTokenizer',
+    'partial_rotary_factor': 1.0, 'do_sample': True, 'auto_map': {'AutoModel': 'x.Y'},
+    'use_mrope': False, 'quantization_config': None, 'num_experts': 0, 'logit_scale': None,
+    'head_dim': None, 'sliding_window': None, 'rope_scaling': None, 'layer_types': None}
+
+
+@pytest.mark.parametrize('key', INERT)
+def test_what_changes_nothing_passes(base, key, capsys):
+  values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5}
+  assert families.model_config({**values, key: INERT[key]}, base, 'config.json') == (
+      families.model_config(values, base, 'config.json'))
+  assert not capsys.readouterr().err
+
+
+def test_what_nobody_knows_is_told(base, capsys, monkeypatch):
+  """One line; refused where transformers knows the key and has another value."""
+  values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5}
+  assert families.model_config({**values, 'made_up': 3}, base, 'f').layers == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith("warning: f has the key 'made_up' (3), which is not known")
+  monkeypatch.setattr(families, '_default_of', lambda kind, key: (1,))
+  families.model_config({**values, 'made_up': 1}, base, 'f')
+  with pytest.raises(InputError, match="the key 'made_up' .* transformers computes"):
+    families.model_config({**values, 'made_up': 3}, base, 'f')
+
+
+def test_a_key_that_transformers_knows():
+  assert families._default_of('llama', 'num_hidden_layers') == (32,)
+  assert families._default_of('llama', 'made_up') is None
+
+
+def truncate(folder):
+  file = folder / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:-100])
+
+
+def rewrite(change):
+  """Applies a change to the tensors of a file."""
+  def damage(folder):
+    from safetensors.numpy import load_file, save_file
+    held = load_file(folder / 'model.safetensors')
+    change(held)
+    save_file(held, folder / 'model.safetensors')
+  return damage
+
+
+def pickle(folder):
+  (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+
+
+def index(weight_map):
+  def damage(folder):
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(weight_map))
+  return damage
+
+
+NORM, DOWN = 'model.norm.weight', 'model.layers.1.mlp.down_proj.weight'
+
+
+def typed(dtype):
+  """The numbers of a norm in a type that is none of weights'."""
+  return rewrite(lambda held: held.update({NORM: held[NORM].astype(dtype)}))
+
+
+def filled(value, dtype=np.float32):
+  def change(held):
+    held[NORM] = held[NORM].astype(dtype)
+    held[NORM][3] = value
+  return rewrite(change)
+
+
+def in_shards(extra=(), named=None):
+  """Two shards: the second has some tensors of the first once more, and the index may name
+  what is in neither."""
+  def damage(folder):
+    from safetensors.numpy import load_file, save_file
+    held = load_file(folder / 'model.safetensors')
+    first, second = dict(list(held.items())[:5]), dict(list(held.items())[5:])
+    for name in extra:
+      second[name] = held[name] + 1
+    (folder / 'model.safetensors').unlink()
+    files = {'a.safetensors': first, 'b.safetensors': second}
+    for file, tensors in files.items():
+      save_file(tensors, folder / file)
+    index = {n: f for f, tensors in reversed(files.items()) for n in tensors}
+    index.update(named or {})
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': index}))
+  return damage
+
+
+def test_the_index_decides(base, tmp_path):
+  """A tensor in two shards is the one that the index names."""
+  make(tmp_path / 'whole', 'llama')
+  make(tmp_path / 'cut', 'llama')
+  names = ['lm_head.weight', 'model.embed_tokens.weight']
+  in_shards(extra=names)(tmp_path / 'cut')
+  jax.tree.map(np.testing.assert_array_equal, ours(tmp_path / 'whole', base)[1],
+               ours(tmp_path / 'cut', base)[1])
+
+
+def test_a_head_of_its_own(base, tiny_config, tmp_path):
+  """config.json says tied, the file has a head: it is used, unless it is the table."""
+  from safetensors.numpy import load_file, save_file
+  theirs = make(tmp_path, 'llama')  # untied
+  values = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps({**values, 'tie_word_embeddings': True}))
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  config = pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)}))
+  assert not config.model.tied
+  model = GPT(config.model, 40)
+  like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
+  params = pretrained.load(config.model, like, 37, jax.random.key(1), dict)
+  args = batch(TEXTS[:1])
+  found = model.apply({'params': params}, model.apply({'params': params}, *args)[0],
+                      method='head')
+  with torch.no_grad():
+    assert_close(found[0, :, :37], theirs(torch.tensor(args[0])).logits[0], tol=1e-4)
+  held = load_file(tmp_path / 'model.safetensors')
+  held['lm_head.weight'] = held['model.embed_tokens.weight'].copy()
+  save_file(held, tmp_path / 'model.safetensors')
+  assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tied
+
+
+def test_an_untied_gpt2_without_its_head(base, tmp_path):
+  make(tmp_path, 'gpt2')
+  values = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps({**values, 'tie_word_embeddings': False}))
+  with pytest.raises(InputError, match='1 tensors are missing: lm_head.weight'):
+    ours(tmp_path, base)
+
+
+def test_padding_of_the_vocabulary(tiny_config, random_params):
+  """No logit, no gradient and no probability for what is no token."""
+  model = GPT(tiny_config().model, 16, used=13)
+  args = batch([[1, 2, 12]])
+  params = random_params(model, types.SimpleNamespace(
+      tokens=args[0], positions=args[1], mask=args[2]))
+
+  def loss(params):
+    hidden, _ = model.apply({'params': params}, *args)
+    logits = model.apply({'params': params}, hidden, method='head')
+    return -jax.nn.log_softmax(logits)[0, :, 3].sum(), logits
+  (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+  assert (np.asarray(logits)[..., 13:] < -1e29).all()
+  assert np.asarray(jax.nn.softmax(logits))[..., :13].sum(-1) == pytest.approx(1)
+  assert not np.asarray(grads['embedding'])[13:].any()
+  assert np.asarray(grads['embedding'])[:13].any(1).all()
+
+
+@pytest.mark.parametrize('damage, message', [
+    *((typed(t), f'1 are wrong: {NORM} .* its type is') for t in (
+        'int8', 'int64', 'bool', 'complex64')),
+    (filled(np.nan), f'{NORM} .*not finite'), (filled(-np.inf), f'{NORM} .*not finite'),
+    (filled(1e300, np.float64), f'{NORM} .*not finite in float32'),
+    (in_shards(named={'ghost': 'a.safetensors'}), 'names ghost, which the files'),
+    (in_shards(named={NORM: 'a.safetensors'}), f'names {NORM}, which the files'),
+    (rewrite(lambda held: held.update({NORM.removeprefix('model.'): held[NORM]})),
+     'once more'),
+    (index({'weight_map': ['a']}), "has no object 'weight_map'"),
+    (index({'weight_map': {'a': ['b']}}), 'expected a file beside it'),
+    (index([1]), 'holds a list; expected an object'),
+    (lambda folder: (folder / 'config.json').write_text('[' * 100_000), 'cannot be read as'),
+    (truncate, 'no sound safetensors file .* cut off'),
+    (rewrite(lambda held: held.pop(NORM)), '1 tensors are missing: norm.weight'),
+    (rewrite(lambda held: held.update({DOWN: np.ascontiguousarray(held[DOWN].T)})),
+     r'1 are wrong: model.layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
+    (rewrite(lambda held: held.update(extra=np.zeros(3, np.float32))), '1 are surplus: extra'),
+    (pickle, 'pytorch_model.bin is a pickle, .* never read'),
+    (index({'weight_map': {'a': '../elsewhere.safetensors'}}), 'expected a file beside it'),
+    (index({'weight_map': {'a': 'absent.safetensors'}}), 'absent.safetensors is missing'),
+    (index({'weights': {}}), "has no object 'weight_map'"),
+    (lambda folder: (folder / 'config.json').unlink(), 'config.json does not exist'),
+    (lambda folder: (folder / 'config.json').write_text('{'), 'cannot be read as JSON')])
+def test_damaged_checkpoint(base, tmp_path, damage, message):
+  """Each kind of damage is one clear error."""
+  make(tmp_path, 'llama')
+  damage(tmp_path)
+  with pytest.raises(InputError, match=message):
+    ours(tmp_path, base)
+
+
+def test_no_such_checkpoint():
+  with pytest.raises(InputError, match='is no directory here'):
+    pretrained.directory('../nowhere/to be found')

@@ -1,0 +1,113 @@
+"""Plans: exact where exactness is possible, and of devices that are not here."""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from latent_reasoning.errors import InputError
+from latent_reasoning.planning import estimate
+from latent_reasoning.train import flops, hardware
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize('changes', [
+    {}, *(pytest.param(c, marks=pytest.mark.slow) for c in (
+        {'model.lora.rank': 2, 'optim.trained': 'new', 'model.scan': True,
+         'model.frozen_dtype': 'bfloat16'},
+        {'method': 'lm', 'data.name': 'text', 'imm.write': 'gated', 'data.block': 8}))])
+def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
+  """Of parameters, optimizer state and gradients, on the device there is; and its FLOPs."""
+  changes = {'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
+             'data.buckets.count': (3,), **changes}
+  if changes.get('data.name') == 'text':
+    (tmp_path / 'text').write_text('to be or not to be ' * 40)
+    changes = {**changes, 'data.path': str(tmp_path / 'text')}
+  run = make_run(tiny_config(**changes), tmp_path / 'run')
+  state = run.init()
+  size = run.tokenizer.size  # a plan without data knows no vocabulary but the configured
+  config = dataclasses.replace(run.config, tokenizer=dataclasses.replace(
+      run.config.tokenizer, vocab_size=size))
+  if config.method == 'lm':  # whose tokenizer has no index tokens
+    config = dataclasses.replace(config, rim=dataclasses.replace(config.rim, max_steps=0))
+  found = estimate.measure(config)
+  training = flops.training(run)['stages'][0]
+  assert found['flops'] == found['model_flops'] == training['flops'] / training['steps']
+  def count(tree):
+    return sum(a.nbytes for a in jax.tree.leaves(tree))
+  assert found['parameter_bytes'] == count(state.params)
+  assert found['optimizer_bytes'] == count(state.opt_state)
+  assert found['trained'] <= found['parameters'] == sum(
+      a.size for a in jax.tree.leaves(state.params))
+  assert found['gradient_bytes'] == 4 * found['trained']
+  assert found['temporary_bytes'] > 0 and found['activation_bytes'] > 0
+
+
+def test_rows_that_no_mesh_divides(tiny_config):
+  """8 rows in 3 microbatches are planned as 9."""
+  config = tiny_config()
+  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=3))
+  assert estimate.planned(config).batches.at(0).tokens.shape[0] == 9
+
+
+def test_known_checkpoints(tiny_config):
+  """Sizes of models that one plans for without having them, as published."""
+  counts = {'openai-community/gpt2': 124_439_808, 'meta-llama/Llama-3.2-1B': 1_235_814_400,
+            'meta-llama/Llama-3.2-3B': 3_212_749_824, 'meta-llama/Llama-3.1-8B': 8_030_261_248,
+            'Qwen/Qwen2.5-0.5B': 494_032_768}
+  assert counts.keys() == estimate.KNOWN.keys()
+  for name, count in counts.items():
+    run = estimate.planned(tiny_config(**{'model.init_from': name, 'model.scan': True,
+                                      'optim.trained': 'new', 'model.lora.rank': 1}))
+    params = jax.eval_shape(run.fresh).params
+    own = {'new_embedding', 'new_head', 'lora_a', 'lora_b'}
+    old = sum(a.size for path, a in jax.tree_util.tree_leaves_with_path(params)
+              if path[-1].key not in own)
+    assert old == count, name
+
+
+@pytest.mark.slow
+def test_on_fake_devices():
+  """By command: what 4 devices hold is a quarter of what one does."""
+  done = subprocess.run(
+      [sys.executable, '-m', 'latent_reasoning.main', '--mode=plan', '--devices=1,4',
+       '--memory_gb=1', '--config=configs/rim_arithmetic.py', '--config.mesh.data=1',
+       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8', '--config.model.layers=1'],
+      capture_output=True, text=True, cwd=ROOT,
+      env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
+  assert done.returncode == 0, done.stderr
+  rows = [[cell.strip() for cell in line.split('|')[1:-1]]
+          for line in done.stdout.splitlines() if line.startswith('|')]
+  (one, four), (first, second) = rows[2:4], rows[6:]
+  assert one[0] == '1 (1 × 1 × 1)' and four[0] == '4 (1 × 4 × 1)'
+  assert one[-1] == four[-1] == 'yes'
+  assert float(first[2]) == pytest.approx(4 * float(second[2]), rel=0.01)  # FLOPs
+  assert first[3:5] == ['0', '0'] and float(second[4]) > 0  # bytes that are sent
+
+
+def test_times():
+  """By hand: 256 devices, of which the slowest part and the collectives add up."""
+  peak = hardware.Peak((), 1e12, 1e9, 1e11, 1e10, 256, 0)
+  one = {'devices': 256, 'flops': 256 * 1.2e12, 'model_flops': 256 * 0.9e12,
+         'traffic_bytes': 1e10, 'expected_collectives': {'all-reduce': 1e9, 'all-gather': 1e9}}
+  found = estimate.times(one, peak)
+  assert found['compute'] == pytest.approx(1.2 / estimate.SHARE)
+  assert found['memory'] == pytest.approx(0.1)
+  assert found['collectives'] == pytest.approx(0.3)
+  assert found['step'] == pytest.approx(1.2 / estimate.SHARE + 0.3)
+  assert found['mfu'] == pytest.approx(0.9 / found['step'])
+  assert math.isnan(estimate.times({**one, 'devices': 257}, peak)['step'])  # nothing is stated
+
+
+def test_devices():
+  assert estimate.parse_devices('1,4,64') == [1, 4, 64]
+  for text in ('', 'four', '0', '1,,2'):
+    with pytest.raises(InputError, match='expected numbers of at least 1'):
+      estimate.parse_devices(text)

@@ -1,0 +1,170 @@
+"""What a configuration builds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from latent_reasoning import experiment as run_lib
+from latent_reasoning.data.example import Example
+from latent_reasoning.errors import InputError
+from latent_reasoning.models.transformer import parameter_count
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+ONE_LAYER = {'model.layers': 1, 'model.width': 8, 'model.heads': 1, 'model.hidden': 8}
+
+
+@pytest.fixture(scope='module')
+def built(tiny_config, make_run, tmp_path_factory):
+  return make_run(tiny_config(**ONE_LAYER), tmp_path_factory.mktemp('run'))
+
+
+def test_parts_fit_together(built):
+  """Curriculum, data, vocabulary and model agree with the configuration."""
+  assert built.curriculum.lengths == (8, 6)
+  assert (len(built.splits.train), len(built.splits.test)) == (40, 12)
+  state = built.init()
+  assert int(state.step) == 0
+  assert state.params['embedding'].shape == (built.tokenizer.vocab_size, 8)
+  assert built.workdir.tokenizer.exists()
+
+
+def test_init_is_a_function_of_the_seed(built):
+  """The same seed gives the same bits, another seed others."""
+  one, two = built.init(), built.init()
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    assert (np.asarray(a) == np.asarray(b)).all()
+  config = dataclasses.replace(built.config, seed=1)
+  other = dataclasses.replace(built, config=config).init()
+  assert (other.params['embedding'] != one.params['embedding']).any()
+
+
+def test_opened_again(tiny_config, tmp_path):
+  """A folder is opened by its configuration, or reopened by what it holds."""
+  config = tiny_config(**ONE_LAYER)
+  run = run_lib.open_run(config, tmp_path / 'run')
+  again = run_lib.reopen(tmp_path / 'run')
+  assert again.config == run.config == config and again.workdir == run.workdir
+  run.workdir.metrics.write_text('')  # it has begun
+  with pytest.raises(InputError, match='config.seed: 0 -> 1'):
+    run_lib.open_run(dataclasses.replace(config, seed=1), tmp_path / 'run')
+  with pytest.raises(InputError, match='folder of a finished run'):
+    run_lib.reopen(tmp_path)
+
+
+def test_nothing_to_restore(built):
+  """Before training there is no checkpoint, which is no error."""
+  assert built.restore() is None
+
+
+def test_restore_best_or_last(tiny_config, make_run, tmp_path):
+  """eval.checkpoint picks; where nothing was validated, the newest counts as best."""
+  run = make_run(tiny_config(**ONE_LAYER), tmp_path)
+  state = run.init()
+
+  def save(step, accuracy):
+    checkpoints = run.checkpoints(writer=True)
+    checkpoints.save(state.replace(step=state.step + step), accuracy, sources=run.sources)
+    checkpoints.close()
+
+  def restored(which):
+    config = dataclasses.replace(
+        run.config, eval=dataclasses.replace(run.config.eval, checkpoint=which))
+    return dataclasses.replace(run, config=config).restore().step
+
+  save(1, None)
+  assert restored('best') == 1
+  save(2, 0.75)
+  save(3, 0.5)
+  assert (restored('best'), restored('last')) == (2, 3)
+
+
+def test_damaged_best_names_a_way_out(tiny_config, make_run, tmp_path):
+  """Where the best checkpoint is damaged, and others are not, the error says so."""
+  run = make_run(tiny_config(**ONE_LAYER), tmp_path)
+  state = run.init()
+  checkpoints = run.checkpoints(writer=True)
+  for step, accuracy in [(1, 0.75), (2, 0.5)]:
+    checkpoints.save(state.replace(step=state.step + step), accuracy, sources=run.sources)
+  checkpoints.close()
+  files = (run.workdir.checkpoints / '1' / 'state' / 'ocdbt.process_0' / 'd').iterdir()
+  for file in files:
+    file.unlink()
+  with pytest.raises(InputError, match='config.eval.checkpoint=last'):
+    run.restore()
+
+
+def test_objective_is_that_of_the_method(built):
+  """The loss is found by the method's row."""
+  assert built.objective.__name__ == built.batches.method.objective
+
+
+@pytest.fixture
+def files(tmp_path):
+  """A folder with three splits; one training problem has five steps."""
+  for split, count in [('train', 12), ('valid', 3), ('test', 3)]:
+    lines = [f'{{"question": "{split} {i}", "steps": ["1+{i}={i + 1}", "2"], '
+             f'"answer": "{i}"}}' for i in range(count)]
+    if split == 'train':
+      lines.append('{"question": "long", "steps": ["1", "2", "3", "4", "5"], '
+                   '"answer": "1"}')
+    (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
+  return tmp_path
+
+
+def test_rows_too_long_are_dropped_or_named(tiny_config, make_run, files, tmp_path):
+  """'raise' names the problem and the key; 'drop' trains on the others."""
+  keys = {**ONE_LAYER, 'data.name': 'files', 'data.dir': str(files),
+          'data.buckets.prefix': (32,)}
+  with pytest.raises(InputError, match="config.rim.max_steps.*'long'"):
+    make_run(tiny_config(**keys), tmp_path / 'a')
+  run = make_run(tiny_config(**keys, **{'data.too_long': 'drop'}), tmp_path / 'b')
+  assert len(run.splits.train) == 12
+  assert 'long' not in [e.question for e in run.splits.train]
+  assert len(run.batches.examples) == 12
+
+
+def test_generated_problems_must_fit(tiny_config, make_run, tmp_path):
+  """Generated problems are never dropped in silence."""
+  keys = {**ONE_LAYER, 'data.buckets.prefix': (8,)}
+  for choice in ('raise', 'drop'):
+    with pytest.raises(InputError, match='config.data.buckets'):
+      make_run(tiny_config(**keys, **{'data.too_long': choice}), tmp_path / choice)
+
+
+def test_texts_hold_question_steps_and_answer(built):
+  """A vocabulary is made from all that a model reads and writes, mark included."""
+  example = Example('1+2', ('1+2=3',), '3')
+  assert list(run_lib.texts([example])) == ['1+2\n1+2=3\n####3']
+  assert len(list(run_lib.texts(built.splits.train))) == 40
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'model.layers': 10**9}, 'parameters, which take'), ({'model.width': 10**9,
+     'model.heads': 1}, 'parameters, which take'),
+    ({'model.hidden': 10**13}, 'parameters, which take'),
+    ({'model.max_positions': 10**12}, 'parameters, which take'),
+    ({'tokenizer.pad_to': 10**12}, 'parameters, which take'),
+    ({'rim.blocks': 10**9}, 'config.rim.blocks is 1000000000'),
+    ({'eval.blocks': 10**9}, 'config.eval.blocks is 1000000000'),
+    ({'rim.max_steps': 10**9}, 'config.rim.max_steps is 1000000000'),
+    ({'method': 'pause', 'rim.pause_tokens': 10**9}, 'config.rim.pause_tokens is'),
+    ({'method': 'codi', 'rim.peers.thoughts': 10**9}, 'config.rim.peers.thoughts is'),
+    ({'rim.blocks': 10**9, 'model.max_positions': 10**12, 'model.positions': 'rotary',
+      'model.width': 2, 'model.heads': 1}, 'config.rim.blocks is')])
+def test_what_no_memory_holds(tiny_config, make_run, tmp_path, changes, message):
+  """Refused by an estimate, before anything is made."""
+  with pytest.raises(InputError, match=message):
+    make_run(tiny_config(**changes), tmp_path)
+
+
+def test_parameters_by_estimate(tiny_config, make_run, tmp_path):
+  """Norms and biases apart, they are those that are made."""
+  for changes in ({}, {'model.tied': False}, {
+      'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
+      'model.kv_heads': 1}):
+    run = make_run(tiny_config(**changes), tmp_path / str(len(changes)))
+    made = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.fresh).params))
+    assert parameter_count(run.config.model, run.tokenizer.vocab_size) == pytest.approx(
+        made, rel=0.06)
