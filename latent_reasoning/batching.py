@@ -9,7 +9,9 @@ it on its own devices (sharding.batch), whatever the mesh.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+import chex
 import flax.struct
 import grain
 import numpy as np
@@ -18,8 +20,34 @@ from latent_reasoning import sequences
 from latent_reasoning.config import BucketConfig, Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.models.masks import Mask
-from latent_reasoning.train.curriculum import Curriculum
+
+if TYPE_CHECKING:
+  from latent_reasoning.train.curriculum import Curriculum
+
+
+@flax.struct.dataclass
+class Mask:
+  """What the positions of a row may see.
+
+  Attributes:
+    segment: int32 [B, T]; 0 in the prefix, k in readout k.
+    visible_from, visible_until: int32 [B, T]; the part of the prefix in sight.
+    until: int32 [B, K]; how much of the prefix each readout hangs off.
+    prefix: P, the first P positions of a row are its prefix.
+    count: K, the rest is K readouts of equal length; 0 for a plain prefix.
+  """
+  segment: chex.Array
+  visible_from: chex.Array
+  visible_until: chex.Array
+  until: chex.Array
+  prefix: int = flax.struct.field(pytree_node=False)
+  count: int = flax.struct.field(pytree_node=False)
+
+  def part(self, start: int, stop: int) -> 'Mask':
+    """The same for positions start … stop - 1 of a row."""
+    return self.replace(segment=self.segment[:, start:stop],
+                        visible_from=self.visible_from[:, start:stop],
+                        visible_until=self.visible_until[:, start:stop])
 
 
 @flax.struct.dataclass
@@ -196,7 +224,7 @@ class Batches(Stepwise):
   """
 
   def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
-               curriculum: Curriculum, told: bool = False):
+               curriculum: 'Curriculum', told: bool = False):
     self.told = told
     self.config, self.curriculum = config, curriculum
     self.examples, self.tokenizer = examples, tokenizer

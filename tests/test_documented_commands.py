@@ -20,9 +20,8 @@ from packaging.requirements import Requirement
 
 from latent_reasoning import config_loading, main, sequences
 from latent_reasoning.benchmarks import decoding, tables
-from latent_reasoning.cli import sweep
+from latent_reasoning.cli import latency, sweep
 from latent_reasoning.config import flatten
-from latent_reasoning.eval import latency
 from latent_reasoning.planning import estimate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -196,7 +195,7 @@ CHECKS = {  # first words: what the rest has to satisfy
     (*MAIN.split(),): main_parses,
     ('python', '-m', 'latent_reasoning.benchmarks.tables'): benchmark_parses,
     ('python', '-m', 'latent_reasoning.report'): paths_of,
-    ('python', '-m', 'latent_reasoning.eval.latency'): latency_parses,
+    ('python', '-m', 'latent_reasoning.cli.latency'): latency_parses,
     ('pip',): pip_parses, ('pytest',): pytest_parses, ('bash',): bash_parses}
 
 

@@ -102,7 +102,7 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str) -> None:
       print('timing the answers of each model in turn', file=sys.stderr, flush=True)
       first = [next(str(f.path) for f in fs if f.results) for n, fs in found.groups().items()
                if n in done]
-      if _python('latent_reasoning.eval.latency', [*first, f'--out={path}/latency.json'],
+      if _python('latent_reasoning.cli.latency', [*first, f'--out={path}/latency.json'],
                  path / 'latency.log'):
         print(f'FAILED: timing, see {path}/latency.log', file=sys.stderr)
       found = report.find([path], names, control)

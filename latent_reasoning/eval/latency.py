@@ -3,17 +3,10 @@
 `measure` holds direct, chain of thought and RiM on the same weights against each other:
 time depends on shapes, not on what the weights say, so one model and one decoder serve
 all, and a chain of thought is as long as the data's own.
-
-  python -m latent_reasoning.eval.latency RUN… --out=FILE
-
-times finished runs, each on its own model, with as many tokens as it generated on the
-test split.
 """
 
 import dataclasses
-import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,11 +15,9 @@ import jax
 import numpy as np
 
 from latent_reasoning import batching, sequences
-from latent_reasoning import experiment as run_lib
 from latent_reasoning.config import Config
-from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
-from latent_reasoning.train import profiler, workdir
+from latent_reasoning.train import profiler
 from latent_reasoning.train import train_step as step_lib
 
 METHODS = ('direct', 'rim', 'cot')
@@ -163,49 +154,3 @@ def flops(model, params, head, batch, tokens: int) -> tuple[float, float]:
   _, cache = jax.eval_shape(prefill, params, head, batch)
   one = jax.jit(step).lower(params, head, batch, cache).compile()
   return tuple(float(np.sum(c.cost_analysis()['flops'])) for c in (first, one))
-
-
-def subject(path: pathlib.Path, name: str) -> Subject:
-  """A finished run as one to be timed, by what its folder holds.
-
-  Raises:
-    InputError: it has no checkpoint or no results.
-  """
-  run = run_lib.reopen(path)
-  config = run.config
-  results = workdir.read_object(run.workdir.results)
-  if not results or not isinstance(results.get('tokens'), dict):
-    raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
-                     'finished run')
-  if config.method == 'lm':
-    raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
-  found = run.restore()
-  if found is None:
-    raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')
-  test = [run.splits.test[i] for i in range(min(64, len(run.splits.test)))]
-  examples, symbols = sequences.encode(test, run.tokenizer), sequences.symbols(run.tokenizer)
-  answer = lengths(examples, symbols)[1]
-  before = max(0, round(results['tokens']['median']) - answer)
-  return Subject(name, config, config.method, run.model(), found.state.params, examples,
-                 symbols, before if sequences.method(config.method).trace else 0, answer)
-
-
-def main(arguments: Sequence[str]) -> int:
-  paths = [pathlib.Path(a) for a in arguments if not a.startswith('--out=')]
-  out = next((a.partition('=')[2] for a in arguments if a.startswith('--out=')), '')
-  try:
-    if not paths or not out:
-      raise InputError('usage: python -m latent_reasoning.eval.latency RUN… --out=FILE')
-    subjects = [subject(p, p.resolve().name.rpartition('-')[0] or p.name) for p in paths]
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return 2
-  repeats = subjects[0].config.eval.latency_repeats
-  workdir.write_json(pathlib.Path(out), {
-      'entries': in_turn(subjects, repeats), 'repeats': repeats,
-      'device': profiler.machine()})
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

@@ -1,33 +1,9 @@
 """Attention masks from integer vectors: one rule for every layout."""
 
 import chex
-import flax.struct
 import jax.numpy as jnp
 
-
-@flax.struct.dataclass
-class Mask:
-  """What the positions of a row may see.
-
-  Attributes:
-    segment: int32 [B, T]; 0 in the prefix, k in readout k.
-    visible_from, visible_until: int32 [B, T]; the part of the prefix in sight.
-    until: int32 [B, K]; how much of the prefix each readout hangs off.
-    prefix: P, the first P positions of a row are its prefix.
-    count: K, the rest is K readouts of equal length; 0 for a plain prefix.
-  """
-  segment: chex.Array
-  visible_from: chex.Array
-  visible_until: chex.Array
-  until: chex.Array
-  prefix: int = flax.struct.field(pytree_node=False)
-  count: int = flax.struct.field(pytree_node=False)
-
-  def part(self, start: int, stop: int) -> 'Mask':
-    """The same for positions start … stop - 1 of a row."""
-    return self.replace(segment=self.segment[:, start:stop],
-                        visible_from=self.visible_from[:, start:stop],
-                        visible_until=self.visible_until[:, start:stop])
+from latent_reasoning.batching import Mask
 
 
 def plain(batch: int, length: int) -> Mask:

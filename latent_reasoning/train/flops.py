@@ -8,14 +8,16 @@ is the same on every device. Elementwise work is left out.
 import dataclasses
 import math
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from latent_reasoning.experiment import Run
 from latent_reasoning.models import attention
 from latent_reasoning.train import train_step as step_lib
+
+if TYPE_CHECKING:
+  from latent_reasoning.experiment import Run
 
 SAMPLED = 16  # steps of a stage whose shapes are looked at
 
@@ -50,7 +52,7 @@ def _jaxprs(value: Any) -> list:
   return [value] if hasattr(value, 'eqns') else []
 
 
-def of_step(run: Run, stage: int, state, batch, remat: bool = True) -> float:
+def of_step(run: 'Run', stage: int, state, batch, remat: bool = True) -> float:
   """FLOPs of a training step, forward, backward and update.
 
   Args:
@@ -73,7 +75,7 @@ def shapes(batch) -> Hashable:
   return jax.tree.structure(batch), *(a.shape for a in jax.tree.leaves(batch))
 
 
-def training(run: Run) -> dict[str, Any]:
+def training(run: 'Run') -> dict[str, Any]:
   """FLOPs of a whole training, forward, backward and update.
 
   Steps of a stage differ in their static sizes only; `SAMPLED` of them, evenly spaced,

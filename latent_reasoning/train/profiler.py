@@ -5,12 +5,15 @@ import pathlib
 import platform
 import re
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 import jax
 
-from latent_reasoning.experiment import Run
 from latent_reasoning.train import flops, hardware
 from latent_reasoning.train.train_step import TrainState
+
+if TYPE_CHECKING:
+  from latent_reasoning.experiment import Run
 
 
 def machine() -> str:
@@ -32,7 +35,7 @@ class Speed:
     text: the last speeds in words.
   """
 
-  def __init__(self, run: Run):
+  def __init__(self, run: 'Run'):
     self._run = run
     self._peak = hardware.of(jax.devices()[0].device_kind)
     self._flops: dict[Hashable, float] = {}  # of a step, by stage and shapes

@@ -7,14 +7,13 @@ import math
 import os
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from latent_reasoning import config as config_lib
 from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
-from latent_reasoning.experiment import Run
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import train_step as step_lib
@@ -22,6 +21,9 @@ from latent_reasoning.train import workdir
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
 from latent_reasoning.train.train_step import TrainState
+
+if TYPE_CHECKING:
+  from latent_reasoning.experiment import Run
 
 
 class Interrupted(Exception):
@@ -94,7 +96,7 @@ class _Pending:
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def train(run: Run) -> TrainState:
+def train(run: 'Run') -> TrainState:
   """Trains to the end of the curriculum, from the newest sound checkpoint if any.
 
   Returns:
@@ -108,7 +110,7 @@ def train(run: Run) -> TrainState:
     return _train(run)
 
 
-def _train(run: Run) -> TrainState:
+def _train(run: 'Run') -> TrainState:
   config, curriculum = run.config, run.curriculum
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
@@ -146,7 +148,7 @@ def _train(run: Run) -> TrainState:
     checkpoints.close()
 
 
-def same(run: Run, meta: dict[str, Any]) -> None:
+def same(run: 'Run', meta: dict[str, Any]) -> None:
   """Raises InputError where a checkpoint's configuration, data, tokenizer or pretrained
   weights are not the run's."""
   run.same_sources(meta)
@@ -166,7 +168,7 @@ def same(run: Run, meta: dict[str, Any]) -> None:
 class _Loop:
   """What the steps share: where metrics go, and the step that is in flight."""
 
-  def __init__(self, run: Run, checkpoints, metrics: Metrics, progress: Progress):
+  def __init__(self, run: 'Run', checkpoints, metrics: Metrics, progress: Progress):
     self.run, self.checkpoints = run, checkpoints
     self.metrics, self.progress = metrics, progress
     self.speed = Speed(run)

@@ -128,7 +128,7 @@ def test_a_comparison_ends_in_times_and_tables(tmp_path, monkeypatch, capsys):
   config = SweepConfig(('direct method=direct', 'rim method=rim'), (0, 1), 'direct', 'steps')
   for _ in range(2):
     assert sweep.run(config, [], Workdir(tmp_path)) == 0
-  assert called == [('latent_reasoning.eval.latency', ['direct-0', 'rim-0', 'latency.json'])]
+  assert called == [('latent_reasoning.cli.latency', ['direct-0', 'rim-0', 'latency.json'])]
   found = json.loads((tmp_path / 'compare.json').read_text())
   assert list(found['runs']) == ['direct', 'rim'] and found['control'] == 'direct'
   assert '| rim | 0, 1 | 50.0 ±0.0 |' in (tmp_path / 'table.md').read_text()
