@@ -1,7 +1,7 @@
 """Configuration: one frozen dataclass for each part of the program.
 
 Each module receives the frozen dataclass of its own group. A default lives in the
-config file, never here; `config_check.from_dict` makes these from one.
+config file, never here; `config_loading.from_dict` makes these from one.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class ArithmeticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GraphConfig:
-  """Generated graph reasoning in the form of ProsQA (data.graphs)."""
+  """Generated graph reasoning in the form of ProsQA (data.prosqa)."""
   min_hops: int  # fewest steps from the person to the right option
   max_hops: int  # most
   nodes: int  # drawn; those without an edge are left out
@@ -125,7 +125,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PeersConfig:
-  """The methods icot, coconut and codi (layout)."""
+  """The methods icot, coconut and codi (sequences)."""
   parts: int  # equal parts of stage 1: in part i, i steps are gone (icot, coconut)
   smoothing: float  # icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none
   thoughts: int  # continuous thoughts: coconut, for each step gone; codi, in all
@@ -152,8 +152,8 @@ class RimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImmConfig:
-  """A memory bank inside the layers; IMM, arXiv 2502.21030 (models.memory)."""
-  write: str  # a policy of models.recurrence; '': no memory
+  """A memory bank inside the layers; IMM, arXiv 2502.21030 (models.imm)."""
+  write: str  # a policy of models.memory_policies; '': no memory
   slots: int  # N; 0: round(sqrt(width))
   rank: int  # R of f_write, f_query and g, and width of the bank; 0: full
   layers: tuple[int, ...]  # which layers have it, from 0; (): all
@@ -181,7 +181,7 @@ class ExplicitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AuxConfig:
-  """Auxiliary losses on RiM's blocks (objectives.with_aux); all 0: none."""
+  """Auxiliary losses on RiM's blocks (train.losses.with_aux); all 0: none."""
   align: float  # weight: the last block's state finds the answer among the batch's
   temperature: float  # of that contrast
   smooth: float  # weight: changes from block to block should not turn
@@ -266,7 +266,7 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  method: str  # a row of layout.METHODS
+  method: str  # a row of sequences.METHODS
   seed: int
   data: DataConfig
   tokenizer: TokenizerConfig
@@ -286,7 +286,7 @@ class Config:
     """Whether nothing reads the future."""
     return self.imm.write not in NOT_CAUSAL
 
-NOT_CAUSAL = ('sequence_mean',)  # policies of models.recurrence that read the future
+NOT_CAUSAL = ('sequence_mean',)  # policies of models.memory_policies that read the future
 OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
 
 PROBLEMS = ('arithmetic', 'graphs', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name

@@ -255,9 +255,9 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   process.
 
   Args:
-    config: as `config_check` makes it.
+    config: as `config_loading` makes it.
     path: of the folder.
-    training: as `workdir.open_workdir`.
+    training: as `train.workdir.open_workdir`.
 
   Raises:
     InputError: from weights, folder or data.

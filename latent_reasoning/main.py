@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
-  flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of peaks.PEAKS, or here',
+  flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of hardware.PEAKS, or here',
                       flag_values=values)
   flags.DEFINE_float('memory_gb', None, 'of a device, for --mode=plan; else its kind says',
                      flag_values=values)

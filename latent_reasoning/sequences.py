@@ -99,7 +99,7 @@ class Method:
     train: (example, stage, progress, rim, symbols) -> Row.
     prompt: (question ids, blocks, rim, symbols) -> Row whose readouts are to be
       decoded, the headline answer last.
-    objective: name in objectives.OBJECTIVES.
+    objective: name in losses.OBJECTIVES.
     trace: whether its answer comes after a generated chain of thought.
     parts: whether stage 1 has `rim.peers.parts` (curriculum).
     teacher: as `train`, of the rows that this method learns from in objective 'codi'.
@@ -358,7 +358,7 @@ def codi(example: Encoded, stage: int, progress: float, rim: RimConfig,
          ids: Symbols) -> Row:
   """The student of CODI (Shen et al., arXiv 2502.21074): x <b> h … h </b> y.
 
-  Its teacher is `codi_teacher` in the same model; objectives.codi says what it teaches.
+  Its teacher is `codi_teacher` in the same model; losses.codi says what it teaches.
   """
   x = [*example.question, ids.block_open]
   return plain(x, [Readout(len(x), [*example.answer, ids.end], start=ids.block_close,

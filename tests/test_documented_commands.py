@@ -58,7 +58,7 @@ def scripts(text):
   for span in re.findall(r'`([^`]+)`', rest):
     span = ' '.join(span.split())
     if span.startswith('benchmark '):
-      yield f'python -m latent_reasoning.{span}'
+      yield f"python -m latent_reasoning.benchmarks.tables {span.partition(' ')[2]}"
     elif span.startswith('--') and ('=' in span or ' ' in span):
       yield f'{MAIN} {span}'
     elif span.startswith(tuple(f'{p} ' for p in PROGRAMS)) or span.startswith('launch/'):

@@ -118,7 +118,7 @@ def test_one_writer(again, tmp_path):
   """The second one gets a line that names the first; a reader is let in; a dead writer's
   lock is free."""
   run = again()
-  code = ('import pathlib, sys; from latent_reasoning import workdir\n'
+  code = ('import pathlib, sys; from latent_reasoning.train import workdir\n'
           'with workdir.locate(sys.argv[1]).writing():\n'
           '  print("held", flush=True); sys.stdin.read()')
   with subprocess.Popen([sys.executable, '-c', code, str(run.workdir.path)], text=True,

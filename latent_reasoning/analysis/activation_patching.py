@@ -56,7 +56,7 @@ def reread(row: sequences.Row, close: int, sees_question: bool = True,
   """A prompt's final readout, beginning with the `</b>` that it hangs off.
 
   Args:
-    row: of layout.rim_prompt.
+    row: of sequences.rim_prompt.
     close: the id of `</b>`.
     sees_question: False: the readout, that `</b>` included, sees blocks alone.
     question: tokens of the question, in that case.

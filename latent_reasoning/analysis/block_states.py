@@ -85,7 +85,7 @@ def fill(rows: list, size: int) -> list:
 def collect(answerer: Answerer, examples: Sequence[Example], rule: str) -> Seen:
   """Answers every problem that fits at every block, and looks at the blocks' states.
 
-  `rule` says how answers are compared (answers.RULES).
+  `rule` says how answers are compared (answer_matching.RULES).
   """
   require(answerer.config)
   size, collected = answerer.config.eval.batch_size, []

@@ -31,7 +31,7 @@ class MemoryState:
   """The banks of all layers and rounds.
 
   Attributes:
-    banks: as `models.gpt.GPT` takes them, [B, N, R] each.
+    banks: as `models.transformer.GPT` takes them, [B, N, R] each.
   """
   banks: Any
 
@@ -95,7 +95,7 @@ def read(model, params, tokens: chex.Array,
   Positions begin at 0 in each segment; only the memory reaches back further.
 
   Args:
-    model: as models.gpt.GPT, with a causal memory.
+    model: as models.transformer.GPT, with a causal memory.
     params: its parameters.
     tokens: int32 [B, T].
     state: what the segment before returned; None: empty.

@@ -44,7 +44,7 @@ def read(config: DataConfig) -> dict[str, tuple[list[Example], dict]]:
   """Downloads a data set, or finds it in the cache.
 
   Returns:
-    {'train' | 'valid' | 'test': (examples, report as of `files.read`)}, for the
+    {'train' | 'valid' | 'test': (examples, report as of `formats.read`)}, for the
     splits that the data set has.
 
   Raises:

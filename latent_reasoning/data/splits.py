@@ -27,7 +27,7 @@ class Splits:
   """Training, validation and test problems, and how they came about.
 
   `report` is made for JSON: name; counts by split; rules, how answers are compared
-  (answers.RULES), by split; sources, the report of `files.read` by split; carved, {split:
+  (answer_matching.RULES), by split; sources, the report of `formats.read` by split; carved, {split:
   problems taken from train}; and duplicates, {'train_valid' | 'train_test' | 'valid_test':
   problems dropped from the first of the two because the second asks the same}.
   """
@@ -76,11 +76,11 @@ def load(config: DataConfig, seed: int) -> Splits:
 
 
 def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
-  """Returns one more evaluation set, and the report of `files.read`.
+  """Returns one more evaluation set, and the report of `formats.read`.
 
   Args:
     entry: a name of `hub.SETS`, or the path of a file.
-    config: as for `files.read` and `hub.read`.
+    config: as for `formats.read` and `hub.read`.
 
   Raises:
     InputError: as those, or neither such a name nor such a file.
@@ -118,7 +118,7 @@ def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
                        if p.is_file() and not p.name.startswith('.'))
       paths = _by_stem(listing, paths) | paths
     elif place.exists() or 'train' not in paths:
-      paths.setdefault('train', place)  # a missing file is told by files.read
+      paths.setdefault('train', place)  # a missing file is told by formats.read
     else:
       raise InputError(f'{place}: found no such file or directory; check config.data.dir')
   if 'train' not in paths:

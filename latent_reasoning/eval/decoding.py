@@ -32,7 +32,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
   """Reads the prefixes, thoughts, and first tokens that are given.
 
   Args:
-    batch: prompts (`layout.Method.prompt`) with one slot a readout, L = P + K, or with
+    batch: prompts (`sequences.Method.prompt`) with one slot a readout, L = P + K, or with
       what is given of it.
     room: tokens that each readout will add to the cache.
     embeddings: [B, P, D] in place of the prefixes' tokens, where nothing is given.

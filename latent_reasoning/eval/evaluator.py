@@ -21,7 +21,7 @@ class Answerer:
 
   Args:
     config: method, rim, data.buckets, eval and seed are read.
-    model: as models.gpt.GPT, without dropout.
+    model: as models.transformer.GPT, without dropout.
     params: its parameters.
     tokenizer: a `tokenizers.Tokenizer`.
   """
@@ -116,7 +116,7 @@ def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, spli
     answerer: method, model and parameters.
     examples: the problems.
     dataset, split: names for the result.
-    rule: how answers are compared (answers.RULES).
+    rule: how answers are compared (answer_matching.RULES).
     progress: told (problems done, problems in all) after each.
 
   Returns:

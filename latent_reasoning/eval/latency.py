@@ -30,7 +30,7 @@ class Subject:
 
   Attributes:
     name: of its entries.
-    method: a row of layout.METHODS.
+    method: a row of sequences.METHODS.
     before: tokens it generates before its answer.
     answer: tokens of the answer, the end token included.
   """

@@ -30,7 +30,7 @@ class Cache:
     prefix_k, prefix_v: [B, M, P, H], shared by the K readouts. Heads before places:
       what a token reads of a head lies together, and is never copied to be so.
     own_k, own_v: [B, K, M, S, H], what each readout has decoded so far.
-    banks: what each readout remembers (models.memory); None without memory.
+    banks: what each readout remembers (models.imm); None without memory.
 
   Those are of one layer; of a whole model, each is a tuple over layers, or an
   array with a leading layer axis where the layers are scanned.

@@ -1,7 +1,7 @@
 r"""The Implicit Memory Module (arXiv 2502.21030): a bank of slots inside a layer.
 
   s_t = f_write(h_t)                       q_t = f_query(h_t)
-  M_t = write(M_{t-1}, s_t)                M_0 = 0, [N, R]   (models.recurrence)
+  M_t = write(M_{t-1}, s_t)                M_0 = 0, [N, R]   (models.memory_policies)
   a_t = softmax(M_t q_t / sqrt(D))         r_t = Σ_i a_t[i] M_t[i]
   h_t ← LayerNorm(h_t + g(r_t))
 

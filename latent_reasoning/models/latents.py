@@ -39,7 +39,7 @@ def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
   """Hidden states of a batch, and the residual streams of all layers.
 
   Args:
-    model: as models.gpt.GPT.
+    model: as models.transformer.GPT.
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.

@@ -23,7 +23,7 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
   """Runs a model over rows and picks what its texts are to be read out of.
 
   Args:
-    model: as models.gpt.GPT.
+    model: as models.transformer.GPT.
     params: its parameters.
     batch: rows with `told`.
     kind: 'blocks' or 'memory', as config.explicit.source.

@@ -66,7 +66,7 @@ def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int]
   """Final states on two principal axes: by block, and their means by training step.
 
   Args:
-    found: of inside.trajectories.
+    found: of probing.trajectories.
     steps: of its checkpoints.
     answers: true answer of each problem, as text: the colour of the last block.
   """
@@ -121,7 +121,7 @@ def _grid(axis, values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
 
 
 def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
-  """Where a linear probe finds each step's result (inside.value_probes)."""
+  """Where a linear probe finds each step's result (probing.value_probes)."""
   pyplot = load_pyplot()
   accuracy, commonest = found['accuracy'], found['commonest']
   steps, count, depth = accuracy.shape
@@ -136,7 +136,7 @@ def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
 
 
 def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
-  """What the head would say at each layer (inside.lens)."""
+  """What the head would say at each layer (probing.lens)."""
   pyplot = load_pyplot()
   count, depth = found['answer'].shape
   drawing, axes = pyplot.subplots(1, 2, figsize=(9, 0.45 * count + 1.9), sharey=True)
@@ -150,7 +150,7 @@ def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
 
 
 def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
-  """Shares of attention, layer by layer (inside.attention)."""
+  """Shares of attention, layer by layer (probing.attention)."""
   pyplot = load_pyplot()
   question, between, readouts = (found[n] for n in ('question', 'blocks', 'readouts'))
   layers, count, length = question.shape
@@ -174,7 +174,7 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
 
 def controls(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   """Accuracy under each intervention, and how often the answer becomes that of the question
-  whose blocks were put in (intervene.controls)."""
+  whose blocks were put in (activation_patching.controls)."""
   pyplot = load_pyplot()
   lines = [line for line in found['lines'] if line['n']]
   drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.4 + 0.3 * len(lines)),

@@ -218,7 +218,7 @@ def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
 
 
 def adapters(path: pathlib.Path, grown: dict[str, dict[int, float]]) -> pathlib.Path:
-  """Draws how much LoRA adds to each matrix (adapt.growth)."""
+  """Draws how much LoRA adds to each matrix (lora.growth)."""
   pyplot = load_pyplot()
   depth = 1 + max(layer for own in grown.values() for layer in own)
   shares = [[own.get(layer, float('nan')) for layer in range(depth)] for own in grown.values()]

@@ -11,7 +11,7 @@ KINDS = {'question': '#31688e', 'block': '#e69f00', 'readout': '#c2185b', 'behin
 
 
 def mask(path: pathlib.Path, row: dict[str, Any]) -> pathlib.Path:
-  """Draws which position may see which, coloured by what is seen (sight.row)."""
+  """Draws which position may see which, coloured by what is seen (mask_plots.row)."""
   pyplot = load_pyplot()
   from matplotlib.colors import to_rgb
   allowed, tokens, parts = row['allowed'], shown(row['tokens']), row['parts']
@@ -46,7 +46,7 @@ def mask(path: pathlib.Path, row: dict[str, Any]) -> pathlib.Path:
 
 def leak(path: pathlib.Path, found: dict[str, dict[str, Any]], other: str) -> pathlib.Path:
   """Draws how far each prediction moves when one token becomes `other`, a panel a run
-  (sight.moved).
+  (mask_plots.moved).
 
   What moves before that token was told the future; it is drawn in red, and said.
   """

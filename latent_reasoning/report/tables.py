@@ -47,7 +47,7 @@ def results(found: dict[str, Any]) -> str:
 
 
 def paper(found: dict[str, Any]) -> str:
-  """The result of `protocol.paper` in a line, and one for each other set."""
+  """The result of `checkpoint_selection.paper` in a line, and one for each other set."""
   chosen = ', '.join(f'{step} ({n})' for step, n in zip(
       found['steps'], found['chosen'], strict=True))
   lines = [f"protocol paper: final {percent(found['accuracy'], found['standard_error'])} % of "
@@ -127,7 +127,7 @@ def explicit(found: dict[str, Any]) -> str:
 
 
 def controls(found: dict[str, Any]) -> list[list[Any]]:
-  """Rows of `intervene.controls`: what becomes of the answer when blocks are changed."""
+  """Rows of `activation_patching.controls`: what becomes of the answer when blocks are changed."""
   rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
            "became the donor's %", 'by chance %']]
   for line in found['lines']:

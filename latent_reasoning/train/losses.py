@@ -38,7 +38,7 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
   """Weighted next-token loss, Σ w · -log p(target): the losses L1 and L2 of RiM.
 
   Args:
-    model: as models.gpt.GPT.
+    model: as models.transformer.GPT.
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.
@@ -141,7 +141,7 @@ def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
 
   Args:
     decoder: with parameters `params`.
-    source: [B·C, S, E], of `models.explicit_decoder.hidden_and_source`.
+    source: [B·C, S, E], of `models.reasoning_decoder.hidden_and_source`.
     told: the C texts of each row.
   """
   size, length = source.shape[:2]

@@ -50,7 +50,7 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
 
   The state is donated. Gradients of the weighted sum add up over `accumulate`
   microbatches and are divided once by the total weight, and a loss that compares the problems
-  of a batch (objectives.BatchLoss) sees the whole of it, so that accumulation does not change
+  of a batch (losses.BatchLoss) sees the whole of it, so that accumulation does not change
   the loss. Metrics are sums and stay on the device. Nothing but what
   is `trained` (adapt) has a gradient. On a mesh, the state stays as `placed` (sharding).
   """

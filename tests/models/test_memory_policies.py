@@ -9,6 +9,7 @@ import pytest
 from close import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 
 from latent_reasoning.models import memory_policies
 from latent_reasoning.models.memory_policies import POLICIES, Bank, Writes
@@ -57,9 +58,9 @@ def check_equal(name, seed, length, slots, rank, size, start):
   fast_g, fast = everything(name, memory_policies.chunked, size, *args)
   for one, other in zip(jax.tree.leaves(slow), jax.tree.leaves(fast), strict=True):
     assert_close(other, one)
-  for one, other in zip(slow_g, fast_g, strict=True):
-    # Where a gate saturates its gradient is large: relative to that.
-    assert_close(other, one)
+  # One loss has them all, and parts of a gradient cancel: relative to the largest of them.
+  one, other = (ravel_pytree(g)[0] for g in (slow_g, fast_g))
+  assert_close(other, one)
 
 
 # length, slots, rank, chunk: compiling is what takes time, so few shapes and many draws.
