@@ -14,9 +14,9 @@ r"""Data files, recognised by what is in them.
 | math       | problem, solution (`\boxed{…}`), perhaps answer      | latex     | MATH         |
 | gpqa       | Question, Correct Answer, Incorrect Answer 1, 2, 3   | letter    | GPQA         |
 
-The rule says how answers are compared (answer_matching.RULES; close: numeric_close); *: numeric where
-some answer is a number, else text. A row is a JSON object, one on a line or an item of one
-list, but for iCoT's. Other keys are ignored.
+The rule says how answers are compared (eval.answer_matching; close: numeric_close);
+*: numeric where some answer is a number, else text. A row is a JSON object, one on a line or
+an item of one list, but for iCoT's. Other keys are ignored.
 """
 
 import hashlib

@@ -27,9 +27,9 @@ class Splits:
   """Training, validation and test problems, and how they came about.
 
   `report` is made for JSON: name; counts by split; rules, how answers are compared
-  (answer_matching.RULES), by split; sources, the report of `formats.read` by split; carved, {split:
-  problems taken from train}; and duplicates, {'train_valid' | 'train_test' | 'valid_test':
-  problems dropped from the first of the two because the second asks the same}.
+  (eval.answer_matching), by split; sources, the report of `formats.read` by split; carved,
+  {split: problems taken from train}; and duplicates, {'train_valid' | 'train_test' |
+  'valid_test': problems dropped from the first of the two because the second asks the same}.
   """
   train: Sequence[Example]
   valid: Sequence[Example]

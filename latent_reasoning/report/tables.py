@@ -127,7 +127,7 @@ def explicit(found: dict[str, Any]) -> str:
 
 
 def controls(found: dict[str, Any]) -> list[list[Any]]:
-  """Rows of `activation_patching.controls`: what becomes of the answer when blocks are changed."""
+  """Rows of `activation_patching.controls`: what becomes of the answer."""
   rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
            "became the donor's %", 'by chance %']]
   for line in found['lines']:
