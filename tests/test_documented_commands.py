@@ -22,6 +22,7 @@ from latent_reasoning import config_loading, main, sequences
 from latent_reasoning.benchmarks import decoding, tables
 from latent_reasoning.cli import latency, sweep
 from latent_reasoning.config import flatten
+from latent_reasoning.eval import latency as eval_latency
 from latent_reasoning.planning import estimate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -338,7 +339,7 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))  # of the processes that --mode=plan starts
   monkeypatch.setattr(tables, 'SHAPES', ((8, 2, 1, 3),))
   monkeypatch.setattr(decoding, 'SHAPES', ((1, 16, 2),))
-  monkeypatch.setattr(latency, 'BATCHES', (1,))
+  monkeypatch.setattr(eval_latency, 'BATCHES', (1,))
 
   def python(module, flags, log):  # in this process: importing JAX takes longer than a run
     module = importlib.import_module(module)
