@@ -152,6 +152,8 @@ GOES_ON = {
         b'{"step": 1e400, "stage": 1, "split": "train"}', b'[' * 100_000)},
     'log gone': lambda p: (p / 'metrics.jsonl').unlink(),
     'results.json half written': write('results.json', b'{"accuracy": {"fin'),
+    'results.json of 10^5 brackets': write('results.json', b'[' * 100_000),
+    'predictions.jsonl not UTF-8': write('predictions.jsonl', b'\xff\xfe\n'),
     'a lock of a dead process': write('.lock', b'{"host": "x", "process": 1}'),
     'a lock that is not JSON': write('.lock', b'\xff\x00{'),
     'a temporary file of a killed writer': write('.results.json.77.tmp', b'{'),
