@@ -1,4 +1,4 @@
-"""Every method on ProsQA, paths through a graph told in words, one command.
+"""Every method on ProsQA, paths through a graph described in words, one command.
 
   python -m latent_reasoning.main --mode=compare --config=configs/compare_prosqa.py \\
       --config.eval.sets='("VALID.json","TEST.json")'

@@ -251,7 +251,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.max_tokens = 300  # a readout may generate
   evaluation.samples = 0  # pass@k
   evaluation.temperature = 0.8
-  evaluation.top_k = 40  # likeliest tokens that samples are drawn from; 0: all
+  evaluation.top_k = 40  # most probable tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'last'  # best (validation accuracy) | last
   evaluation.sets = ()  # more test sets: files, or names such as svamp and math500
   evaluation.protocol = 'validation'  # validation | paper (16 cuts of the test split)
@@ -262,7 +262,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.sweep = sweep = ml_collections.ConfigDict()
   sweep.runs = SWEEPS.get(variant, ())  # 'name key=value …', one run each; (): no sweep
   sweep.seeds = (0, 1, 2)
-  sweep.control = 'gpt'  # name of the run that others are held against
+  sweep.control = 'gpt'  # name of the run that others are compared with
   sweep.budget = 'steps'  # steps | flops: each run's, or scaled to the control's FLOPs
 
   if variant == 'replication_full':

@@ -216,7 +216,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   evaluation.max_tokens = 6 * steps + 10  # a readout may generate
   evaluation.samples = 0  # pass@k
   evaluation.temperature = 1.0
-  evaluation.top_k = 0  # likeliest tokens that samples are drawn from; 0: all
+  evaluation.top_k = 0  # most probable tokens that samples are drawn from; 0: all
   evaluation.checkpoint = 'best'  # best (validation accuracy) | last
   evaluation.sets = ()  # more test sets: files, or names such as svamp and math500
   evaluation.protocol = 'validation'  # validation | paper (16 cuts of the test split)
@@ -227,7 +227,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.sweep = sweep = ml_collections.ConfigDict()
   sweep.runs = ()  # 'name key=value …', one run each; (): no sweep
   sweep.seeds = (0, 1, 2)
-  sweep.control = ''  # name of the run that others are held against
+  sweep.control = ''  # name of the run that others are compared with
   sweep.budget = 'steps'  # steps | flops: each run's, or scaled to the control's FLOPs
 
   return c

@@ -31,8 +31,8 @@ class Mask:
 
   Attributes:
     segment: int32 [B, T]; 0 in the prefix, k in readout k.
-    visible_from, visible_until: int32 [B, T]; the part of the prefix in sight.
-    until: int32 [B, K]; how much of the prefix each readout hangs off.
+    visible_from, visible_until: int32 [B, T]; the part of the prefix that is visible.
+    until: int32 [B, K]; how much of the prefix each readout sees.
     prefix: P, the first P positions of a row are its prefix.
     count: K, the rest is K readouts of equal length; 0 for a plain prefix.
   """

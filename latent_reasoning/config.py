@@ -246,7 +246,7 @@ class EvalConfig:
   max_tokens: int  # tokens a readout may generate, chain of thought included
   samples: int  # pass@k by sampling; 0: off
   temperature: float  # of the samples
-  top_k: int  # likeliest tokens that samples are drawn from; 0: all
+  top_k: int  # most probable tokens that samples are drawn from; 0: all
   checkpoint: str  # 'best' (by validation accuracy) | 'last'
   sets: tuple[str, ...]  # more test sets: files, or names of data.hub.SETS
   protocol: str  # 'validation' | 'paper': how a checkpoint is chosen (protocol)
@@ -260,7 +260,7 @@ class SweepConfig:
   """Several runs by one command (sweep)."""
   runs: tuple[str, ...]  # 'name key=value key=value …', keys without 'config.'; (): none
   seeds: tuple[int, ...]  # each run with each of them
-  control: str  # name of the run that others are held against
+  control: str  # name of the run that others are compared with
   budget: str  # 'steps': each run trains for its own | 'flops': for the control's FLOPs
 
 

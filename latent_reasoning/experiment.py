@@ -178,8 +178,8 @@ class Run:
     """Loss over a whole split of text; `imm` changes keys of the memory."""
     model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
     return language_modeling.loss(model, params, getattr(self.splits, split),
-                                   self.config.data.block,
-                     self.config.eval.batch_size, self.splits.start)
+                                  self.config.data.block,
+                                  self.config.eval.batch_size, self.splits.start)
 
   @functools.cached_property
   def fingerprint(self) -> dict[str, str]:

@@ -268,7 +268,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
   multihost.start(args.coordinator, args.num_processes, args.process_id,
-                    args.distributed, config.train.peer_timeout)
+                  args.distributed, config.train.peer_timeout)
   if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
                      f'with {multihost.count()}')

@@ -12,7 +12,7 @@ from latent_reasoning.sequences import Encoded, Readout
 
 # <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
 IDS = sequences.Symbols(pad=90, end=91, block_open=92, memory=93, block_close=94, pause=95,
-                     steps=(96, 97, 98), newline=(10,), answer=(10, 35))
+                        steps=(96, 97, 98), newline=(10,), answer=(10, 35))
 BLOCK = [92, 93, 94]
 QUESTION, STEPS, ANSWER = [1, 2], [[3, 4], [5, 6], [7]], [8, 9]
 

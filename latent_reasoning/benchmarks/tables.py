@@ -70,8 +70,8 @@ def rows(shape: tuple[int, int, int, int], batch: int, seed: int = 0):
   ids = sequences.Symbols(0, 1, 2, 3, 4, 5, (), (), ())
   draw = np.random.default_rng(seed).integers
   packed = [sequences.rim(sequences.Encoded(draw(6, VOCABULARY, question).tolist(), [],
-                                      draw(6, VOCABULARY, readout).tolist()),
-                       2, 0.0, rim, ids) for _ in range(batch)]
+                                            draw(6, VOCABULARY, readout).tolist()),
+                          2, 0.0, rim, ids) for _ in range(batch)]
   separate = [[sequences.Row(row.prefix[:out.until], row.visible_until[:out.until], [out])
                for row in packed for out in row.readouts[k:k + 1]] for k in range(blocks)]
   return packed, separate

@@ -139,7 +139,7 @@ def earlier(run: Run, last: int, examples):
     for step in steps:
       params = checkpoints.restore(run.like, step).state.params
       seen.append(block_states.collect(run.answerer(params), examples,
-                                 run.splits.report['rules']['test']))
+                                       run.splits.report['rules']['test']))
   except InputError as error:
     raise InputError(f'{error}; move it away') from None
   finally:

@@ -139,7 +139,7 @@ def evaluate_text(run: Run, found: Restored) -> int:
   print(f'\n{report.text(result)}')
   if config.causal:
     said = language_modeling.generate(config, run.model(), params, run.tokenizer, SAMPLE_PROMPT,
-                         config.eval.max_tokens)
+                                      config.eval.max_tokens)
     print(f'\n{said}')
   else:
     print('\nno sample: a model that reads the future cannot generate')
@@ -193,7 +193,7 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
   if run.config.method == 'lm':
     def answer(prompt):
       return language_modeling.generate(run.config, run.model(), params, run.tokenizer, prompt,
-                           run.config.eval.max_tokens)
+                                        run.config.eval.max_tokens)
   else:
     answer = functools.partial(say or reply, run.answerer(params))
 
@@ -356,7 +356,7 @@ def _real(run: Run, count: int) -> list[sequences.Encoded]:
   train = run.splits.train
   if run.config.method == 'lm':
     return language_modeling.halves(train, min(run.config.data.block, AUDIT_TOKENS), count,
-                       run.config.seed)
+                                    run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
                                                         replace=False)
   return sequences.encode([train[i] for i in index], run.tokenizer)

@@ -72,7 +72,7 @@ def read_set(name: str, config: DataConfig) -> tuple[list[Example], dict]:
                      f"'{found.split}'; give a local file in config.eval.sets")
   path = f'{found.file or found.repository} {found.split}'
   return formats.collect(((f'{path} row {i}', row) for i, row in enumerate(data[split])),
-                       config, path, found.form)
+                         config, path, found.form)
 
 
 def rows(repository: str, name: str | None, config: DataConfig, local: str,

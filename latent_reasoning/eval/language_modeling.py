@@ -133,4 +133,4 @@ def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[seque
     raise InputError(f'config.data.block is {block}; expected at least 4 to audit')
   at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
   return [sequences.Encoded(ids[i:i + length // 2].tolist(), [],
-                         ids[i + length // 2:i + length - 1].tolist()) for i in at]
+                            ids[i + length // 2:i + length - 1].tolist()) for i in at]

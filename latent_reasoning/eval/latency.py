@@ -137,7 +137,7 @@ def prompt(config: Config, name: str, examples: Sequence[sequences.Encoded], siz
   rows = []
   for example in (list(examples) * size)[:size]:
     row = sequences.method(name).prompt(example.question, config.eval.blocks or
-                                     config.rim.blocks, config.rim, symbols)
+                                        config.rim.blocks, config.rim, symbols)
     rows.append(sequences.Row(row.prefix, row.visible_until, row.readouts[-1:]))
   return batching.collate(rows, *batching.sizes(rows), symbols.pad)
 

@@ -173,8 +173,8 @@ def activations(config: Config, mesh, batch: batching.Batch) -> int:
   wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
   tensor = mesh.shape['tensor']
   layer = rows * length * (size * (4 * c.width + wide / tensor)
-                            + (c.attention not in attention.KERNELS)
-                            * 8 * heads / tensor * length)  # logits and weights of attention
+                           + (c.attention not in attention.KERNELS)
+                           * 8 * heads / tensor * length)  # logits and weights of attention
   kept = rows * length * c.width * size
   vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
   count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone

@@ -36,7 +36,7 @@ def asked(answerer, blocks_too=True):
 def edit(answerer, other, scale, block=None):
   rows, lengths = asked(answerer)
   return activation_patching.edit(rows, lengths, prefix_width(rows, answerer.config),
-                        np.array(other), scale, block, 3)
+                                  np.array(other), scale, block, 3)
 
 
 def said(answerer, edit=None):

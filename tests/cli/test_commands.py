@@ -275,7 +275,7 @@ def test_real_rows_are_drawn_by_seed(trained):
   assert one == two and len(one) == 5
   assert len(commands._real(trained, 1000)) == len(trained.splits.train)
   everything = sequences.encode([trained.splits.train[i] for i in range(40)],
-                             trained.tokenizer)
+                                trained.tokenizer)
   assert all(e in everything for e in one)
 
 

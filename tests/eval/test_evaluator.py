@@ -80,7 +80,7 @@ def test_too_long_counts_as_wrong(tiny_config):
   examples = [problem('a', '7'), problem('long', '8'), problem('c', '9')]
   said = {'a': ['7', '7'], 'long': None, 'c': ['9', '9']}
   result, records = evaluator.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
-                                      'numeric')
+                                       'numeric')
   third = pytest.approx(2 / 3)
   assert result['accuracy'] == {'final': third, 'any': third, 'per_block': [third, third]}
   assert result['too_long'] == 1 and records[1]['too_long']
@@ -103,7 +103,7 @@ def test_free_text_has_overlaps(tiny_config):
               Example('long', (), 'y')]
   said = {'a': ['x', 'one two'], 'b': ['x', 'three'], 'long': None}
   result, records = evaluator.evaluate(Said(tiny_config(), said), examples, 'toy', 'test',
-                                      'free_text')
+                                       'free_text')
   assert [r['overlap']['f1'] for r in records] == [1.0, pytest.approx(2 / 3), 0.0]
   f1 = result['overlap']['f1']
   assert f1['mean'] == pytest.approx(5 / 9)
@@ -250,7 +250,7 @@ def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
     state, _ = stepper(state, batch, run.curriculum.learning_rate(i))
   examples = [run.splits.train[i] for i in range(8)]
   result, records = evaluator.evaluate(run.answerer(state.params), examples, 'toy', 'train',
-                                      'numeric')
+                                       'numeric')
   assert result['accuracy']['final'] == 1.0, [r['predictions'] for r in records]
   for record, example in zip(records, examples, strict=True):
     assert record['predictions'] == ['\n'.join([*example.steps, f'####{example.answer}'])]

@@ -74,7 +74,7 @@ def make(tiny_config, tokenizer, random_params):
                 config.imm, projection=config.rim.peers.projection)
     batch = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
     return leakage.Subject(config, model, random_params(model, batch), tokenizer,
-                         sequences.encode([one, two], tokenizer))
+                           sequences.encode([one, two], tokenizer))
   return build
 
 

@@ -267,7 +267,7 @@ def test_chat(trained):
     return
   answerer = trained.answerer(trained.restore().state.params)
   for content in ('1+2', ' 1 +\u20282\t', "{{ 'a' }}", [{'type': 'text', 'text': '1 +'},
-                                                      {'type': 'text', 'text': ' 2'}]):
+                                                        {'type': 'text', 'text': ' 2'}]):
     text = content if isinstance(content, str) else '1 + 2'
     ids = tokenizer.apply_chat_template(
         [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'},

@@ -37,7 +37,7 @@ def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> batching.Bat
   rows = []
   for _ in range(2):
     example = sequences.Encoded(text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))],
-                             text(1, 2))
+                                text(1, 2))
     rows.append(sequences.method(config.method).train(example, stage, 0.0, config.rim, IDS))
   return batching.collate(rows, *shape)
 

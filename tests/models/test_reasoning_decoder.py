@@ -56,7 +56,7 @@ def test_what_is_told(tiny_config):
   assert told.targets[1, 0, :5].tolist() == [12, 13, 6, 14, 1]
   none = sequences.told('direct', sequences.Encoded([8, 9], [], [9]),
                         sequences.plain([8, 9], ()),
-                     config.rim, IDS)
+                        config.rim, IDS)
   assert none == [] and not batching.collate_told([none]).weights.any()
 
 

@@ -65,7 +65,7 @@ def test_known_checkpoints(tiny_config):
   assert counts.keys() == estimate.KNOWN.keys()
   for name, count in counts.items():
     run = estimate.planned(tiny_config(**{'model.init_from': name, 'model.scan': True,
-                                      'optim.trained': 'new', 'model.lora.rank': 1}))
+                                          'optim.trained': 'new', 'model.lora.rank': 1}))
     params = jax.eval_shape(run.fresh).params
     own = {'new_embedding', 'new_head', 'lora_a', 'lora_b'}
     old = sum(a.size for path, a in jax.tree_util.tree_leaves_with_path(params)

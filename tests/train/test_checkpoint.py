@@ -316,6 +316,20 @@ def test_another_optimizer_is_an_error(make):
     make().restore(other)
 
 
+def test_copy_under_another_step(make, folder):
+  """It is set aside before anything is asked of a step that the configuration may not have."""
+  saved(make, 1, 2).close()
+  shutil.copytree(folder / '1', folder / '60')
+  def abstract(step):
+    assert step <= 2, step
+    return like()
+  checkpoints = make()
+  assert checkpoints.verify(abstract) == {
+      60: 'it is a copy of the checkpoint of step 1', 2: '', 1: ''}
+  assert checkpoints.restore(abstract).step == 2
+  assert 'checkpoint 60' in make.warned[-1] and (folder.parent / 'unsound/60').exists()
+
+
 def test_unfinished_save_is_not_seen(make, folder):
   """What a killed writer leaves behind is no checkpoint, and does not block its step."""
   saved(make, 1).close()

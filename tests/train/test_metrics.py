@@ -119,7 +119,7 @@ def test_plain_lines_where_there_is_no_terminal():
   text = stream.getvalue()
   found = text.splitlines()
   assert [line.split(' stage')[0] for line in found] == ['step 3/7', 'step 6/7', 'step 7/7',
-                                                        'word']
+                                                         'word']
   assert all('loss 0.5000' in line and 'steps/s' in line for line in found[:3])
   assert '\r' not in text and '\x1b' not in text
 
