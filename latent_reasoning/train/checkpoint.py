@@ -120,8 +120,13 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def versions() -> dict[str, str]:
   """Of the packages that training depends on."""
-  packages = ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
-  return {name: importlib.metadata.version(name) for name in packages}
+  found = {}
+  for name in ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH, say
+      found[name] = 'not installed'
+  return found
 
 
 class _Unreadable(Exception):
