@@ -69,6 +69,7 @@ def check(name, tiny_config, tmp_path, parts):
     agree(whole, cut, f'{name} in {n} parts')
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', ['rim', 'codi', 'auxiliary'])
 def test_microbatches(name, tiny_config, tmp_path, quick_compilation):
   """The short form; all of them below. Parts of one row are the hardest."""
@@ -81,6 +82,7 @@ def test_all_microbatches(name, tiny_config, tmp_path, quick_compilation):
   check(name, tiny_config, tmp_path, [2, 8])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', ['codi', 'auxiliary'])
 def test_a_batch_of_one(name, tiny_config, tmp_path, quick_compilation):
   """Statistics of one row: finite, and with a gradient."""

@@ -211,6 +211,7 @@ def kind_of(words):
               'tests/test_documented_commands.py')
 
 
+@pytest.mark.integration
 def test_every_command_parses(commands, monkeypatch):
   monkeypatch.chdir(ROOT)
   assert len(commands) > 30

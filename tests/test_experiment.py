@@ -30,6 +30,7 @@ def test_parts_fit_together(built):
   assert built.workdir.tokenizer.exists()
 
 
+@pytest.mark.integration
 def test_init_is_a_function_of_the_seed(built):
   """The same seed gives the same bits, another seed others."""
   one, two = built.init(), built.init()
@@ -58,6 +59,7 @@ def test_nothing_to_restore(built):
   assert built.restore() is None
 
 
+@pytest.mark.integration
 def test_restore_best_or_last(tiny_config, make_run, tmp_path):
   """eval.checkpoint picks; where nothing was validated, the newest counts as best."""
   run = make_run(tiny_config(**ONE_LAYER), tmp_path)
@@ -80,6 +82,7 @@ def test_restore_best_or_last(tiny_config, make_run, tmp_path):
   assert (restored('best'), restored('last')) == (2, 3)
 
 
+@pytest.mark.integration
 def test_damaged_best_names_a_way_out(tiny_config, make_run, tmp_path):
   """Where the best checkpoint is damaged, and others are not, the error says so."""
   run = make_run(tiny_config(**ONE_LAYER), tmp_path)

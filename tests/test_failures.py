@@ -67,6 +67,7 @@ def test_file_too_large(cache, tmp_path):
   assert len(losses(again.path)) == 20
 
 
+@pytest.mark.integration
 def test_full_log(tmp_path, monkeypatch, capsys, quick_compilation):
   """No space left for metrics.jsonl is one line and status 1; nothing passes in silence."""
   if not os.path.exists('/dev/full'):
@@ -110,6 +111,7 @@ def test_full_disk(cache, tmp_path):
     subprocess.run(['umount', str(disk)], check=True)
 
 
+@pytest.mark.integration
 def test_unwritable(cache, tmp_path):
   """A workdir inside a file is told at the door."""
   (tmp_path / 'file').write_text('')
@@ -118,6 +120,7 @@ def test_unwritable(cache, tmp_path):
   assert 'cannot use' in (tmp_path / 'err').read_text()
 
 
+@pytest.mark.integration
 def test_data_that_changed(tiny_config, make_run, tmp_path, quick_compilation):
   """The same paths hold other problems than when the run began: an error, nothing lost."""
   def write(name, numbers):
@@ -137,6 +140,7 @@ def test_data_that_changed(tiny_config, make_run, tmp_path, quick_compilation):
   assert newest(tmp_path / 'run')[0] == int(state.step)
 
 
+@pytest.mark.integration
 def test_a_machine_that_is_gone(tiny_config, make_run, tmp_path, quick_compilation):
   """A run in a bucket (here a folder) goes on elsewhere; it knows its configuration."""
   def on(machine, **changes):

@@ -49,6 +49,7 @@ def test_the_worker_starts_again_what_resumes(world, statuses, tries, done, star
   assert python_calls(world) == [list(command[1:])] * starts
 
 
+@pytest.mark.integration
 @linux
 def test_the_worker_outlives_its_connection(world):
   """Killed while it shows a run, it leaves the run alone; another follows to its end."""

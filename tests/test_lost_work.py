@@ -51,6 +51,7 @@ def lines(run):
   return run.workdir.metrics.read_bytes().splitlines()
 
 
+@pytest.mark.integration
 def test_training_does_not_begin_again_by_itself(again):
   """All checkpoints damaged: refused, also the second time; then restarted where told so,
   and what is void is kept."""
@@ -96,6 +97,7 @@ def test_damaged_lines_of_a_log(again, damage):
   assert (run.workdir.path / 'metrics.void.jsonl').read_bytes() == 2 * (damage + b'\n')
 
 
+@pytest.mark.integration
 def test_a_tokenizer_belongs_to_its_checkpoint(again):
   """With a permuted vocabulary, every mode refuses and `verify` says why."""
   run = again()
@@ -114,6 +116,7 @@ def test_a_tokenizer_belongs_to_its_checkpoint(again):
   assert all('tokenizer' in wrong for wrong in found.values()) and found
 
 
+@pytest.mark.integration
 def test_one_writer(again, tmp_path):
   """The second one gets a line that names the first; a reader is let in; a dead writer's
   lock is free."""

@@ -43,6 +43,7 @@ def said(answerer, edit=None):
   return np.asarray(answerer.generate(asked(answerer)[0], edit=edit))[:, 0]
 
 
+@pytest.mark.integration
 def test_rereading_changes_nothing(answerer):
   """The final answers are those of ordinary decoding."""
   plain = np.asarray(answerer.generate([answerer.row(q) for q in QUESTIONS]))[:, -1]
@@ -50,6 +51,7 @@ def test_rereading_changes_nothing(answerer):
   assert len(np.unique(plain)) > 3
 
 
+@pytest.mark.integration
 def test_transplant(answerer):
   """One pair: what each says untouched; the donor's blocks change it, the own do not."""
   one, two = QUESTIONS[:2]
@@ -60,6 +62,7 @@ def test_transplant(answerer):
               for d in QUESTIONS}) > 1
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('block', [None, 1])
 def test_own_states_change_nothing(answerer, block):
   """A question that is given its own states back says what it said."""
@@ -108,6 +111,7 @@ def test_donors():
   assert all(i != j for i, j in enumerate(other) if i != 3)
 
 
+@pytest.mark.integration
 def test_no_blocks(answerer):
   """An edit of no block leaves the cache as it is, to the bit."""
   rows = [sequences.plain(answerer.row(q).prefix[:4], [sequences.Readout(4)])
@@ -119,6 +123,7 @@ def test_no_blocks(answerer):
   jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.integration
 def test_table(answerer):
   """Counts, and that the untouched line is the ordinary evaluation."""
   examples = [Example(q, (), '3') for q in QUESTIONS]

@@ -117,6 +117,7 @@ def test_adaptive():
   assert found['probe']['chosen']['accuracy'] > fixed[-1] - 0.05
 
 
+@pytest.mark.integration
 def test_thresholds_do_not_see_test_data():
   """Other test labels change accuracies, and nothing that was chosen."""
   valid, test = made(0), made(1)

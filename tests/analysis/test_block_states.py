@@ -45,6 +45,7 @@ def forward(model, params, batch):
       model.apply({'params': params}, hidden, method='head'))
 
 
+@pytest.mark.integration
 def test_states_and_confidence(answerer, examples, seen):
   """As of question, blocks 1 … k and the answer as one plain causal sequence."""
   end = answerer.symbols.end
@@ -92,6 +93,7 @@ def test_file(seen, tmp_path):
     np.testing.assert_array_equal(getattr(back, field.name), getattr(seen, field.name))
 
 
+@pytest.mark.integration
 def test_budget(answerer, examples, seen):
   """With k blocks, the answer of block k; with none, that of the bare question."""
   found = block_states.by_budget(answerer, examples, 'numeric')

@@ -55,6 +55,7 @@ def texts(tiny_config, make_run, tmp_path_factory):
   return make
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('write', ['', 'gated', 'prefix_mean', 'sequence_mean'])
 def test_moved(texts, write):
   """Predictions before the changed token move where the future is read, and only there;
@@ -77,6 +78,7 @@ def test_what_cannot_be_changed(texts, place, other):
     mask_plots.moved(run, params, TEXT, place, other)
 
 
+@pytest.mark.integration
 def test_figures(tiny_config, make_run, tmp_path, texts):
   """Both are drawn, also of tokens that mean something to matplotlib."""
   pytest.importorskip('matplotlib')

@@ -39,6 +39,7 @@ def assert_same(a, b):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.integration
 def test_it_remembers(reader):
   """The second segment reads the first through the memory, and only through it."""
   first, second = segments(2)
@@ -62,6 +63,7 @@ def test_isolated(reader):
   assert np.abs(said_a[1] - said_b[1]).max() > 0
 
 
+@pytest.mark.integration
 def test_bounded_over_many_segments(made, reader):
   """However often a text is read, no slot outgrows the largest write."""
   model, params = made

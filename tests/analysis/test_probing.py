@@ -56,6 +56,7 @@ def test_values_are_read_where_they_are():
   assert np.isnan(found['accuracy'][1]).all() and np.isnan(found['commonest'][1])
 
 
+@pytest.mark.integration
 def test_lens_of_the_final_state(answerer):
   """There the lens says what the model says; the last two entries of a state agree."""
   seen = block_states.collect(answerer, EXAMPLES, 'numeric')

@@ -35,6 +35,7 @@ def leaves_equal(one, other):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.integration
 def test_frozen_resumes(trained, tmp_path):
   """Stopped half-way and started again, it ends in the same parameters."""
   run, params = trained
@@ -70,6 +71,7 @@ def test_frozen_resumes(trained, tmp_path):
   leaves_equal(again.params, done.params)
 
 
+@pytest.mark.integration
 def test_explain(trained, capsys):
   """By command: trains once, scores against a foreign memory, times, and answers."""
   run, params = trained
@@ -90,6 +92,7 @@ def test_explain(trained, capsys):
     commands.explain(run, None)
 
 
+@pytest.mark.integration
 def test_off_costs_nothing(trained):
   """Answering compiles to the same program with a decoder trained jointly and without."""
   run, params = trained
@@ -120,6 +123,7 @@ def test_joint(tiny_config, make_run, tmp_path, capsys):
   assert commands.evaluate(run) == 0
 
 
+@pytest.mark.integration
 def test_score(trained, monkeypatch):
   """Exact text counts, nothing else; a foreign memory is another problem's."""
   run, params = trained
@@ -142,6 +146,7 @@ def test_score(trained, monkeypatch):
   assert found['samples'][0]['meant'] == examples[0].steps[0]
 
 
+@pytest.mark.integration
 def test_needs_a_source(trained):
   run, _ = trained
   none = dataclasses.replace(run.config, explicit=dataclasses.replace(

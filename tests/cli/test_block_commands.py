@@ -26,12 +26,14 @@ def trained(tiny_config, make_run, tmp_path_factory):
   return run
 
 
+@pytest.mark.integration
 def test_auxiliary_losses_are_logged(trained):
   lines = [json.loads(line) for line in trained.workdir.metrics.read_text().splitlines()]
   values = [line for line in lines if line['split'] == 'train']
   assert values and all(v['aux_align'] > 0 and 0 <= v['aux_smooth'] <= 2 for v in values)
 
 
+@pytest.mark.integration
 def test_inside(trained, capsys):
   """Every figure, the states of both splits, and numbers that JSON can hold."""
   pytest.importorskip('matplotlib')
@@ -50,6 +52,7 @@ def test_inside(trained, capsys):
     assert words in out
 
 
+@pytest.mark.integration
 def test_controls(trained, capsys):
   assert block_commands.controls(trained) == 0
   found = json.loads(trained.workdir.controls.read_text())
@@ -57,6 +60,7 @@ def test_controls(trained, capsys):
   assert 'block 3 transplanted' in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_aloud(trained, capsys):
   """A line a block with its step and answer; the answer is that of plain generation."""
   assert commands.generate(trained, '1+2-3', block_commands.aloud) == 0

@@ -76,6 +76,7 @@ def test_question_too_long(tiny_config):
     commands.reply(said, '1' * 50)
 
 
+@pytest.mark.integration
 def test_typed_questions(trained, monkeypatch, capsys):
   """Questions are answered line by line; a bad one is told and the next one answered."""
   typed = io.StringIO('\n1+2-3\n' + '1+' * 40 + '1\n4*5+6\n')
@@ -146,6 +147,7 @@ def test_tokens(trained):
   assert commands.tokens(trained, [{'predictions': []}]) == {'mean': 0, 'median': 0}
 
 
+@pytest.mark.integration
 def test_flops_before_training(fresh, capsys):
   """Counted without a checkpoint, and written."""
   assert commands.count(fresh) == 0
@@ -155,6 +157,7 @@ def test_flops_before_training(fresh, capsys):
   assert not fresh.workdir.metrics.exists()
 
 
+@pytest.mark.integration
 def test_evaluate_reports_contamination(trained, tmp_path, capsys):
   """Test questions in the training data are counted; the key switches it off."""
   more = tmp_path / 'seen.jsonl'
@@ -185,6 +188,7 @@ def test_evaluate_names_the_protocol(trained, monkeypatch, capsys):
   assert 'protocol validation: checkpoint of step 2' in out and 'paper' not in out
 
 
+@pytest.mark.integration
 def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkeypatch, capsys):
   """Every kept checkpoint is scored, that of the validation protocol once."""
   from latent_reasoning.eval import checkpoint_selection

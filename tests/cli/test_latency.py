@@ -7,6 +7,7 @@ from latent_reasoning.eval import latency as eval_latency
 from latent_reasoning.train import trainer
 
 
+@pytest.mark.integration
 def test_a_finished_run_is_timed(tiny_config, make_run, tmp_path, monkeypatch, capsys):
   """From its folder alone, with as many tokens as its chains of thought had."""
   config = tiny_config(**{

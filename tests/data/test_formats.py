@@ -266,6 +266,7 @@ def test_an_example_has_no_blank_edges_or_new_lines(question, steps, answer):
   assert make(example.question, example.steps, example.answer) == example
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name, form, count, steps, answer', [
     ('gsm8k/train.jsonl', 'gsm8k', 7473, ('48/2=24', '48+24=72'), '72'),
     ('gsm8k/test.jsonl', 'gsm8k', 1319, ('16-3-4=9', '9*2=18'), '18'),

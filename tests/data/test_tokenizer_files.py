@@ -59,6 +59,7 @@ ADDED = {'id': 7, 'content': 'zz', 'single_word': False, 'lstrip': False, 'rstri
          'normalized': False, 'special': True}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('changes, message', [
     (model(vocab={'a': 0, 'b': 2**31}), "'b' has the id 2147483648; ids go .* to 4,194,303"),
     (model(vocab={'a': 0, 'b': 2**32 - 1}), "'b' has the id 4294967295"),

@@ -289,6 +289,7 @@ def test_plain_is_stable(text):
   assert answer_matching.plain(once) == once
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('text', ['Привет, мир', '東京は日本の首都です', 'की का हाल', 'Ελλάδα'])
 def test_overlap_of_other_scripts(text):
   """What is the same overlaps wholly."""
@@ -296,6 +297,7 @@ def test_overlap_of_other_scripts(text):
   assert answer_matching.overlap(text, [text]) == {'f1': 1, 'rouge_l': 1}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('rule', answer_matching.RULES)
 @pytest.mark.parametrize('character', [' ', '7', ',', '{', '}', '\\', '-', '$', 'B', '('])
 def test_long_texts(rule, character):

@@ -84,6 +84,7 @@ def uncached(case: Case, rows) -> np.ndarray:
   return np.array(said)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_greedy_is_uncached_argmax(make, variant):
   """Every readout of every prompt says what full forward passes say."""
@@ -132,6 +133,7 @@ def test_rows_are_independent(make):
   np.testing.assert_array_equal(case.generate([rows[1]] * 3), found[[1, 1, 1]])
 
 
+@pytest.mark.integration
 def test_end(make):
   """A readout stops at its end token, is padded after it, and stops no other."""
   case = make('rim')
@@ -149,6 +151,7 @@ def test_end(make):
   assert 0 < stopped < found.shape[0] * found.shape[1]
 
 
+@pytest.mark.integration
 def test_sampling(make):
   """At temperature 0+ it is greedy; of its key alone; other keys, other samples."""
   case = make('rim')
@@ -159,6 +162,7 @@ def test_sampling(make):
   assert (one != draw(temperature=2.0, seed=1)).any()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('temperature', [1.0, 3.0])
 def test_distribution(make, temperature):
   """Samples of one readout come as often as softmax(logits / temperature) says."""

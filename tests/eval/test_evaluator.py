@@ -96,6 +96,7 @@ def test_the_rule_decides_and_is_written(tiny_config):
     assert (result['rule'], result['accuracy']['final']) == (rule, share)
 
 
+@pytest.mark.integration
 def test_free_text_has_overlaps(tiny_config):
   """Token F1 and ROUGE-L of the last readout, their mean and standard error."""
   pytest.importorskip('rouge_score')
@@ -160,6 +161,7 @@ def expected(run, params, questions):
   return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('size', [4, 16])
 def test_batch_size_does_not_change_answers(run, params, questions, expected, size):
   """Batches, whole, short or larger than the set, give the answers of single questions."""
@@ -205,6 +207,7 @@ def test_samples(run, params, questions):
   assert any(len(set(draws)) > 1 for draws in one)
 
 
+@pytest.mark.integration
 def test_cold_samples_are_greedy(run, params, questions, expected):
   """At a temperature near 0 every sample is the headline answer."""
   a = answerer(run, params, samples=3, temperature=1e-6)
@@ -236,6 +239,7 @@ def test_prompt_beyond_the_buckets(run):
   assert evaluator.prompt_batch([short], run.config).prefix == 12
 
 
+@pytest.mark.integration
 def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
   """After learning one problem by heart, the answer is right: texts, marks and all."""
   config = tiny_config(**{'method': 'cot', 'model.width': 32, 'model.layers': 1,

@@ -56,6 +56,7 @@ def test_batches(make):
   assert not np.array_equal(batch.tokens, run.batches.at(2).tokens)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('length', [2, 9, 10, 25, 31])
 def test_loss_of_a_whole_split(make, length):
   """Every token but the first counts once, however blocks and batches fall."""
@@ -71,6 +72,7 @@ def test_loss_of_a_whole_split(make, length):
   assert_close(found['loss'], total / count)
 
 
+@pytest.mark.integration
 def test_results(trained, capsys):
   """results.json has the losses of whole splits, says causal, and a sample is printed."""
   assert commands.evaluate(trained) == 0
@@ -83,6 +85,7 @@ def test_results(trained, capsys):
   assert 'whole splits' in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_generate(trained, capsys):
   """A continuation keeps its prompt, is longer than the positions, and follows the seed."""
   assert commands.generate(trained, 'to be') == 0
@@ -97,6 +100,7 @@ def test_generate(trained, capsys):
     language_modeling.generate(run.config, run.model(), params, run.tokenizer, '', 4)
 
 
+@pytest.mark.integration
 def test_attention(trained, make, capsys, monkeypatch):
   """A picture of slots, a panel a layer; clear words where there is nothing to draw."""
   pytest.importorskip('matplotlib')
@@ -132,6 +136,7 @@ def test_halves(make):
     language_modeling.halves(run.splits.train, 2, 5, 0)
 
 
+@pytest.mark.integration
 def test_reading_the_future(make, capsys):
   """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
   run = make(**{'imm.write': 'sequence_mean'})
@@ -165,6 +170,7 @@ def test_methods_refuse_the_future(tiny_config, method):
     tiny_config(**{'method': method, 'imm.write': 'sequence_mean'})
 
 
+@pytest.mark.integration
 def test_top_k(make):
   """With k = 1, sampling takes the likeliest token, whatever the temperature."""
   run = make(**{'eval.top_k': 1, 'eval.temperature': 5.0})

@@ -35,6 +35,7 @@ def entry(measured, method, batch):
   return found
 
 
+@pytest.mark.integration
 def test_every_entry_is_there(measured):
   """Each method at each batch size, with positive times and FLOPs; all plain JSON."""
   pairs = {(e['method'], e['batch']) for e in measured['entries']}

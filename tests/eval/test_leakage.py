@@ -87,6 +87,7 @@ def test_sound_with_memory(make, variant):
   assert [c for c in checks if not c['ok']] == []
 
 
+@pytest.mark.integration
 def test_leaking_memory(make, monkeypatch):
   """A bank that runs on from one readout into the next is caught."""
   def run_on(self, x, q, mask, bank):
@@ -99,6 +100,7 @@ def test_leaking_memory(make, monkeypatch):
     assert not CHECKS[name](subject, subject.rows(1))[0], name
 
 
+@pytest.mark.integration
 def test_memory_that_reads_the_future(make):
   """The leak of the published reference is reported, by both checks."""
   subject = make(**{'method': 'lm', 'data.name': 'text', 'data.block': 8,
@@ -108,6 +110,7 @@ def test_memory_that_reads_the_future(make):
   assert 'gradient' in checks[0]['found']
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_sound(make, variant):
   """All checks pass, and each has looked at something."""
@@ -117,6 +120,7 @@ def test_sound(make, variant):
   assert not any(' of 0 ' in c['found'] for c in checks)
 
 
+@pytest.mark.integration
 def test_a_thought_that_sees_the_answer(make, monkeypatch):
   """A Coconut whose thoughts are computed with the answer in sight is caught."""
   sound = latents.think
@@ -142,6 +146,7 @@ def fails(subject: leakage.Subject, *names: str) -> None:
     assert not found['ok'], found
 
 
+@pytest.mark.integration
 def test_a_key_too_far(make, monkeypatch):
   """Prefix queries and readouts that see one key further are seen."""
   sound = masks.sees_prefix
@@ -150,6 +155,7 @@ def test_a_key_too_far(make, monkeypatch):
   fails(make(own=True), SIGHT, GRADIENTS)
 
 
+@pytest.mark.integration
 def test_a_readout_that_reads_ahead(make, monkeypatch):
   """Readouts without a causal mask of their own are seen."""
   sound = attention._readouts
@@ -158,6 +164,7 @@ def test_a_readout_that_reads_ahead(make, monkeypatch):
   fails(make(own=True), SIGHT, GRADIENTS, SEPARATE, SPLIT)
 
 
+@pytest.mark.integration
 def test_a_readout_that_reads_another(make, monkeypatch):
   """A dense mask that forgets the segments is seen."""
   def allowed(mask):
@@ -169,6 +176,7 @@ def test_a_readout_that_reads_another(make, monkeypatch):
   fails(make(own=True, **{'model.attention': 'packed'}), SIGHT, GRADIENTS)
 
 
+@pytest.mark.integration
 def test_a_readout_that_sees_a_later_block(make, monkeypatch):
   """A layout that hangs readouts off the block after their own is seen.
 
@@ -199,6 +207,7 @@ def test_positions_that_do_not_go_on(make, monkeypatch, method):
   fails(make(own=True, method=method), SEPARATE)
 
 
+@pytest.mark.integration
 def test_a_decoder_at_a_wrong_position(make, monkeypatch):
   """A cached step at the position after its own is seen."""
   sound = decoding.decode_step
@@ -210,6 +219,7 @@ def test_a_decoder_at_a_wrong_position(make, monkeypatch):
   assert not ok, found
 
 
+@pytest.mark.integration
 def test_a_cache_that_forgets(make, monkeypatch):
   """A decoder that writes every token to the same slot is seen."""
   sound = decoding.decode_step
@@ -236,6 +246,7 @@ def test_a_special_token_that_can_be_typed(make, tokenizer):
   assert not ok and found.startswith('2 special')
 
 
+@pytest.mark.integration
 def test_sound_externalized(make):
   """Two readouts a block in stage 2, and its decoding of steps."""
   subject = make(**{'model.layers': 2, 'rim.externalize': True})

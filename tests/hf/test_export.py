@@ -121,10 +121,12 @@ def alike(said, own) -> bool:
   return sum(a == b for a, b in zip(said, own, strict=True)) >= 0.98 * len(own)
 
 
+@pytest.mark.integration
 def test_same_answers(trained, own):
   assert alike(answers(trained, 'hf')[0], own)
 
 
+@pytest.mark.integration
 def test_comes_back(trained, own, tmp_path):
   """An export is read as it is, our tokens too, and answers the same; its weights have no
   new rows to train alone."""
@@ -146,6 +148,7 @@ def test_comes_back(trained, own, tmp_path):
     again.init()
 
 
+@pytest.mark.integration
 def test_same_answers_of_an_adapter(trained, own):
   """PEFT puts LoRA and the new rows on the pretrained model; nothing else is stored."""
   peft = pytest.importorskip('peft', reason="pip install -e '.[test-hf]'")
@@ -175,6 +178,7 @@ def test_same_answers_of_an_adapter(trained, own):
     np.testing.assert_array_equal(loaded[name].numpy(), value)
 
 
+@pytest.mark.integration
 def test_the_usual_loader_of_adapters(trained, own):
   """By one call, from the directory alone, as PEFT's documentation has it."""
   peft = pytest.importorskip('peft', reason="pip install -e '.[test-hf]'")
@@ -206,6 +210,7 @@ def test_a_link_is_not_replaced(trained, tmp_path):
   assert (target / 'mine').exists()
 
 
+@pytest.mark.integration
 def test_round_trip(trained):
   """Out and in again: every parameter bit for bit."""
   run, params = trained, trained.restore().state.params
@@ -228,6 +233,7 @@ def test_round_trip(trained):
   jax.tree_util.tree_map_with_path(same, params, back)
 
 
+@pytest.mark.integration
 def test_starts_from_the_checkpoint(trained):
   """The first state holds the pretrained weights; old ids keep their rows."""
   run = trained

@@ -89,6 +89,7 @@ def base(tiny_config):
 TEXTS = [[5, 1, 30, 36, 2, 2, 9, 17, 20, 21, 8], [3, 3, 35]]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', MODELS)
 def test_logits_of_transformers(name, base, tmp_path):
   """To 1e-4 with padding on the right; layer by layer where that fails."""
@@ -105,6 +106,7 @@ def test_logits_of_transformers(name, base, tmp_path):
     assert_close(found[b, :len(text), :37], seen.logits[b, :len(text)])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', ['gpt2', 'llama 3, one head, tied', 'qwen3'])
 def test_padding_on_the_left(name, base, tmp_path):
   """A text whose row begins with padding, which it does not see."""
@@ -122,6 +124,7 @@ def test_padding_on_the_left(name, base, tmp_path):
   assert_close(found[0, 3:, :37], seen.logits[0, 3:])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
 def test_shards_scan_and_types(name, base, tmp_path):
   """Sharded, of another type on disk, or scanned: the same parameters."""
@@ -139,6 +142,7 @@ def test_shards_scan_and_types(name, base, tmp_path):
     assert_close(half['norm']['scale'], one['norm']['scale'], tol=2.0**-size)
 
 
+@pytest.mark.integration
 def test_new_rows(base, tmp_path):
   """Rows of the vocabulary that the checkpoint does not know: its mean, plus noise, by key."""
   make(tmp_path, 'qwen2')
@@ -345,6 +349,7 @@ def in_shards(extra=(), named=None):
   return damage
 
 
+@pytest.mark.integration
 def test_the_index_decides(base, tmp_path):
   """A tensor in two shards is the one that the index names."""
   make(tmp_path / 'whole', 'llama')
@@ -355,6 +360,7 @@ def test_the_index_decides(base, tmp_path):
                ours(tmp_path / 'cut', base)[1])
 
 
+@pytest.mark.integration
 def test_a_head_of_its_own(base, tiny_config, tmp_path):
   """config.json says tied, the file has a head: it is used, unless it is the table."""
   from safetensors.numpy import load_file, save_file
@@ -378,6 +384,7 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tied
 
 
+@pytest.mark.integration
 def test_an_untied_gpt2_without_its_head(base, tmp_path):
   make(tmp_path, 'gpt2')
   values = json.loads((tmp_path / 'config.json').read_text())
@@ -386,6 +393,7 @@ def test_an_untied_gpt2_without_its_head(base, tmp_path):
     ours(tmp_path, base)
 
 
+@pytest.mark.integration
 def test_padding_of_the_vocabulary(tiny_config, random_params):
   """No logit, no gradient and no probability for what is no token."""
   model = GPT(tiny_config().model, 16, used=13)

@@ -88,6 +88,7 @@ KERNELS = {
     'splash': functools.partial(attention.splash, interpret=True)}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', KERNELS)
 def test_kernels_are_packed(tiny_config, name):
   """Forward and gradient, of the kernel on a CPU or of what is handed to it: rows longer than

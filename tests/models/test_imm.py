@@ -37,6 +37,7 @@ VARIANTS = {
                             'imm.place': 'before', 'imm.off': ('norm',)}}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   """In a model: naive = chunked over a RiM row, and cached decoding = a plain sequence."""
@@ -71,6 +72,7 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
       assert_close(logits[i, until - 1 + step], heard[step][b, k])
 
 
+@pytest.mark.integration
 def test_scanned_layers(tiny_config, rim_batch, random_params):
   """Scanned and rematerialised layers with a bank each are the unrolled ones."""
   batch, _ = rim_batch
@@ -85,6 +87,7 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
   assert_close(one, two)
 
 
+@pytest.mark.integration
 def test_low_rank_is_exact(tiny_config):
   """The R-wide bank reads what the D-wide bank of W_up s would, queried by q itself."""
   config = tiny_config(**{'imm.write': 'gated', 'imm.rank': 3, 'imm.off': ('norm',)})
@@ -102,6 +105,7 @@ def test_low_rank_is_exact(tiny_config):
   assert_close(found, h + r @ k['out'] @ k['out_up'])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('off', ['write', 'read'])
 def test_switched_off(tiny_config, rim_batch, random_params, off):
   """Without writes, or without reads, nothing but the norm is left of the memory."""
@@ -117,6 +121,7 @@ def test_switched_off(tiny_config, rim_batch, random_params, off):
   assert_close(found, plain)
 
 
+@pytest.mark.integration
 def test_banks_between_segments(tiny_config, random_params):
   """A model that is given the banks of a first part remembers it: memory = in one row."""
   config = tiny_config(**{'imm.write': 'gated'})
@@ -132,6 +137,7 @@ def test_banks_between_segments(tiny_config, random_params):
   assert np.abs(with_memory - without).max() > 1e-3
 
 
+@pytest.mark.integration
 def test_watched(tiny_config, random_params):
   """Entropy, slot use and gate of a fresh and of a collapsed memory, and its warnings."""
   config = tiny_config(**{'imm.write': 'gated', 'imm.slots': 4})

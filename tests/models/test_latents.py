@@ -51,6 +51,7 @@ def values(subject, batch, rows):
   return leakage._by_readout(subject, batch, rows)
 
 
+@pytest.mark.integration
 def test_equals_one_by_one(subject):
   """Cached, batched and padded = a full pass for each thought of one row alone."""
   for progress in (0.4, 0.7):
@@ -61,6 +62,7 @@ def test_equals_one_by_one(subject):
         assert_close(found, leakage.one_by_one(subject, row))
 
 
+@pytest.mark.integration
 def test_no_thoughts_is_the_plain_pass(subject):
   """A batch without thoughts, read by parts, has the hidden states of the whole row."""
   own = [sequences.cot(e, 1, 0.0, subject.config.rim, IDS) for e in EXAMPLES]
@@ -77,6 +79,7 @@ def test_no_thoughts_is_the_plain_pass(subject):
                else np.asarray(last)[-1][real])
 
 
+@pytest.mark.integration
 def test_gradient_reaches_the_question_through_thoughts(subject):
   """Blind readouts: the answer's only way to the question is through the thoughts."""
   own = rows(subject, stage=2)
@@ -93,6 +96,7 @@ def test_gradient_reaches_the_question_through_thoughts(subject):
   assert not grads[:, thought].any()  # what stands there is not read
 
 
+@pytest.mark.integration
 def test_decoding_equals_a_full_pass(subject):
   """The prompt's greedy answer is the argmax of a row that holds it."""
   config = subject.config
@@ -136,6 +140,7 @@ def codi(one):
   return make
 
 
+@pytest.mark.integration
 def test_codi_terms(one, codi):
   """Student, teacher and distance, each by its weight; padding changes none."""
   def value(more=0, **weights):
@@ -157,6 +162,7 @@ def test_codi_terms(one, codi):
       value(teacher=1.0, distil=1.0)[0], rel=1e-4)
 
 
+@pytest.mark.integration
 def test_codi_distance_by_hand(one, codi):
   """Smooth L1 over the spread of the teacher's states, means over layers, rows and width."""
   objective, batch = codi()
@@ -176,6 +182,7 @@ def test_codi_distance_by_hand(one, codi):
   assert float(sums['distance'] / sums['weight']) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.integration
 def test_codi_compares_where_the_answer_is_predicted(one, codi):
   """The distance moves with the tokens before the answer, not with the answer."""
   objective, batch = codi(teacher=0.0, distil=1.0)
@@ -198,6 +205,7 @@ def test_codi_compares_where_the_answer_is_predicted(one, codi):
     assert abs(distance(batch.replace(tokens=changed(batch.tokens, b, first))) - base) > 1e-4
 
 
+@pytest.mark.integration
 def test_codi_teaches_the_student_alone(one, codi):
   """The distance has no gradient into the teacher's tokens."""
   objective, batch = codi(teacher=0.0, distil=1.0)

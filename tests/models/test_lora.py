@@ -41,6 +41,7 @@ def logits():
   return lambda model, params: run(params, Static(model))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {}, {'model.scan': True, 'model.tied': False},
     {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False}])
@@ -80,6 +81,7 @@ def test_merged_is_beside(tiny_config, random_params, logits, changes):
                 - logits(model, params)).max() > 1e-2
 
 
+@pytest.mark.integration
 def test_nothing_at_first(tiny_config, logits):
   """B is zero: before the first step, LoRA changes no logit."""
   config = tiny_config(**LORA)
@@ -113,6 +115,7 @@ def test_split_and_join(tiny_config, random_params):
   assert lora.split(params, 'all') == (params, {})
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_frozen_stay(tiny_config, make_run, tmp_path, dtype):
   """Trained through both stages, what is frozen is bit for bit what it was, of its type, and
@@ -132,6 +135,7 @@ def test_frozen_stay(tiny_config, make_run, tmp_path, dtype):
   jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
 
 
+@pytest.mark.integration
 def test_memory_changes_nothing_at_first(tiny_config, random_params, logits):
   """Inserted without a norm and with g at zero, a memory leaves every logit as it was."""
   config = tiny_config(**{'imm.write': 'gated', 'imm.off': ('norm',), 'imm.out_scale': 0.0,

@@ -94,6 +94,7 @@ def test_docstring():
   assert lines[first:first + len(drawn)] == drawn
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('variant', ['causal', 'bidirectional'])
 def test_padding(tiny_config, variant):
   """Padding changes nothing for real tokens, sees no more than position 0 of the prefix."""

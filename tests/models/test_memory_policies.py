@@ -67,6 +67,7 @@ def check_equal(name, seed, length, slots, rank, size, start):
 SHAPES = [(1, 1, 2, 4), (23, 4, 3, 5)]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', CAUSAL)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), shape=st.sampled_from(SHAPES),
@@ -86,6 +87,7 @@ def test_chunked_equals_naive_for_any_shape(name, seed, length, slots, rank, siz
   check_equal(name, seed, length, slots, rank, size, start)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', CAUSAL)
 def test_goes_on_from_a_bank(name):
   """Two halves, the second from the bank of the first, are the whole."""
@@ -119,6 +121,7 @@ def test_causal_and_isolated(name):
   assert reach[0, 11, 0, 9].any() and reach[1, 6, 1, 5].any()  # it does read
 
 
+@pytest.mark.integration
 def test_sequence_mean_leaks():
   """The published reference: every read depends on every token, and it says so."""
   x, q, _ = draw(3, 1, 6, 3, 4, valid=1.0, start=0.0)
@@ -136,6 +139,7 @@ def test_ring_is_what_it_says():
   np.testing.assert_array_equal(bank.slots[0], [x.s[0, 6], x.s[0, 4], x.s[0, 5]])
 
 
+@pytest.mark.integration
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**16), scale=st.floats(0.01, 100))
 def test_gated_slots_are_bounded(seed, scale):
@@ -150,6 +154,7 @@ def test_gated_slots_are_bounded(seed, scale):
   assert (norms <= largest * (1 + 1e-5)).all()
 
 
+@pytest.mark.integration
 def test_saturated_gates_stay_finite():
   """Where every gate is fully open, a chunk of 16 neither overflows nor loses the oracle."""
   x, q, _ = draw(5, 1, 64, 1, 4, valid=1.0, start=0.0)

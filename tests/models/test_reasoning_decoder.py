@@ -60,6 +60,7 @@ def test_what_is_told(tiny_config):
   assert none == [] and not batching.collate_told([none]).weights.any()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('kind, changes', [
     ('blocks', {'method': 'rim'}), ('memory', {'method': 'direct', 'imm.write': 'delta'}),
     ('memory', {'method': 'rim', 'imm.write': 'gated', 'imm.rank': 3, 'imm.rounds': 2})])
@@ -82,6 +83,7 @@ def test_reads_its_own_block(world, kind, changes):
                       - whole[b * count + c]).max() > 1e-3
 
 
+@pytest.mark.integration
 def test_loss_is_the_text_after_the_source(world):
   """The summed loss = minus the log-probability of each text, token by token."""
   _, model, params, batch, decoder, own = world('blocks', method='rim')
@@ -108,6 +110,7 @@ def test_loss_is_the_text_after_the_source(world):
   assert sums['weight'] == count == 10
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('kind, changes', [
     ('blocks', {'method': 'rim'}), ('memory', {'method': 'rim', 'imm.write': 'gated'})])
 def test_joint_gradient(world, kind, changes):
@@ -132,6 +135,7 @@ def test_joint_gradient(world, kind, changes):
   assert sums['explicit_weight'] == 10
 
 
+@pytest.mark.integration
 def test_scanned_layers_are_the_unrolled(world):
   """What the memory read is found in the same order in scanned layers."""
   config, model, params, batch, _, _ = world('memory', method='rim', **{'imm.write': 'gated'})
@@ -142,6 +146,7 @@ def test_scanned_layers_are_the_unrolled(world):
   assert_close(one, two)
 
 
+@pytest.mark.integration
 def test_too_many_positions(world):
   """A source and text longer than the position table are refused, not clamped."""
   _, _, _, _, decoder, own = world('blocks', method='rim')

@@ -56,6 +56,7 @@ def influence(model, params, batch):
   return jnp.abs(jax.jacrev(outputs)(embeddings)[:, 0]).max(-1)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {'positions': 'learned', 'tied': True, 'bias': True},
     {'positions': 'learned', 'tied': False, 'bias': False, 'layers': 1},
@@ -121,6 +122,7 @@ def plain(make, random_params):
   return params, *loss_and_gradient(model, params, BATCH)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('scan,remat', [(True, False), (False, True), (True, True)])
 def test_scan_and_remat_change_nothing(make, plain, scan, remat):
   """Scanned and recomputed layers have the loop's loss and gradient."""
@@ -145,6 +147,7 @@ def test_stacked_parameters(make, changes):
   assert stacked == shapes(make(scan=True, **changes))
 
 
+@pytest.mark.integration
 def test_bfloat16(make, random_params):
   """Computes in bfloat16; parameters, gradients and logits stay float32."""
   model = make(dtype='bfloat16', scan=True)
@@ -170,6 +173,7 @@ def test_padded_is_unpadded(make, random_params):
   assert_close(found[0, :4], alone[0])
 
 
+@pytest.mark.integration
 def test_dropout(make, random_params):
   """Only where not deterministic, and then of its key alone."""
   model = make(dropout=0.5, scan=True)
@@ -202,6 +206,7 @@ def test_everything_drops_out(make, random_params, scan):
   assert_close(hidden, np.broadcast_to(bias, hidden.shape))
 
 
+@pytest.mark.integration
 def test_scanned_layers_drop_differently(make, random_params):
   """Two layers that each add a 1, half of them dropped, leave 0, 2 and 4: not 0 and 4."""
   model = make(dropout=0.5, scan=True)
@@ -253,6 +258,7 @@ def test_keys_and_values_of_all_layers(make):
   assert k.shape == v.shape == (2, 2, LENGTH, 2, 8) and x.shape == (2, 2, LENGTH, 16)
 
 
+@pytest.mark.integration
 def test_init(make):
   """Kernels start at 1 / sqrt(fan-in), branch outputs smaller with depth."""
   params = jax.jit(make(scan=True, tied=False).init)(

@@ -95,6 +95,7 @@ def ended_well(*args, **kwargs) -> list[float]:
   return losses(group.path)
 
 
+@pytest.mark.integration
 def test_two_processes_equal_one(cache, tmp_path):
   """Losses, one writer, SIGTERM to one of them, going on, and the other number of them."""
   alone = ended_well(tmp_path / 'one', cache, 1)

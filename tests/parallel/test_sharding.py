@@ -141,6 +141,7 @@ def agree(found, meshes):
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2)]
 
 
+@pytest.mark.integration
 def test_no_loss_depends_on_the_mesh():
   """The short form, of one model; all of them below."""
   meshes = [MESHES[0], MESHES[2]]

@@ -57,6 +57,7 @@ def test_rows_that_no_mesh_divides(tiny_config):
   assert estimate.planned(config).batches.at(0).tokens.shape[0] == 9
 
 
+@pytest.mark.integration
 def test_known_checkpoints(tiny_config):
   """Sizes of models that one plans for without having them, as published."""
   counts = {'openai-community/gpt2': 124_439_808, 'meta-llama/Llama-3.2-1B': 1_235_814_400,

@@ -21,6 +21,7 @@ def test_mcnemar(b, c, p):
   assert report.mcnemar(c, b) == report.mcnemar(b, c)
 
 
+@pytest.mark.integration
 def test_mcnemar_of_many():
   """Thousands of problems: near the normal approximation with continuity correction."""
   z = (abs(3100 - 2900) - 1) / math.sqrt(6000)

@@ -72,6 +72,7 @@ def saved(make, *steps, keep=9):
   return checkpoints
 
 
+@pytest.mark.integration
 def test_restores_every_bit_and_type(make):
   """Values, types and the optimizer's structure come back, and what was said of them."""
   checkpoints = make()
@@ -221,6 +222,7 @@ DAMAGE = [flip_bit, truncate, remove_arrays, empty, remove_metadata, cut_metadat
           change_metadata, remove_state, swap_arrays]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('damage', DAMAGE)
 def test_damage_is_found_and_the_one_before_used(make, folder, damage):
   """The damaged one is set aside, in words; training can save at that step again."""
@@ -365,6 +367,7 @@ def test_hash_tells_equal_from_unequal():
     assert base != checkpoint.describe(Tree(other))
 
 
+@pytest.mark.integration
 def test_every_file_is_sealed(make, folder):
   """A bit flipped in any file, a file cut or gone: found, whatever the file is for."""
   saved(make, 1, 2).close()

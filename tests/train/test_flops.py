@@ -33,6 +33,7 @@ def test_loops_and_branches():
   assert counted(jax.jit(jax.checkpoint(lambda a, b: a @ b)), A, B) == 2 * 3 * 7 * 5
 
 
+@pytest.mark.integration
 def test_near_xla(tiny_config, make_run, tmp_path, quick_compilation):
   """A step without loops: what XLA counts, less the elementwise work."""
   run = make_run(tiny_config(**{'model.width': 64, 'model.hidden': 256}), tmp_path)
@@ -42,6 +43,7 @@ def test_near_xla(tiny_config, make_run, tmp_path, quick_compilation):
   assert 0.8 * whole < counted(step, *given) < whole
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('method', ['rim', 'direct', 'cot'])
 def test_training(tiny_config, make_run, tmp_path, method):
   """Stages add up; scanned layers and microbatches change nothing; more steps cost more."""

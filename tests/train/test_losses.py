@@ -53,6 +53,7 @@ def log_softmax(logits) -> np.ndarray:
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+@pytest.mark.integration
 def test_definition(model, params):
   """Σ w · -log p(target) over all positions, with its weight and what is correct."""
   batch = batching.collate(ROWS, 9, 3, 3)
@@ -80,6 +81,7 @@ def test_packed_is_the_sum_of_sequences(model, params):
   assert_close(loss, total)
 
 
+@pytest.mark.integration
 def test_padding_costs_nothing(model, params):
   """Whatever stands in the padding, the loss is the same, and so is its gradient."""
   (value, _), grads = loss_of(model, params, batching.collate(ROWS, 9, 3, 3))
@@ -158,6 +160,7 @@ def aux_of(model, params, tiny_config):
   return batch, found
 
 
+@pytest.mark.integration
 def test_alignment_by_hand(model, params, aux_of):
   """InfoNCE of the last block's state and its answer's mean embedding, in NumPy."""
   batch, found = aux_of
@@ -189,6 +192,7 @@ def test_turning_by_hand():
   assert turning([line], [[1, 2, 0]]) == 0
 
 
+@pytest.mark.integration
 def test_gradients_of_auxiliary_losses():
   """Gradients by the states are those of finite differences."""
   rng = np.random.default_rng(0)

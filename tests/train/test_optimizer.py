@@ -52,6 +52,7 @@ def run(config, steps: int):
   return params['layer']
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('clip,decay', [(1.0, 0.1), (0.0, 0.0), (0.0, 0.1)])
 def test_adamw(tiny_config, clip, decay):
   """Four steps: clipped by global norm, or with clip 0 not at all; decay on kernels."""
@@ -89,6 +90,7 @@ def muon_updates(config, params, grads):
   return tx.update(grads, tx.init(params), params)[0]
 
 
+@pytest.mark.integration
 def test_muon_makes_matrices_orthogonal(tiny_config):
   """Kernels move against the gradient, nearly orthogonal; the rest as in NAdam."""
   config = tiny_config().optim
@@ -113,6 +115,7 @@ def test_muon_makes_matrices_orthogonal(tiny_config):
     assert_close(a, b)
 
 
+@pytest.mark.integration
 def test_muon_of_scanned_layers(tiny_config):
   """Stacked kernels are made orthogonal layer by layer."""
   config, rng = tiny_config().optim, np.random.default_rng(1)

@@ -39,6 +39,7 @@ def test_machine(monkeypatch):
   assert machine() == 'TPU v4'
 
 
+@pytest.mark.integration
 def test_tokens_are_real(trained):
   """Those that are no padding, of every step."""
   run, _, lines = trained
@@ -50,6 +51,7 @@ def test_tokens_are_real(trained):
     assert line['tokens_per_second'] == pytest.approx(sum(own) / seconds)
 
 
+@pytest.mark.integration
 def test_mfu(trained):
   """Of the model's FLOPs: what remat does twice counts once."""
   run, state, lines = trained

@@ -92,6 +92,7 @@ def equal(a, b) -> bool:
              zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.integration
 def test_accumulation_changes_nothing(gpt):
   """Four microbatches of unequal weight make the update of the whole batch."""
   model, fresh = gpt
@@ -103,6 +104,7 @@ def test_accumulation_changes_nothing(gpt):
   close(whole, parts, 1e-4)
 
 
+@pytest.mark.integration
 def test_loss_falls(gpt, tiny_config):
   """Thirty steps of a GPT on one batch all but learn it by heart."""
   model, fresh = gpt
@@ -114,6 +116,7 @@ def test_loss_falls(gpt, tiny_config):
   assert history[-1] < history[0] / 4
 
 
+@pytest.mark.integration
 def test_gradient_is_of_the_mean():
   """Plain descent by 1 subtracts the gradient of Σ w nll / Σ w, worked out by hand."""
   before = np.array(table().params['table'], np.float64)
@@ -152,6 +155,7 @@ def test_learning_rate(tiny_config):
   assert_close(2 * way[0], way[1], tol=1e-4)  # as above
 
 
+@pytest.mark.integration
 def test_dropout_is_of_seed_and_step():
   """The same (seed, step) drops the same; another step or seed drops another."""
   def after(seed, step):
@@ -163,6 +167,7 @@ def test_dropout_is_of_seed_and_step():
   assert not equal(first, after(1, 5))
 
 
+@pytest.mark.integration
 def test_microbatches_drop_differently():
   """Two microbatches of the same rows do not share a dropout mask."""
   twice = jax.tree.map(lambda a: np.concatenate([a[:4], a[:4]]), BATCH)
@@ -187,6 +192,7 @@ def test_keys():
   assert data(3, step_lib.SAMPLE) == data(3, step_lib.SAMPLE, 0)
 
 
+@pytest.mark.integration
 def test_init(gpt):
   """A fresh state is of its seed, at step 0, and of no batch's contents."""
   other = dataclasses.replace(BATCH, tokens=BATCH.tokens[::-1].copy())

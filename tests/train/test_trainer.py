@@ -108,6 +108,7 @@ def die():
   raise Break
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('at, resumes', [
     (7, 6),  # in the middle of stage 1 and of its second epoch
     (11, 10)])  # inside stage 2
@@ -147,6 +148,7 @@ def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, m
   assert lines(broken) == lines(run)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('at, number', [
     (2, signal.SIGTERM), (SWITCH, signal.SIGINT), (11, signal.SIGTERM)])
 def test_signalled_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeypatch, at,
@@ -167,6 +169,7 @@ def test_signalled_run_equals_whole(whole, tiny_config, make_run, tmp_path, monk
   assert lines(run) == whole[1]
 
 
+@pytest.mark.integration
 def test_second_signal_stops_without_saving(tiny_config, make_run, tmp_path, monkeypatch):
   """Who presses Ctrl-C twice does not wait for a save."""
   run = make_run(tiny_config(**SMALL), tmp_path)
@@ -181,6 +184,7 @@ def test_second_signal_stops_without_saving(tiny_config, make_run, tmp_path, mon
   assert not list(run.workdir.checkpoints.glob('[0-9]*'))
 
 
+@pytest.mark.integration
 def test_signal_in_last_step_ends_the_run(whole, tiny_config, make_run, tmp_path,
                                           monkeypatch):
   """After the last step there is nothing to resume: a signal there is a normal end."""
@@ -190,6 +194,7 @@ def test_signal_in_last_step_ends_the_run(whole, tiny_config, make_run, tmp_path
     assert_same(trainer.train(run), whole[0])
 
 
+@pytest.mark.integration
 def test_finished_run_is_left_alone(tiny_config, make_run, tmp_path):
   """Training a finished run again returns its state and writes nothing."""
   run = make_run(tiny_config(**SMALL, **{'optim.stage2.steps': 0,
@@ -200,6 +205,7 @@ def test_finished_run_is_left_alone(tiny_config, make_run, tmp_path):
   assert run.workdir.metrics.read_text() == before
 
 
+@pytest.mark.integration
 def test_optimizer_is_reset_at_the_switch_only_if_asked(whole, tiny_config, make_run,
                                                         tmp_path):
   """Adam's count shows it: steps of stage 2 alone, or of both stages."""
@@ -211,6 +217,7 @@ def test_optimizer_is_reset_at_the_switch_only_if_asked(whole, tiny_config, make
   assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.integration
 def test_validation_and_the_best(tiny_config, make_run, tmp_path, monkeypatch):
   """Validation runs when due and at the end; checkpoints of the last stage compete."""
   finals = iter([0.9, 0.5, 0.25])
@@ -240,6 +247,7 @@ def poison(monkeypatch, step):
   monkeypatch.setattr(batching.Batches, 'iterate', iterate)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('bad, good', [(6, 6), (11, 10), (TOTAL - 1, 12)])
 def test_nan_stops_and_the_run_can_go_on(whole, tiny_config, make_run, tmp_path,
                                          monkeypatch, bad, good):
@@ -264,6 +272,7 @@ def test_nan_stops_and_the_run_can_go_on(whole, tiny_config, make_run, tmp_path,
   assert lines(run) == whole[1]
 
 
+@pytest.mark.integration
 def test_nothing_is_saved_after_a_bad_loss(tiny_config, make_run, tmp_path, monkeypatch):
   """With a save at every step the bad one and those after it are not saved."""
   run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1, 'train.keep': 9}), tmp_path)
@@ -306,6 +315,7 @@ def test_limit_follows_the_vocabulary(tiny_config, make_run, tmp_path):
   assert work.limit == pytest.approx(3 * math.log(run.tokenizer.vocab_size))
 
 
+@pytest.mark.integration
 def test_exploding_loss_stops(tiny_config, make_run, tmp_path):
   """A loss above config.train.max_loss stops the run and the message names the key."""
   run = make_run(tiny_config(**SMALL, **{'train.max_loss': 0.5}), tmp_path)
@@ -372,6 +382,7 @@ def outcome(path):
   return train, json.loads((path / 'results.json').read_text())['accuracy']
 
 
+@pytest.mark.integration
 def test_killed_process_equals_undisturbed(undisturbed, cache, tmp_path):
   """kill -9 at a random moment; the same command ends as if nothing had happened."""
   delay = random.SystemRandom().uniform(0, 0.4)
@@ -388,6 +399,7 @@ def test_killed_process_equals_undisturbed(undisturbed, cache, tmp_path):
   assert outcome(tmp_path) == undisturbed, f'killed {delay} s after the first checkpoint'
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signalled_process_saves_and_resumes(undisturbed, cache, tmp_path, number):
   """Exit status 128 + n, a word on how to resume, and the same end."""
@@ -403,6 +415,7 @@ def test_signalled_process_saves_and_resumes(undisturbed, cache, tmp_path, numbe
   assert outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.integration
 def test_status_1_for_a_loss_that_exploded(tmp_path, capsys):
   """The command ends with one `error:` line and status 1."""
   assert main.main(command(tmp_path, '--config.train.max_loss=0.01')) == 1
@@ -411,6 +424,7 @@ def test_status_1_for_a_loss_that_exploded(tmp_path, capsys):
   assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))
 
 
+@pytest.mark.integration
 def test_assert_same_can_fail(whole):
   """The oracle of this file sees one bit."""
   state = whole[0]
