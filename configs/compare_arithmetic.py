@@ -28,7 +28,7 @@ base = runpy.run_path(str(pathlib.Path(__file__).with_name('rim_arithmetic.py'))
 MAPPED = ('direct', 'direct_steps', 'pause_steps', 'rim', 'cot')
 METHODS = (*(f'{name} method={name}' for name in (
     'direct', 'direct_steps', 'cot', 'pause', 'icot', 'coconut')),
-           'codi method=codi rim.peers.thoughts=4 rim.peers.projection=True',
+           'codi method=codi baselines.latents=4 baselines.projection=True',
            'rim method=rim')
 PARTS = ('icot', 'coconut')  # whose stage 1 is a curriculum of its own
 
@@ -87,16 +87,16 @@ def _mapped(name: str, methods: tuple[str, ...], values: dict) -> tuple[str, ...
 VARIED = {
     'length': lambda c: _mapped('length', MAPPED, {n: _chain(n, c) for n in (2, 4, 6)}),
     'depth': lambda c: _mapped('layers', MAPPED, {
-        n: f'model.layers={n}' for n in (1, 2, 4, 6)}),
+        n: f'model.num_layers={n}' for n in (1, 2, 4, 6)}),
     'width': lambda c: _mapped('width', MAPPED, {
-        n: f'model.width={n} model.hidden={4 * n}' for n in (32, 64, 128)}),
+        n: f'model.embed_dim={n} model.mlp_dim={4 * n}' for n in (32, 64, 128)}),
     'blocks': lambda c: _mapped('blocks', ('rim', 'pause_steps'), {
-        n: f'rim.blocks={n} rim.pause_tokens={4 * n} data.buckets.prefix=(10,{10 + 4 * n})'
+        n: f'rim.blocks={n} baselines.pause_tokens={4 * n} data.buckets.prefix=(10,{10 + 4 * n})'
         f' data.buckets.count={(*range(1, max(4, n) + 1),)}'.replace(', ', ',')
         for n in (1, 2, 4, 6, 8)}),
     'scale': lambda c: _mapped('size', MAPPED, {
-        size: f'model.layers={layers} model.width={width} model.heads={heads} '
-        f'model.hidden={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
+        size: f'model.num_layers={layers} model.embed_dim={width} model.num_heads={heads} '
+        f'model.mlp_dim={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
 VARIANTS = ('', 'short', 'four', 'smoke', 'controls', *VARIED)
 
 
@@ -112,7 +112,7 @@ def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
 def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
   """All that a chain of another length changes, as overrides."""
   new, old = (config.to_dict() for config in (base(str(steps)), c))
-  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('rim', 'peers'), ('eval',)]
+  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('baselines',), ('eval',)]
   kept = ('test_size',)  # as in this config
   found = []
   for path in keys:
@@ -126,7 +126,7 @@ def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
 
 def _smoke(c: ml_collections.ConfigDict) -> None:
   """One seed of a toy model, a few steps."""
-  c.model.update(layers=2, width=32, hidden=64)
+  c.model.update(num_layers=2, embed_dim=32, mlp_dim=64)
   c.data.buckets.update(prefix=(26,), readout=(6, 30), count=(1, 4))  # few to compile
   c.optim.stage1.steps, c.optim.stage2.steps = 30, 20
   c.train.update(log_every=5, eval_every=20, save_every=0)

@@ -42,7 +42,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if variant == 'smoke':
     c.sweep.seeds = (0,)
     c.data.limit = 400
-    c.model.update(layers=2, width=32, hidden=64)
+    c.model.update(num_layers=2, embed_dim=32, mlp_dim=64)
     c.optim.stage1.steps, c.optim.stage2.steps = 10, 10
     c.train.update(log_every=2, eval_every=10, save_every=0)
     c.eval.update(batch_size=16, valid_problems=16, test_problems=32, latency_repeats=3)

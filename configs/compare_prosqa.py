@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.optim.stage1.steps, c.optim.stage2.steps = 1500, 500
   elif variant == 'smoke':
     c.sweep.seeds = (0,)
-    c.model.update(layers=2, width=32, hidden=64)
+    c.model.update(num_layers=2, embed_dim=32, mlp_dim=64)
     c.optim.batch_size = 8
     c.optim.stage1.steps, c.optim.stage2.steps = 10, 10
     c.train.update(log_every=2, eval_every=10, save_every=0)

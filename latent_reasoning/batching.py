@@ -306,7 +306,7 @@ def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Examp
 def every_row(config: Config, encoded: sequences.Encoded, ids: sequences.Symbols
               ) -> list[sequences.Row]:
   """The rows that an example has in the course of training, each length once."""
-  method, parts = sequences.method(config.method), config.rim.peers.parts
+  method, parts = sequences.method(config.method), config.baselines.parts
   moments = [(1, part / parts) for part in range(parts if method.parts else 1)] + [(2, 0.0)]
   return [make(encoded, *moment, config.rim, ids) for make in (method.train, method.teacher)
           if make for moment in moments]

@@ -1,301 +1,390 @@
-"""Configuration: one frozen dataclass for each part of the program.
+"""Configuration: one frozen dataclass for each part of the program, the one home of a key.
 
-Each module receives the frozen dataclass of its own group. A default lives in the
-config file, never here; `config_loading.from_dict` makes these from one.
+A key's default, meaning and allowed values stand here and nowhere else; a file of configs/
+says what differs. `default()` gives the keys as a locked `ConfigDict` to be changed, and
+`config_loading.from_dict` checks and freezes it. `--help_config` prints this page's keys.
 """
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Literal
+
+
+def key(default: Any, meaning: str, at_least: float = 0) -> Any:
+  """A field of a group: its default, its meaning, and the least value of a number."""
+  return dataclasses.field(
+      default=default, metadata={'meaning': meaning, 'at_least': at_least})
+
+
+def group(cls: type, **defaults: Any) -> Any:
+  """A group of keys within a group, where given with other defaults."""
+  return dataclasses.field(default_factory=lambda: cls(**defaults))
 
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticConfig:
-  """Generated chains of operations, evaluated left to right."""
-  min_steps: int  # fewest operations in a problem
-  max_steps: int  # most operations in a problem
-  modulus: int  # every result is taken modulo this; 0: plain integers
-  max_value: int  # operands are drawn from 0 … max_value
-  operations: str  # subset of '+-*'
-  templates: int  # how many wordings: 1 is the terse expression alone
-  train_size: int  # problems in the training split
-  valid_size: int  # problems in the validation split
-  test_size: int  # problems in the test split
+  """Generated chains of operations, evaluated left to right (data.synthetic)."""
+  min_steps: int = key(4, 'fewest operations in a problem', 1)
+  max_steps: int = key(4, 'most operations in a problem')
+  modulus: int = key(10, 'every result is taken modulo this; 0: plain integers')
+  max_value: int = key(9, 'operands are drawn from 0 … max_value', 1)
+  operations: str = key('+-*', "a subset of '+-*'")
+  templates: int = key(1, 'wordings; 1: the terse expression alone', 1)
+  train_size: int = key(1_000_000, 'problems of the training split; the splits are disjoint', 1)
+  valid_size: int = key(2_000, 'problems of the validation split', 1)
+  test_size: int = key(2_000, 'problems of the test split', 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphConfig:
   """Generated graph reasoning in the form of ProsQA (data.prosqa)."""
-  min_hops: int  # fewest steps from the person to the right option
-  max_hops: int  # most
-  nodes: int  # drawn; those without an edge are left out
-  parents: float  # of a node, on average (Poisson)
-  concepts: int  # size of the vocabulary of concepts
-  train_size: int  # problems in the training split
-  valid_size: int  # problems in the validation split
-  test_size: int  # problems in the test split
+  min_hops: int = key(3, 'fewest steps from the person to the right option', 1)
+  max_hops: int = key(6, 'most')
+  nodes: int = key(28, 'drawn; those without an edge are left out')
+  parents: float = key(1.5, 'of a node, on average (Poisson)')
+  concepts: int = key(38, 'size of the vocabulary of concepts')
+  train_size: int = key(1_000_000, 'problems of the training split; the splits are disjoint', 1)
+  valid_size: int = key(2_000, 'problems of the validation split', 1)
+  test_size: int = key(2_000, 'problems of the test split', 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
   """Static sizes that a batch is padded to: the smallest that holds it."""
-  prefix: tuple[int, ...]  # tokens of question and memory blocks
-  readout: tuple[int, ...]  # input tokens of one readout
-  count: tuple[int, ...]  # readouts in a row
+  prefix: tuple[int, ...] = key((256,), 'tokens of question and memory blocks')
+  readout: tuple[int, ...] = key(
+      (256,), 'input tokens of one readout: an answer, a step, a chain of thought')
+  count: tuple[int, ...] = key((1,), 'readouts of a sequence')
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  name: str  # 'arithmetic' | 'graphs' | 'gsm8k' | 'gsm8k_aug' | 'files' | a text (data.text)
-  path: str  # a text file, for method lm
-  block: int  # tokens of a row of text
-  dir: str  # file or directory of the data; '': generated, or from the hub
-  train: str  # file of one split, where `dir` does not name it
-  valid: str
-  test: str
-  cache_dir: str  # where hub downloads are kept; '': the library's default
-  steps: str  # 'equations' | 'sentences': what a step is in OpenAI's JSONL
-  step_marks: bool  # write equation steps as <<3+4=7>> instead of 3+4=7
-  on_error: str  # 'raise' | 'skip' (and count) a malformed line
-  too_long: str  # 'raise' | 'drop' (and count) a row no bucket holds
-  valid_size: int  # problems carved from train where there is no valid split
-  limit: int  # use only the first N problems of each split; 0: all
-  sort_window: int  # batches whose rows are sorted by length together; 1: none
-  arithmetic: ArithmeticConfig
-  graphs: GraphConfig
-  buckets: BucketConfig
+  """Where problems or text come from, and how they are batched."""
+  name: Literal['arithmetic', 'graphs', 'gsm8k', 'gsm8k_aug', 'files',
+                'text', 'shakespeare', 'wikitext', 'c4'] = key(
+      'arithmetic', 'the data set; the last four are plain text, for method language_model')
+  path: str = key('', 'a text file, for method language_model')
+  seq_len: int = key(64, 'tokens of a sequence of plain text', 1)
+  dir: str = key('', "file or directory of the data; '': generated, or from the hub")
+  train: str = key('', 'file of the training split, where dir does not name it')
+  valid: str = key('', 'likewise of the validation split')
+  test: str = key('', 'likewise of the test split')
+  cache_dir: str = key('', "where downloads of the hub are kept; '': the library's default")
+  steps: Literal['equations', 'sentences'] = key(
+      'equations', "what a step is in OpenAI's GSM8K")
+  step_marks: bool = key(False, 'write equation steps as <<3+4=7>> instead of 3+4=7')
+  on_error: Literal['raise', 'skip'] = key(
+      'raise', 'a malformed line; skipped ones are counted')
+  too_long: Literal['raise', 'drop'] = key(
+      'raise', 'a sequence that no bucket holds; dropped ones are counted')
+  valid_size: int = key(500, 'problems carved from train where there is no valid split')
+  limit: int = key(0, 'use only the first N problems of each split; 0: all')
+  sort_window: int = key(1, 'batches whose sequences are sorted by length together; 1: none', 1)
+  arithmetic: ArithmeticConfig = group(ArithmeticConfig)
+  graphs: GraphConfig = group(GraphConfig)
+  buckets: BucketConfig = group(BucketConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  kind: str  # 'char' | 'bpe' | 'file'
-  path: str  # tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder of
-  # them, for kind 'file'; with pretrained weights, in place of the checkpoint's own
-  add_bos: str  # 'auto' (as the tokenizer's post-processor) | 'true' | 'false': BOS in front
-  vocab_size: int  # most entries of a trained 'bpe', special tokens not counted
-  at_least: int  # entries of the vocabulary; set from pretrained weights
-  pad_to: int  # the vocabulary is padded to a multiple of this
+  """Text to token ids (data.tokenizers)."""
+  kind: Literal['char', 'bpe', 'file'] = key(
+      'char', 'characters, a trained BPE, or a given file')
+  path: str = key(
+      '', 'tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder '
+                  "of them, for kind file; with pretrained weights, in place of the checkpoint's")
+  add_bos: Literal['auto', 'true', 'false'] = key(
+      'auto', "BOS in front of a question; auto: as the tokenizer's post-processor says")
+  vocab_size: int = key(0, 'most entries of a trained BPE, special tokens not counted')
+  at_least: int = key(0, 'entries of the vocabulary; set from pretrained weights')
+  pad_to: int = key(8, 'the vocabulary is padded to a multiple of this', 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
   """Rotary positions (models.layers)."""
-  base: float
-  scaling: str  # '' | 'linear' | 'llama3': how a longer context is reached
-  factor: float  # of the scaling
-  low: float  # of llama3: wavelengths above original / low are stretched whole
-  high: float  # of llama3: those below original / high are kept
-  original: int  # positions before llama3's scaling
+  base: float = key(10_000.0, 'of the wavelengths')
+  scaling: Literal['', 'linear', 'llama3'] = key('', 'how a longer context is reached')
+  factor: float = key(1.0, 'of the scaling')
+  low: float = key(1.0, 'of llama3: wavelengths above original / low are stretched whole')
+  high: float = key(4.0, 'of llama3: those below original / high are kept')
+  original: int = key(8192, "positions before llama3's scaling")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """Low-rank adaptation of dense layers (Hu et al. 2021)."""
-  rank: int  # 0: none
-  alpha: float  # what a layer adds is scaled by alpha / rank
-  dropout: float  # on what goes into the low-rank maps
-  targets: tuple[str, ...]  # patterns (re.search) of paths such as 'block_3/qkv'
+  rank: int = key(0, '0: none')
+  alpha: float = key(256.0, 'what a layer adds is scaled by alpha / rank')
+  dropout: float = key(0.0, 'on what goes into the low-rank maps')
+  targets: tuple[str, ...] = key(
+      ('.',), "patterns (re.search) of paths such as block_3/qkv; '.': all dense layers")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  init_from: str  # pretrained weights: a directory or hub id, which sets the sizes; '': none
-  family: str  # 'gpt' | 'llama' (also Mistral, Qwen, SmolLM2)
-  layers: int
-  width: int
-  heads: int
-  kv_heads: int  # of keys and values, family llama; 0: as many
-  head_size: int  # family llama; 0: width / heads
-  hidden: int  # width of the MLP
-  max_positions: int
-  positions: str  # 'learned' | 'rotary'
-  tied: bool  # the head is the transposed embedding table
-  bias: bool  # biases in dense layers and norms; of family llama, in the MLP
-  qkv_bias: bool  # family llama, as Qwen2
-  out_bias: bool  # family llama, of attention's output
-  qk_norm: bool  # family llama: queries and keys are normed, as in Qwen3
-  norm_epsilon: float
-  rope: RopeConfig
-  lora: LoraConfig
-  dtype: str  # compute dtype; parameters and softmax stay float32
-  attention: str  # 'split' (fast) | 'packed' (one dense mask, the oracle) | 'cudnn' | 'splash'
-  scan: bool  # one compiled layer, scanned; parameters are stacked
-  remat: bool  # recompute each layer in the backward pass
-  frozen_dtype: str  # of parameters that are not trained; what is trained is float32
+  """The transformer (models.transformer), and where its weights come from."""
+  init_from: str = key(
+      '', "pretrained weights: a directory or hub id, which sets the sizes; '': from scratch")
+  family: Literal['gpt', 'llama'] = key('gpt', 'llama: also Mistral, Qwen, SmolLM2')
+  num_layers: int = key(4, 'transformer blocks', 1)
+  embed_dim: int = key(64, 'width of the residual stream', 1)
+  num_heads: int = key(4, 'attention heads', 1)
+  num_kv_heads: int = key(0, 'of keys and values, family llama; 0: as many')
+  head_dim: int = key(0, 'family llama; 0: embed_dim / num_heads')
+  mlp_dim: int = key(256, 'hidden width of the MLP', 1)
+  max_positions: int = key(128, 'longest sequence, generated tokens included', 1)
+  position_embedding: Literal['learned', 'rotary'] = key('learned', 'how positions enter')
+  tie_embeddings: bool = key(True, 'the head is the transposed embedding table')
+  bias: bool = key(True, 'biases in dense layers and norms; of family llama, in the MLP')
+  qkv_bias: bool = key(False, 'family llama, as Qwen2')
+  out_bias: bool = key(False, "family llama, of attention's output")
+  qk_norm: bool = key(False, 'family llama: queries and keys are normed, as in Qwen3')
+  norm_epsilon: float = key(1e-6, 'of layer norm or RMS norm')
+  rope: RopeConfig = group(RopeConfig)
+  lora: LoraConfig = group(LoraConfig)
+  dtype: Literal['float32', 'bfloat16', 'float16'] = key(
+      'float32', 'compute dtype; parameters and softmax stay float32')
+  attention: Literal['shared_prefix', 'dense', 'cudnn', 'splash'] = key(
+      'shared_prefix', 'shared_prefix: readouts against one prefix; dense: one mask, the '
+      'reference implementation; cudnn: GPU; splash: TPU')
+  scan: bool = key(False, 'scan over stacked layers: faster to compile')
+  remat: bool = key(False, 'recompute each layer in the backward pass')
+  frozen_dtype: Literal['float32', 'bfloat16'] = key(
+      'float32', 'of parameters that are not trained; what is trained is float32')
 
 
 @dataclasses.dataclass(frozen=True)
-class PeersConfig:
-  """The methods icot, coconut and codi (sequences)."""
-  parts: int  # equal parts of stage 1: in part i, i steps are gone (icot, coconut)
-  smoothing: float  # icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none
-  thoughts: int  # continuous thoughts: coconut, for each step gone; codi, in all
-  projection: bool  # an MLP between a thought and the next input, as codi has
-  teacher: float  # codi: weight of the chain of thought's loss
-  distil: float  # codi: weight of the distance of hidden states
+class BaselinesConfig:
+  """The methods that RiM is compared with (methods)."""
+  pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
+  parts: int = key(4, 'icot, coconut: equal parts of stage 1; in part i, i steps are gone', 1)
+  smoothing: float = key(
+      4.0, 'icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none')
+  latents: int = key(
+      1, 'continuous thoughts: of coconut for each step gone, of codi in all', 1)
+  projection: bool = key(False, 'an MLP between a latent and the next input, as codi has')
+  teacher_weight: float = key(1.0, "codi: of the chain of thought's loss")
+  distill_weight: float = key(1.0, 'codi: of the distance of hidden states')
 
 
 @dataclasses.dataclass(frozen=True)
 class RimConfig:
-  """Memory blocks and readouts; RiM, arXiv 2605.30343."""
-  blocks: int  # K, blocks in stage 2 and at inference
-  block_tokens: int  # M, memory tokens between <b> and </b>
-  max_steps: int  # T_max, most reasoning steps, thus most blocks in stage 1
-  readout_offset: int  # 1: block t predicts step t+1; 0: step t
-  schedule: str  # 'uniform' | 'linear' | 'relative': how step weights anneal
-  block_attention: str  # 'causal' | 'bidirectional' inside a block
-  readout_sees_question: bool  # False forces everything through the blocks
-  externalize: bool  # stage 2 keeps step readouts alive, to be asked for (--externalize)
-  externalize_weight: float  # of a row's step readouts together; its answers have 1
-  pause_tokens: int  # method 'pause': how many follow the question
-  peers: PeersConfig
+  """Memory blocks and readouts; RiM, arXiv 2605.30343 (methods.rim)."""
+  blocks: int = key(4, 'K, blocks in stage 2 and at inference', 1)
+  block_tokens: int = key(2, 'M, memory tokens between <b> and </b>')
+  max_steps: int = key(4, 'T_max, most reasoning steps, thus most blocks in stage 1', 1)
+  readout_offset: Literal[0, 1] = key(1, '1: block t predicts step t+1; 0: step t')
+  schedule: Literal['uniform', 'linear', 'relative'] = key(
+      'uniform', 'how the weights of steps anneal in stage 1')
+  block_attention: Literal['causal', 'bidirectional'] = key('causal', 'inside a block')
+  readout_sees_question: bool = key(True, 'False forces everything through the blocks')
+  externalize: bool = key(
+      False, 'stage 2 trains step readouts too, to be asked for by generate --externalize')
+  externalize_weight: float = key(
+      1.0, "of a sequence's step readouts together; its answers have 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImmConfig:
   """A memory bank inside the layers; IMM, arXiv 2502.21030 (models.imm)."""
-  write: str  # a policy of models.memory_policies; '': no memory
-  slots: int  # N; 0: round(sqrt(width))
-  rank: int  # R of f_write, f_query and g, and width of the bank; 0: full
-  layers: tuple[int, ...]  # which layers have it, from 0; (): all
-  shared: bool  # one bank: the first of them writes, all read
-  rounds: int  # writes and reads of a token in a layer, a bank each
-  every: int  # only each n-th token writes
-  place: str  # 'after' | 'before' attention and MLP
-  off: tuple[str, ...]  # mechanisms off: 'write', 'query', 'read', 'norm'
-  out_scale: float  # of g's initial matrix; 0: changes nothing at step 0 but the norm
-  gate_bias: float  # initial; sigmoid(gate_bias) of an addressed slot is overwritten
-  implementation: str  # 'chunked' (fast) | 'naive' (token by token, the oracle)
-  chunk: int  # tokens in a chunk; above 16, float32 overflows where gates saturate
+  write_policy: Literal['', 'sequence_mean', 'prefix_mean', 'ring', 'gated', 'delta'] = key(
+      '', "models.memory_policies; sequence_mean, the published one, is not causal; '': none")
+  slots: int = key(0, 'N; 0: round(sqrt(embed_dim))')
+  linformer_rank: int = key(0, 'R of f_write, f_query and g, and width of the bank; 0: full')
+  layers: tuple[int, ...] = key((), 'which layers have a bank, from 0; (): all')
+  shared: bool = key(False, 'one bank: the first of these layers writes, all read')
+  rounds: int = key(1, 'writes and reads of a token in a layer, a bank each', 1)
+  write_interval: int = key(1, 'only each n-th token writes', 1)
+  place: Literal['after', 'before'] = key('after', 'attention and MLP')
+  ablate: tuple[str, ...] = key((), 'mechanisms that are off: write, query, read, norm')
+  out_scale: float = key(
+      1.0, "of g's initial matrix; 0: changes nothing at step 0 but the norm")
+  gate_bias: float = key(
+      0.0, 'initial; sigmoid(gate_bias) of an addressed slot is overwritten', -math.inf)
+  implementation: Literal['chunkwise', 'recurrent'] = key(
+      'chunkwise', 'recurrent: token by token, the reference implementation')
+  chunk: int = key(16, 'tokens of a chunk; above 16, float32 overflows where gates saturate', 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class ExplicitConfig:
-  """A small decoder beside the model that says as text what its memory holds."""
-  source: str  # '' | 'blocks': hidden states of RiM's blocks | 'memory': what the IMM read
-  joint: bool  # trained with the model; False: on the finished model, by --mode=explain
-  layers: int  # of the decoder, as wide as the model's
-  weight: float  # of its tokens in the loss beside the model's own, where joint
-  steps: int  # of its own training, where not joint
-  learning_rate: float  # of that
+class ReasoningDecoderConfig:
+  """A small decoder that turns what the memory holds into text (models.reasoning_decoder)."""
+  source: Literal['', 'blocks', 'memory'] = key(
+      '', "hidden states of RiM's blocks, or what the implicit memory returned; '': none")
+  joint: bool = key(
+      False, 'trained with the model; else on the finished one, by --mode=verbalize')
+  num_layers: int = key(1, "of the decoder, as wide as the model's", 1)
+  weight: float = key(0.3, "of its loss beside the model's own, where joint")
+  steps: int = key(1000, 'of its own training, where not joint', 1)
+  learning_rate: float = key(1e-3, 'of its own training')
 
 
 @dataclasses.dataclass(frozen=True)
 class AuxConfig:
   """Auxiliary losses on RiM's blocks (train.losses.with_aux); all 0: none."""
-  align: float  # weight: the last block's state finds the answer among the batch's
-  temperature: float  # of that contrast
-  smooth: float  # weight: changes from block to block should not turn
+  align: float = key(0.0, "weight: the last block's state finds the answer among the batch's")
+  temperature: float = key(0.1, 'of that contrast')
+  smooth: float = key(0.0, 'weight: changes from block to block should not turn')
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
   """One stage of the curriculum."""
-  steps: int  # training steps; 0: count epochs instead
-  epochs: float  # passes over the training split, where steps is 0
-  learning_rate: float
-  schedule: str  # 'constant' | 'cosine', after the warm-up
-  warmup: float  # share of the stage's steps spent in linear warm-up
-  dropout: float
-  optimizer: str  # 'adamw' | 'muon', for the matrices inside the layers
-  reset_optimizer: bool  # start the stage with a fresh optimizer state
+  steps: int = key(0, 'training steps; 0: count epochs instead')
+  epochs: float = key(0.0, 'passes over the training split, where steps is 0')
+  learning_rate: float = key(1e-3, 'peak')
+  schedule: Literal['constant', 'cosine'] = key('cosine', 'after the warm-up')
+  warmup: float = key(0.04, "share of the stage's steps spent in linear warm-up")
+  dropout: float = key(0.0, 'on embeddings and residual branches')
+  optimizer: Literal['adamw', 'muon'] = key('adamw', 'muon: for the matrices inside the layers')
+  reset_optimizer: bool = key(
+      True, 'begin the stage, or a part of it, with a new optimizer state')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  trained: str  # 'all' | 'new': LoRA, rows of new tokens and memory; the rest is frozen
-  batch_size: int  # problems in a step, over all processes
-  accumulate: int  # microbatches a step is cut into
-  muon_scale: float  # learning rate of matrices under muon, as a multiple of the stage's
-  beta1: float
-  beta2: float
-  epsilon: float
-  weight_decay: float  # on matrices only: no biases, norms or embeddings
-  clip: float  # global norm of the gradient; 0: no clipping
-  stage1: StageConfig
-  stage2: StageConfig
+  """Optimization, and the two stages."""
+  trainable: Literal['all', 'new'] = key(
+      'all', 'new: LoRA, rows of new tokens and memory; the rest is frozen')
+  batch_size: int = key(64, 'problems of a step, over all processes', 1)
+  grad_accum_steps: int = key(1, 'microbatches that a step is cut into', 1)
+  muon_scale: float = key(
+      2.0, "learning rate of matrices under muon, as a multiple of the stage's")
+  beta1: float = key(0.9, 'of AdamW')
+  beta2: float = key(0.99, 'of AdamW')
+  epsilon: float = key(1e-8, 'of AdamW')
+  weight_decay: float = key(0.0, 'on matrices only: no biases, norms or embeddings')
+  max_grad_norm: float = key(1.0, 'global norm that gradients are clipped to; 0: no clipping')
+  stage1: StageConfig = group(StageConfig)
+  stage2: StageConfig = group(StageConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis (sharding); -1: all that the others leave."""
-  data: int  # cuts the batch
-  fsdp: int  # cuts the batch and the parameters, which layers gather
-  tensor: int  # cuts heads, hidden width and vocabulary
+  """Devices along each axis (parallel.sharding); -1: all that the others leave."""
+  data: int = key(-1, 'cuts the batch', -math.inf)
+  fsdp: int = key(1, 'cuts the batch, and the parameters, which layers gather', -math.inf)
+  tensor: int = key(1, "cuts heads, the MLP's width and the vocabulary", -math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  log_every: int  # steps between lines of metrics.jsonl
-  eval_every: int  # steps between validations; 0: at the end only
-  save_every: int  # steps between checkpoints; 0: at the end only
-  keep: int  # newest checkpoints kept, beside the best
-  restart: bool  # begin again where checkpoints were and none is sound
-  max_loss: float  # a loss above this stops the run; 0: 3 ln(vocabulary)
-  compilation_cache: str  # directory of compiled programs; '': none
-  prefetch: int  # batches made ahead of time in a thread
-  peer_timeout: int  # seconds without a step, longer than compiling: a process is lost
-  profile_steps: int  # steps traced into the folder profile after the first ten; 0: none
+  """The training loop: what it logs, saves and guards."""
+  log_every: int = key(50, 'steps between lines of metrics.jsonl', 1)
+  eval_every: int = key(500, 'steps between validations, each with a checkpoint; 0: at the end')
+  save_every: int = key(500, 'steps between checkpoints; 0: at the end only')
+  max_to_keep: int = key(3, 'newest checkpoints kept, beside the best', 1)
+  restart: bool = key(False, 'begin again where checkpoints were and none is sound')
+  max_loss: float = key(0.0, 'a loss above this stops the run; 0: 3 ln(vocabulary)')
+  compilation_cache: str = key(
+      '~/.cache/latent_reasoning', "directory of compiled programs; '': none")
+  prefetch: int = key(2, 'batches made ahead of time in a thread')
+  peer_timeout: int = key(
+      600, 'seconds without a step, longer than compiling takes: a process is lost', 1)
+  profile_steps: int = key(
+      0, 'steps traced into the folder profile after the first ten; 0: none')
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  batch_size: int
-  valid_problems: int  # problems per validation during training
-  test_problems: int  # test problems scored at the end; 0: all
-  blocks: int  # blocks at inference; 0: as trained
-  max_tokens: int  # tokens a readout may generate, chain of thought included
-  samples: int  # pass@k by sampling; 0: off
-  temperature: float  # of the samples
-  top_k: int  # most probable tokens that samples are drawn from; 0: all
-  checkpoint: str  # 'best' (by validation accuracy) | 'last'
-  sets: tuple[str, ...]  # more test sets: files, or names of data.hub.SETS
-  protocol: str  # 'validation' | 'paper': how a checkpoint is chosen (protocol)
-  contamination: bool  # look for the test questions in the training data
-  latency_repeats: int  # timed runs per entry of --mode=latency
-  audit_rows: int  # random real rows per check of --mode=audit
+  """Validation, the test, and how long an answer may be."""
+  batch_size: int = key(64, 'problems at once', 1)
+  valid_problems: int = key(500, 'of a validation during training', 1)
+  test_problems: int = key(0, 'scored at the end; 0: all')
+  blocks: int = key(0, 'blocks at inference; 0: as trained')
+  max_new_tokens: int = key(
+      128, 'tokens that a readout may generate, chain of thought included', 1)
+  samples: int = key(0, 'pass@k by sampling; 0: off')
+  temperature: float = key(1.0, 'of the samples')
+  top_k: int = key(0, 'most probable tokens that samples are drawn from; 0: all')
+  checkpoint: Literal['best', 'last'] = key('best', 'best: by validation accuracy')
+  sets: tuple[str, ...] = key(
+      (), 'more test sets: files, or names such as svamp and math500 (data.hub)')
+  checkpoint_selection: Literal['validation', 'paper'] = key(
+      'validation', 'paper: on cuts of the test split, as the paper did')
+  contamination: bool = key(True, 'look for the test questions in the training data')
+  latency_repeats: int = key(50, 'timed runs of an entry of --mode=latency', 1)
+  leakage_rows: int = key(8, 'real sequences of a check of --mode=check_leakage', 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-  """Several runs by one command (sweep)."""
-  runs: tuple[str, ...]  # 'name key=value key=value …', keys without 'config.'; (): none
-  seeds: tuple[int, ...]  # each run with each of them
-  control: str  # name of the run that others are compared with
-  budget: str  # 'steps': each run trains for its own | 'flops': for the control's FLOPs
+  """Several runs by one command (cli.sweep)."""
+  runs: tuple[str, ...] = key(
+      (), "'name key=value key=value …', keys without 'config.'; (): none")
+  seeds: tuple[int, ...] = key((0, 1, 2), 'each run with each of them')
+  control: str = key('', 'name of the run that others are compared with')
+  budget: Literal['steps', 'flops'] = key(
+      'steps', "each run trains for its own steps, or for the control's FLOPs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  method: str  # a row of sequences.METHODS
-  seed: int
-  data: DataConfig
-  tokenizer: TokenizerConfig
-  model: ModelConfig
-  rim: RimConfig
-  imm: ImmConfig
-  explicit: ExplicitConfig
-  aux: AuxConfig
-  optim: OptimConfig
-  mesh: MeshConfig
-  train: TrainConfig
-  eval: EvalConfig
-  sweep: SweepConfig
+  """All of it."""
+  method: str = key(
+      'rim', 'rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi | '
+      'language_model (methods)')
+  seed: int = key(0, 'of parameters, data and order')
+  data: DataConfig = group(DataConfig)
+  tokenizer: TokenizerConfig = group(TokenizerConfig)
+  model: ModelConfig = group(ModelConfig)
+  rim: RimConfig = group(RimConfig)
+  baselines: BaselinesConfig = group(BaselinesConfig)
+  imm: ImmConfig = group(ImmConfig)
+  reasoning_decoder: ReasoningDecoderConfig = group(ReasoningDecoderConfig)
+  aux: AuxConfig = group(AuxConfig)
+  optim: OptimConfig = group(OptimConfig)
+  mesh: MeshConfig = group(MeshConfig)
+  train: TrainConfig = group(TrainConfig)
+  eval: EvalConfig = group(EvalConfig)
+  sweep: SweepConfig = group(SweepConfig)
 
   @property
   def causal(self) -> bool:
     """Whether nothing reads the future."""
-    return self.imm.write not in NOT_CAUSAL
+    return self.imm.write_policy not in NOT_CAUSAL
+
 
 NOT_CAUSAL = ('sequence_mean',)  # policies of models.memory_policies that read the future
-OFF = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
+ABLATIONS = ('write', 'query', 'read', 'norm')  # mechanisms of the memory
+TEXTS = ('text', 'shakespeare', 'wikitext', 'c4')  # of data.name: plain text
 
-PROBLEMS = ('arithmetic', 'graphs', 'gsm8k', 'gsm8k_aug', 'files')  # of data.name
-TEXTS = ('text', 'shakespeare', 'wikitext', 'c4')  # of data.name, for method lm
+# What keys and values were called up to 0.1, for the error that names the new.
+MOVED = {
+    'data.block': 'data.seq_len', 'model.layers': 'model.num_layers',
+    'model.width': 'model.embed_dim', 'model.heads': 'model.num_heads',
+    'model.kv_heads': 'model.num_kv_heads', 'model.head_size': 'model.head_dim',
+    'model.hidden': 'model.mlp_dim', 'model.positions': 'model.position_embedding',
+    'model.tied': 'model.tie_embeddings', 'rim.pause_tokens': 'baselines.pause_tokens',
+    'rim.peers': 'baselines', 'rim.peers.parts': 'baselines.parts',
+    'rim.peers.smoothing': 'baselines.smoothing', 'rim.peers.thoughts': 'baselines.latents',
+    'rim.peers.projection': 'baselines.projection',
+    'rim.peers.teacher': 'baselines.teacher_weight',
+    'rim.peers.distil': 'baselines.distill_weight', 'imm.write': 'imm.write_policy',
+    'imm.rank': 'imm.linformer_rank', 'imm.every': 'imm.write_interval',
+    'imm.off': 'imm.ablate', 'explicit': 'reasoning_decoder',
+    **{f'explicit.{name}': f'reasoning_decoder.{name}'
+       for name in ('source', 'joint', 'weight', 'steps', 'learning_rate')},
+    'explicit.layers': 'reasoning_decoder.num_layers', 'optim.trained': 'optim.trainable',
+    'optim.accumulate': 'optim.grad_accum_steps', 'optim.clip': 'optim.max_grad_norm',
+    'train.keep': 'train.max_to_keep', 'eval.max_tokens': 'eval.max_new_tokens',
+    'eval.protocol': 'eval.checkpoint_selection', 'eval.audit_rows': 'eval.leakage_rows'}
+MOVED_VALUES = {
+    ('method', 'lm'): 'language_model', ('model.attention', 'split'): 'shared_prefix',
+    ('model.attention', 'packed'): 'dense', ('imm.implementation', 'chunked'): 'chunkwise',
+    ('imm.implementation', 'naive'): 'recurrent'}
 
 
-def get(config: Any, key: str) -> Any:
+def default() -> Any:
+  """Every key with its default, as a locked and typed `ml_collections.ConfigDict`."""
+  import ml_collections
+  return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def get(config: Any, name: str) -> Any:
   """Returns the value of a dotted key."""
-  for part in key.split('.'):
+  for part in name.split('.'):
     config = getattr(config, part)
   return config
 

@@ -53,16 +53,16 @@ class Run:
   @property
   def joint(self) -> bool:
     """Whether an explicit decoder is trained with the model."""
-    return bool(self.config.explicit.source) and self.config.explicit.joint
+    return bool(self.config.reasoning_decoder.source) and self.config.reasoning_decoder.joint
 
   @property
   def objective(self):
     if self.joint:
-      e = self.config.explicit
+      e = self.config.reasoning_decoder
       return losses.with_told(self.decoder(), e.source, e.weight)
     if self.config.aux.align or self.config.aux.smooth:
       return losses.with_aux(self.config.aux)
-    return losses.OBJECTIVES[self.batches.method.objective](self.config.rim.peers)
+    return losses.OBJECTIVES[self.batches.method.objective](self.config.baselines)
 
   @property
   def test(self) -> list[Example]:
@@ -72,7 +72,7 @@ class Run:
 
   @property
   def trained(self) -> str:
-    return self.config.optim.trained
+    return self.config.optim.trainable
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -84,14 +84,14 @@ class Run:
 
   def model(self, dropout: float = 0.0) -> GPT:
     known = self.tokenizer.size if self.trained == 'new' else 0
-    thinks = sequences.method(self.config.method).thinks and self.config.rim.peers.projection
+    thinks = sequences.method(self.config.method).thinks and self.config.baselines.projection
     return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
                thinks, self.tokenizer.used)
 
   def decoder(self, dropout: float = 0.0) -> reasoning_decoder.ExplicitDecoder:
-    """The explicit decoder of config.explicit."""
+    """The explicit decoder of config.reasoning_decoder."""
     return reasoning_decoder.ExplicitDecoder(
-        self.config.model, self.tokenizer.vocab_size, self.config.explicit.layers, dropout)
+        self.config.model, self.tokenizer.vocab_size, self.config.reasoning_decoder.num_layers, dropout)
 
   def tx(self, stage: int) -> optax.GradientTransformation:
     """The update rule of a stage."""
@@ -133,7 +133,7 @@ class Run:
     params = step_lib.init(self.model(), tx, batch, seed, self.trained).params
     if self.joint:
       params = {**params, 'explicit': reasoning_decoder.init(
-          self.decoder(), self.config.explicit.source, self.model(), params, batch,
+          self.decoder(), self.config.reasoning_decoder.source, self.model(), params, batch,
           step_lib.key(seed, step_lib.EXPLICIT))}
     params = lora.cast(params, self.trained, self.config.model.frozen_dtype)
     return step_lib.start(params, tx, self.trained)
@@ -169,7 +169,7 @@ class Run:
 
   def watch(self, params, batch) -> dict[str, float]:
     """The memory's failure signatures on a batch; empty without memory."""
-    if not self.config.imm.write:
+    if not self.config.imm.write_policy:
       return {}
     found = _watched(self.model(), params, batch)
     return {name: float(value) for name, value in jax.device_get(found).items()}
@@ -178,7 +178,7 @@ class Run:
     """Loss over a whole split of text; `imm` changes keys of the memory."""
     model = self.model().clone(imm=dataclasses.replace(self.config.imm, **imm))
     return language_modeling.loss(model, params, getattr(self.splits, split),
-                                  self.config.data.block,
+                                  self.config.data.seq_len,
                                   self.config.eval.batch_size, self.splits.start)
 
   @functools.cached_property
@@ -191,7 +191,7 @@ class Run:
             for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
 
   def checkpoints(self, writer: bool = False) -> Checkpoints:
-    return Checkpoints(self.workdir.checkpoints, self.config.train.keep, writer=writer)
+    return Checkpoints(self.workdir.checkpoints, self.config.train.max_to_keep, writer=writer)
 
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first.
@@ -303,11 +303,11 @@ def build(config: Config, workdir: Workdir) -> Run:
   if config.method == 'lm':
     return _build_text(config, workdir)
   method = sequences.method(config.method)
-  parts = config.rim.peers.parts if method.parts else 1
-  if method.thinks and (config.imm.write or config.explicit.source):
+  parts = config.baselines.parts if method.parts else 1
+  if method.thinks and (config.imm.write_policy or config.reasoning_decoder.source):
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
-                     'nor an explicit decoder reads; expected config.imm.write and '
-                     "config.explicit.source ''")
+                     'nor an explicit decoder reads; expected config.imm.write_policy and '
+                     "config.reasoning_decoder.source ''")
   splits = data.load(config.data, config.seed)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
@@ -317,14 +317,14 @@ def build(config: Config, workdir: Workdir) -> Run:
                                report={**splits.report, 'too_long': too_long})
   batches = batching.Batches(config, train, tokenizer,
                              curriculum.build(config.optim, len(train), parts),
-                             told=bool(config.explicit.source) and config.explicit.joint)
+                             told=bool(config.reasoning_decoder.source) and config.reasoning_decoder.joint)
   run = Run(config, workdir, splits, tokenizer, batches,
             {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
   # What evaluation lacks shows here, not after the training.
   for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
                                                    run.sets.values())):
     answer_matching.library(rule)
-  if config.eval.protocol == 'paper':
+  if config.eval.checkpoint_selection == 'paper':
     checkpoint_selection.check(len(run.test))
   return run
 
@@ -336,22 +336,22 @@ def _check_sizes(config: Config) -> None:
   """Raises InputError, before anything is built, where it cannot fit the memory there is."""
   model, rim = config.model, config.rim
   vocab = max(config.tokenizer.at_least, config.tokenizer.vocab_size, config.tokenizer.pad_to)
-  count = parameter_count(model, vocab) + model.layers * config.imm.slots
-  copies = 4 if config.optim.trained == 'all' else 1  # gradients and two moments
+  count = parameter_count(model, vocab) + model.num_layers * config.imm.slots
+  copies = 4 if config.optim.trainable == 'all' else 1  # gradients and two moments
   here, where = memory()
   ensure(4 * count * copies <= here * multihost.count(),
          f'config.model describes about {float(count):.3g} parameters, which take '
          f'{4 * count * copies / 2**30:.3g} GiB in training; found {here / 2**30:.3g} GiB of '
-         f'{where}. Expected a smaller model (config.model.layers, width, hidden), or '
+         f'{where}. Expected a smaller model (config.model.num_layers, width, hidden), or '
          '--mode=plan for machines that are not here')
   longest = min(model.max_positions, LONGEST)
   for key, tokens in (('rim.blocks', rim.blocks * (rim.block_tokens + 2)),
                       ('eval.blocks', config.eval.blocks * (rim.block_tokens + 2)),
-                      ('rim.max_steps', rim.max_steps), ('rim.pause_tokens', rim.pause_tokens),
-                      ('rim.peers.thoughts', rim.peers.thoughts)):
+                      ('rim.max_steps', rim.max_steps), ('baselines.pause_tokens', baselines.pause_tokens),
+                      ('baselines.latents', baselines.latents)):
     used = config.method == 'rim' or key in ('rim.max_steps', {
-        'pause': 'rim.pause_tokens', 'pause_steps': 'rim.pause_tokens',
-        'codi': 'rim.peers.thoughts', 'coconut': 'rim.peers.thoughts'}.get(config.method))
+        'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
+        'codi': 'baselines.latents', 'coconut': 'baselines.latents'}.get(config.method))
     ensure(not used or tokens < longest,
            f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
            f'more; config.model.max_positions is {model.max_positions}')
@@ -369,7 +369,7 @@ def _build_text(config: Config, workdir: Workdir) -> Run:
   found = data_text.load(config.data)
   tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
   ids = language_modeling.encode(found, tokenizer)
-  crops = max(len(ids.train) // config.data.block, config.optim.batch_size)  # an epoch
+  crops = max(len(ids.train) // config.data.seq_len, config.optim.batch_size)  # an epoch
   length = curriculum.build(config.optim, crops)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Run(config, workdir, ids, tokenizer, batches, {})

@@ -10,7 +10,7 @@ Modes:
   generate  answer --question="...", or questions typed at a prompt; with --externalize
             (of a model trained with config.rim.externalize) also say each block's step
   explain   say as text what the memory holds, of --question="...", or of the test split
-            with its accuracy and cost; trains a small decoder for it (config.explicit)
+            with its accuracy and cost; trains a small decoder for it (config.reasoning_decoder)
   export    write the model as a directory that transformers loads (--format=hf), or LoRA
             and new tokens as an adapter that PEFT puts on the pretrained weights
             (--format=peft)

@@ -101,7 +101,7 @@ class Method:
       decoded, the headline answer last.
     objective: name in losses.OBJECTIVES.
     trace: whether its answer comes after a generated chain of thought.
-    parts: whether stage 1 has `rim.peers.parts` (curriculum).
+    parts: whether stage 1 has `baselines.parts` (curriculum).
     teacher: as `train`, of the rows that this method learns from in objective 'codi'.
     thinks: whether it has continuous thoughts.
   """
@@ -288,27 +288,27 @@ def told(name: str, example: Encoded, row: Row, rim: RimConfig, ids: Symbols) ->
 def pause(example: Encoded, stage: int, progress: float, rim: RimConfig,
           ids: Symbols) -> Row:
   """Pause tokens (Goyal et al., arXiv 2310.02226): L = -log p(y | x, <pause> × P)."""
-  x = [*example.question, *[ids.pause] * rim.pause_tokens]
+  x = [*example.question, *[ids.pause] * baselines.pause_tokens]
   return plain(x, [Readout(len(x), [*example.answer, ids.end])])
 
 
 def pause_steps(example: Encoded, stage: int, progress: float, rim: RimConfig,
                 ids: Symbols) -> Row:
   """`direct_steps` behind P pause tokens: RiM's supervision without its blocks."""
-  x = [*example.question, *[ids.pause] * rim.pause_tokens]
+  x = [*example.question, *[ids.pause] * baselines.pause_tokens]
   return _with_steps(x, example, stage, progress, rim, ids)
 
 
 def pause_prompt(question: Sequence[int], blocks: int, rim: RimConfig,
                  ids: Symbols) -> Row:
   """The question and its pause tokens."""
-  x = [*question, *[ids.pause] * rim.pause_tokens]
+  x = [*question, *[ids.pause] * baselines.pause_tokens]
   return plain(x, [Readout(len(x))])
 
 
 def _gone(stage: int, progress: float, rim: RimConfig) -> int:
   """How many parts of stage 1 have passed; in stage 2, all."""
-  parts = rim.peers.parts
+  parts = baselines.parts
   return parts if stage == 2 else min(parts - 1, int(progress * parts))
 
 
@@ -327,8 +327,8 @@ def icot(example: Encoded, stage: int, progress: float, rim: RimConfig,
   Removal smoothing: o more are gone, P(o) ∝ exp(-λ o), o = floor(-log(1 - u) / λ).
   """
   x, gone = example.question, _gone(stage, progress, rim)
-  if rim.peers.smoothing and 0 < gone:
-    gone += int(-math.log1p(-example.draw) / rim.peers.smoothing)
+  if baselines.smoothing and 0 < gone:
+    gone += int(-math.log1p(-example.draw) / baselines.smoothing)
   rest = _rest(example, gone if stage == 1 else len(example.steps), ids)
   return plain(x, [Readout(len(x), rest)])
 
@@ -344,13 +344,13 @@ def coconut(example: Encoded, stage: int, progress: float, rim: RimConfig,
   """
   x, gone = [*example.question, ids.block_open], _gone(stage, progress, rim)
   rest = _rest(example, gone if stage == 1 else len(example.steps), ids)
-  thoughts = min(gone, rim.peers.parts - 1) * rim.peers.thoughts
+  thoughts = min(gone, baselines.parts - 1) * baselines.latents
   return plain(x, [Readout(len(x), rest, start=ids.block_close, thoughts=thoughts)])
 
 
 def coconut_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
   """The question and all thoughts."""
-  x, thoughts = [*question, ids.block_open], (rim.peers.parts - 1) * rim.peers.thoughts
+  x, thoughts = [*question, ids.block_open], (baselines.parts - 1) * baselines.latents
   return plain(x, [Readout(len(x), start=ids.block_close, thoughts=thoughts)])
 
 
@@ -362,7 +362,7 @@ def codi(example: Encoded, stage: int, progress: float, rim: RimConfig,
   """
   x = [*example.question, ids.block_open]
   return plain(x, [Readout(len(x), [*example.answer, ids.end], start=ids.block_close,
-                           thoughts=rim.peers.thoughts)])
+                           thoughts=baselines.latents)])
 
 
 def codi_teacher(example: Encoded, stage: int, progress: float, rim: RimConfig,
@@ -376,7 +376,7 @@ def codi_teacher(example: Encoded, stage: int, progress: float, rim: RimConfig,
 def codi_prompt(question: Sequence[int], blocks: int, rim: RimConfig, ids: Symbols) -> Row:
   """The question and its thoughts."""
   x = [*question, ids.block_open]
-  return plain(x, [Readout(len(x), start=ids.block_close, thoughts=rim.peers.thoughts)])
+  return plain(x, [Readout(len(x), start=ids.block_close, thoughts=baselines.latents)])
 
 
 METHODS = {

@@ -50,20 +50,20 @@ TINY = {
     'data.arithmetic.test_size': 12,
     'data.buckets.prefix': (12, 20), 'data.buckets.readout': (1, 6, 24),
     'data.buckets.count': (1, 3), 'tokenizer.pad_to': 1,
-    'model.layers': 2, 'model.width': 16, 'model.heads': 2, 'model.hidden': 32,
-    'model.max_positions': 48, 'model.positions': 'learned', 'model.tied': True,
+    'model.num_layers': 2, 'model.embed_dim': 16, 'model.num_heads': 2, 'model.mlp_dim': 32,
+    'model.max_positions': 48, 'model.position_embedding': 'learned', 'model.tie_embeddings': True,
     'model.bias': True, 'model.scan': False, 'model.remat': False,
-    'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'rim.pause_tokens': 3,
+    'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'baselines.pause_tokens': 3,
     'rim.readout_offset': 1, 'rim.schedule': 'uniform', 'rim.block_attention': 'causal',
     'rim.readout_sees_question': True,
     'imm.chunk': 4, 'optim.stage1.optimizer': 'adamw', 'optim.stage2.optimizer': 'adamw',
-    'optim.batch_size': 8, 'optim.accumulate': 1,
+    'optim.batch_size': 8, 'optim.grad_accum_steps': 1,
     'optim.stage1.steps': 8, 'optim.stage2.steps': 6,
     'optim.stage1.dropout': 0.0, 'optim.stage2.dropout': 0.0,
     'train.log_every': 2, 'train.eval_every': 4, 'train.save_every': 4,
     'train.compilation_cache': '',
-    'eval.batch_size': 4, 'eval.valid_problems': 8, 'eval.max_tokens': 6,
-    'eval.latency_repeats': 2, 'eval.audit_rows': 3}
+    'eval.batch_size': 4, 'eval.valid_problems': 8, 'eval.max_new_tokens': 6,
+    'eval.latency_repeats': 2, 'eval.leakage_rows': 3}
 
 
 @pytest.fixture(scope='session')

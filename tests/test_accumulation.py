@@ -16,16 +16,16 @@ from latent_reasoning.train import train_step as step_lib
 
 CASES = {name: {'method': name} for name in sequences.METHODS if name != 'lm'}
 CASES |= {
-    'codi, projected': {'method': 'codi', 'rim.peers.projection': True},
+    'codi, projected': {'method': 'codi', 'baselines.projection': True},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
-    'reasoning decoder': {'explicit.source': 'blocks', 'explicit.joint': True},
+    'reasoning decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
     'externalized': {'rim.externalize': True, 'optim.stage1.steps': 0},
     'scanned Llama': {
-        'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
-        'model.kv_heads': 2, 'model.scan': True, 'aux.align': 0.3},
-    'gated memory': {'imm.write': 'gated', 'imm.rank': 4}}
-COMMON = {'tokenizer.pad_to': 8, 'model.heads': 4, 'optim.batch_size': 8,
-          'data.sort_window': 4, 'optim.weight_decay': 0.0, 'optim.clip': 0.0}
+        'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+        'model.num_kv_heads': 2, 'model.scan': True, 'aux.align': 0.3},
+    'gated memory': {'imm.write_policy': 'gated', 'imm.linformer_rank': 4}}
+COMMON = {'tokenizer.pad_to': 8, 'model.num_heads': 4, 'optim.batch_size': 8,
+          'data.sort_window': 4, 'optim.weight_decay': 0.0, 'optim.max_grad_norm': 0.0}
 MESH = (2, 2, 2)
 
 
@@ -46,7 +46,7 @@ def step_of(config, path, sizes=(1, 1, 1)) -> dict[str, list[float]]:
     tx = optax.scale(-1.0)
     state = step_lib.start(state.params, tx, run.trained)
     stepper = step_lib.make_train_step(
-        run.model(), run.objective, tx, 0, config.optim.accumulate, run.trained)
+        run.model(), run.objective, tx, 0, config.optim.grad_accum_steps, run.trained)
     new, sums = stepper(state, batch, 1.0)
     sums = {k: float(v) for k, v in jax.device_get(sums).items()}
     prints = [float(np.linalg.norm(np.asarray(a, np.float64)))
@@ -65,7 +65,7 @@ def check(name, tiny_config, tmp_path, parts):
   whole = step_of(tiny_config(**config), tmp_path / '1')
   assert whole['grad_norm'][0] > 0
   for n in parts:
-    cut = step_of(tiny_config(**config, **{'optim.accumulate': n}), tmp_path / str(n))
+    cut = step_of(tiny_config(**config, **{'optim.grad_accum_steps': n}), tmp_path / str(n))
     agree(whole, cut, f'{name} in {n} parts')
 
 
@@ -101,7 +101,7 @@ for name in {names!r}:
   for sizes in ((1, 1, 1), t.MESH):
     for parts in {parts!r}:
       config = make(**{{**t.COMMON, 'optim.batch_size': 16, **t.CASES[name],
-                       'optim.accumulate': parts}})
+                       'optim.grad_accum_steps': parts}})
       with tempfile.TemporaryDirectory() as path:
         found[json.dumps([name, sizes, parts])] = t.step_of(config, path, sizes)
 print(json.dumps(found))

@@ -89,7 +89,7 @@ def test_missing_key(raw, key):
 
 @pytest.mark.parametrize('key,value,expected', [
     ('seed', 1.0, 'int'), ('seed', '0', 'int'), ('seed', True, 'int'),
-    ('model.tied', 1, 'bool'), ('model.dtype', None, 'str'),
+    ('model.tie_embeddings', 1, 'bool'), ('model.dtype', None, 'str'),
     ('optim.stage1.learning_rate', '1e-3', 'float'),
     ('optim.stage1.learning_rate', False, 'float'),
     ('data.buckets.prefix', 12, 'a tuple of int'), ('data.buckets.prefix', (1, 2.5), 'int'),
@@ -110,10 +110,10 @@ def test_a_value_for_a_group(raw):
 
 def test_whole_floats_and_lists(raw):
   """An integer for a float and a list for a tuple are what they mean."""
-  put(raw, 'optim.clip', 1)
+  put(raw, 'optim.max_grad_norm', 1)
   put(raw, 'data.buckets.count', [1, 5])
   frozen = check(raw)
-  assert type(frozen.optim.clip) is float
+  assert type(frozen.optim.max_grad_norm) is float
   assert frozen.data.buckets.count == (1, 5)
 
 
@@ -126,11 +126,11 @@ def test_choices(raw, key):
       put(raw, 'data.name', 'text')
     put(raw, key, choice)
     if choice == 'memory':  # something must have been read
-      put(raw, 'imm.write', 'gated')
+      put(raw, 'imm.write_policy', 'gated')
     if choice == 'cudnn':
       put(raw, 'model.dtype', 'bfloat16')
     if key == 'model.frozen_dtype':  # something must be frozen
-      put(raw, 'optim.trained', 'new')
+      put(raw, 'optim.trainable', 'new')
     if (key, choice) != ('tokenizer.kind', 'file'):  # needs a path beside it
       assert get(check(raw), key) == choice
   put(raw, key, 7 if isinstance(CHOICES[key][0], int) else 'nothing')
@@ -179,19 +179,19 @@ def test_no_negative_numbers(raw):
     ({'data.buckets.prefix': ()}, 'buckets.prefix is .*increasing sizes'),
     ({'data.buckets.count': (1, 1)}, 'buckets.count is .*increasing sizes'),
     ({'data.buckets.readout': (0, 1)}, 'buckets.readout is .*at least 1'),
-    ({'model.width': 64, 'model.heads': 3}, 'width 64 is not a multiple .*heads 3'),
-    ({'model.positions': 'rotary', 'model.width': 12, 'model.heads': 4},
+    ({'model.embed_dim': 64, 'model.num_heads': 3}, 'width 64 is not a multiple .*heads 3'),
+    ({'model.position_embedding': 'rotary', 'model.embed_dim': 12, 'model.num_heads': 4},
      'rotary .* even head size; found 3'),
-    ({'optim.batch_size': 10, 'optim.accumulate': 4}, 'batch_size 10 is not a multiple'),
+    ({'optim.batch_size': 10, 'optim.grad_accum_steps': 4}, 'batch_size 10 is not a multiple'),
     ({'optim.stage1.dropout': 1.0}, 'stage1.dropout is 1.0; expected less than 1'),
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),
     ({'data.graphs.max_hops': 2}, 'min_hops 3, max_hops 2 and 28 nodes; expected min_hops <='),
     ({'data.graphs.nodes': 8}, 'max_hops 6 and 8 nodes'),
-    ({'eval.protocol': 'paper', 'method': 'lm', 'data.name': 'text'}, 'method lm answers no'),
+    ({'eval.checkpoint_selection': 'paper', 'method': 'lm', 'data.name': 'text'}, 'method lm answers no'),
     ({'tokenizer.kind': 'file'}, 'tokenizer.path is empty'),
-    ({'explicit.source': 'memory'}, "imm.write is ''; expected a policy"),
-    ({'explicit.source': 'blocks', 'method': 'direct'}, 'method direct has none'),
-    ({'explicit.source': 'memory', 'method': 'lm', 'data.name': 'text'}, 'no reasoning to say')
+    ({'reasoning_decoder.source': 'memory'}, "imm.write_policy is ''; expected a policy"),
+    ({'reasoning_decoder.source': 'blocks', 'method': 'direct'}, 'method direct has none'),
+    ({'reasoning_decoder.source': 'memory', 'method': 'lm', 'data.name': 'text'}, 'no reasoning to say')
     ])
 def test_keys_together(raw, changes, message):
   """What two keys say together must make sense."""

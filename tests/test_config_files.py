@@ -87,7 +87,7 @@ def test_lengths_are_rim_arithmetic(steps):
   merged = {**flatten(from_dict(config)), **{k: eval(v) for k, v in found.items()
                                              if k != 'method'}}
   for key in ('data.arithmetic.min_steps', 'data.arithmetic.max_steps', 'rim.blocks',
-              'rim.max_steps', 'rim.pause_tokens', 'eval.max_tokens'):
+              'rim.max_steps', 'baselines.pause_tokens', 'eval.max_new_tokens'):
     assert merged[key] == like[key], key
   for key in ('prefix', 'readout', 'count'):
     assert list(merged[f'data.buckets.{key}']) == like[f'data.buckets.{key}']

@@ -12,7 +12,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.models.transformer import parameter_count
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-ONE_LAYER = {'model.layers': 1, 'model.width': 8, 'model.heads': 1, 'model.hidden': 8}
+ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1, 'model.mlp_dim': 8}
 
 
 @pytest.fixture(scope='module')
@@ -144,18 +144,18 @@ def test_texts_hold_question_steps_and_answer(built):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'model.layers': 10**9}, 'parameters, which take'), ({'model.width': 10**9,
-     'model.heads': 1}, 'parameters, which take'),
-    ({'model.hidden': 10**13}, 'parameters, which take'),
+    ({'model.num_layers': 10**9}, 'parameters, which take'), ({'model.embed_dim': 10**9,
+     'model.num_heads': 1}, 'parameters, which take'),
+    ({'model.mlp_dim': 10**13}, 'parameters, which take'),
     ({'model.max_positions': 10**12}, 'parameters, which take'),
     ({'tokenizer.pad_to': 10**12}, 'parameters, which take'),
     ({'rim.blocks': 10**9}, 'config.rim.blocks is 1000000000'),
     ({'eval.blocks': 10**9}, 'config.eval.blocks is 1000000000'),
     ({'rim.max_steps': 10**9}, 'config.rim.max_steps is 1000000000'),
-    ({'method': 'pause', 'rim.pause_tokens': 10**9}, 'config.rim.pause_tokens is'),
-    ({'method': 'codi', 'rim.peers.thoughts': 10**9}, 'config.rim.peers.thoughts is'),
-    ({'rim.blocks': 10**9, 'model.max_positions': 10**12, 'model.positions': 'rotary',
-      'model.width': 2, 'model.heads': 1}, 'config.rim.blocks is')])
+    ({'method': 'pause', 'baselines.pause_tokens': 10**9}, 'config.baselines.pause_tokens is'),
+    ({'method': 'codi', 'baselines.latents': 10**9}, 'config.baselines.latents is'),
+    ({'rim.blocks': 10**9, 'model.max_positions': 10**12, 'model.position_embedding': 'rotary',
+      'model.embed_dim': 2, 'model.num_heads': 1}, 'config.rim.blocks is')])
 def test_what_no_memory_holds(tiny_config, make_run, tmp_path, changes, message):
   """Refused by an estimate, before anything is made."""
   with pytest.raises(InputError, match=message):
@@ -164,9 +164,9 @@ def test_what_no_memory_holds(tiny_config, make_run, tmp_path, changes, message)
 
 def test_parameters_by_estimate(tiny_config, make_run, tmp_path):
   """Norms and biases apart, they are those that are made."""
-  for changes in ({}, {'model.tied': False}, {
-      'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
-      'model.kv_heads': 1}):
+  for changes in ({}, {'model.tie_embeddings': False}, {
+      'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+      'model.num_kv_heads': 1}):
     run = make_run(tiny_config(**changes), tmp_path / str(len(changes)))
     made = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.fresh).params))
     assert parameter_count(run.config.model, run.tokenizer.vocab_size) == pytest.approx(

@@ -44,7 +44,7 @@ def newest(path):
 
 def small(tiny_config, **changes):
   one_shape = {k: v for k, v in SHORT.items() if k.startswith('data.buckets')}
-  return tiny_config(**{**one_shape, 'model.layers': 1, 'train.save_every': 2,
+  return tiny_config(**{**one_shape, 'model.num_layers': 1, 'train.save_every': 2,
                         'train.eval_every': 0, **changes})
 
 
@@ -95,7 +95,7 @@ def test_full_disk(cache, tmp_path):
   if mounted.returncode:
     pytest.skip('only root can mount a small disk')
   try:
-    many = {'train.keep': 50, 'train.save_every': 1}
+    many = {'train.max_to_keep': 50, 'train.save_every': 1}
     group = Group(disk / 'run', cache, 1, stderr=tmp_path / 'err', **many)
     assert group.statuses() == [1], group.errors()
     lines = group.errors().strip().splitlines()

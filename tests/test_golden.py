@@ -21,34 +21,34 @@ import pytest
 FILE = pathlib.Path(__file__).parent / 'golden/numbers.json'
 BASE = {'data.arithmetic.test_size': 50, 'eval.batch_size': 10, 'optim.stage1.steps': 20,
         'optim.stage2.steps': 20, 'train.log_every': 1, 'train.eval_every': 0,
-        'train.save_every': 0, 'rim.peers.thoughts': 1, 'rim.peers.parts': 2}
-TEXT = {'method': 'lm', 'data.name': 'text', 'data.block': 16, 'optim.stage2.steps': 0,
+        'train.save_every': 0, 'baselines.latents': 1, 'baselines.parts': 2}
+TEXT = {'method': 'lm', 'data.name': 'text', 'data.seq_len': 16, 'optim.stage2.steps': 0,
         'model.max_positions': 32}
 CASES = {
     **{name: {'method': name} for name in (
         'rim', 'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'icot', 'coconut',
         'codi')},
-    'codi_projection': {'method': 'codi', 'rim.peers.thoughts': 2,
-                        'rim.peers.projection': True},
+    'codi_projection': {'method': 'codi', 'baselines.latents': 2,
+                        'baselines.projection': True},
     'rim_offset0': {'rim.readout_offset': 0, 'rim.schedule': 'relative'},
     'rim_bidirectional': {'rim.block_attention': 'bidirectional', 'rim.schedule': 'linear'},
     'rim_blind': {'rim.readout_sees_question': False},
     'rim_externalize': {'rim.externalize': True, 'data.buckets.count': (1, 3, 6)},
-    'rim_decoder': {'explicit.source': 'blocks', 'explicit.joint': True},
+    'rim_decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
     'rim_aux': {'aux.align': 0.5, 'aux.smooth': 0.1},
-    'rim_llama': {'model.family': 'llama', 'model.kv_heads': 1, 'model.positions': 'rotary',
+    'rim_llama': {'model.family': 'llama', 'model.num_kv_heads': 1, 'model.position_embedding': 'rotary',
                   'model.bias': False},
-    'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.accumulate': 2},
+    'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.grad_accum_steps': 2},
     'rim_dense': {'model.attention': 'packed'},
     'rim_muon': {'optim.stage1.optimizer': 'muon', 'optim.stage2.optimizer': 'muon'},
     'rim_lora': {'model.lora.rank': 2, 'optim.stage1.dropout': 0.1},
-    **{f'imm_{policy}': {'imm.write': policy, 'imm.rank': 4}
+    **{f'imm_{policy}': {'imm.write_policy': policy, 'imm.linformer_rank': 4}
        for policy in ('prefix_mean', 'ring', 'gated', 'delta')},
-    'imm_recurrent': {'imm.write': 'delta', 'imm.shared': True, 'imm.rounds': 2,
+    'imm_recurrent': {'imm.write_policy': 'delta', 'imm.shared': True, 'imm.rounds': 2,
                       'imm.implementation': 'naive'},
-    'imm_decoder': {'imm.write': 'gated', 'explicit.source': 'memory', 'explicit.joint': True},
-    'text': TEXT, 'text_gated': {**TEXT, 'imm.write': 'gated', 'imm.rank': 4},
-    'text_sequence_mean': {**TEXT, 'imm.write': 'sequence_mean'}}
+    'imm_decoder': {'imm.write_policy': 'gated', 'reasoning_decoder.source': 'memory', 'reasoning_decoder.joint': True},
+    'text': TEXT, 'text_gated': {**TEXT, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4},
+    'text_sequence_mean': {**TEXT, 'imm.write_policy': 'sequence_mean'}}
 
 
 def record(make, case: str, folder: pathlib.Path) -> dict:

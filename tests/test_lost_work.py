@@ -19,7 +19,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.train import metrics, trainer, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-ONE = {'model.layers': 1, 'train.save_every': 2, 'train.eval_every': 0,
+ONE = {'model.num_layers': 1, 'train.save_every': 2, 'train.eval_every': 0,
        'optim.stage1.steps': 4, 'optim.stage2.steps': 2}
 
 
@@ -249,7 +249,7 @@ def test_two_trainings_at_once(tmp_path):
 @pytest.mark.slow
 def test_evaluation_beside_training(tmp_path):
   """With one checkpoint kept, and saved at every step, readers neither fail nor disturb."""
-  changes = {**LONG, 'train.save_every': 1, 'train.keep': 1, 'eval.checkpoint': 'last'}
+  changes = {**LONG, 'train.save_every': 1, 'train.max_to_keep': 1, 'eval.checkpoint': 'last'}
   with start(tmp_path, changes=changes) as training:
     wait_for_steps(tmp_path, training)
     while not list((tmp_path / 'checkpoints').glob('[0-9]*')):

@@ -16,8 +16,8 @@ from latent_reasoning.eval import latency, leakage
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
 TINY = [
-    '--config.model.layers=1', '--config.model.width=16', '--config.model.heads=2',
-    '--config.model.hidden=32', '--config.model.max_positions=64',
+    '--config.model.num_layers=1', '--config.model.embed_dim=16', '--config.model.num_heads=2',
+    '--config.model.mlp_dim=32', '--config.model.max_positions=64',
     '--config.data.arithmetic.min_steps=2', '--config.data.arithmetic.max_steps=2',
     '--config.data.arithmetic.train_size=32', '--config.data.arithmetic.valid_size=8',
     '--config.data.arithmetic.test_size=6', '--config.data.buckets.prefix=(16,)',
@@ -27,8 +27,8 @@ TINY = [
     '--config.optim.stage2.steps=3', '--config.train.log_every=1',
     '--config.train.eval_every=0', '--config.train.save_every=0',
     '--config.train.compilation_cache=', '--config.eval.batch_size=4',
-    '--config.eval.valid_problems=4', '--config.eval.max_tokens=6',
-    '--config.eval.latency_repeats=1', '--config.eval.audit_rows=2']
+    '--config.eval.valid_problems=4', '--config.eval.max_new_tokens=6',
+    '--config.eval.latency_repeats=1', '--config.eval.leakage_rows=2']
 
 
 def call(*argv):

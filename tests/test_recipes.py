@@ -53,7 +53,7 @@ def short(steps):
   """Keys that make a run short."""
   keys = {'optim.batch_size': 8, 'optim.stage1.steps': steps, 'optim.stage2.steps': steps,
           'eval.batch_size': 8, 'eval.valid_problems': 8, 'eval.test_problems': 8,
-          'eval.max_tokens': 16, 'train.log_every': 1, 'train.compilation_cache': '',
+          'eval.max_new_tokens': 16, 'train.log_every': 1, 'train.compilation_cache': '',
           'model.lora.rank': 8, 'model.dtype': 'float32'}
   return {f'config.{key}': value for key, value in keys.items()}
 
@@ -72,13 +72,13 @@ def test_memory_on_pretrained_weights(make_checkpoint, tmp_path, capsys, method)
       'data.buckets.prefix': (64,), 'data.buckets.readout': (16,),
       'data.buckets.count': (3,), 'rim.max_steps': 3}) if method == 'rim' else (
           'imm_shakespeare.py', {'data.name': 'text', 'data.path': tmp_path / 'text',
-                                 'data.block': 16})
-  keys = {**short(3), 'config.model.init_from': weights, 'config.optim.trained': 'new',
+                                 'data.seq_len': 16})
+  keys = {**short(3), 'config.model.init_from': weights, 'config.optim.trainable': 'new',
           'config.model.lora.dropout': 0.0, 'config.optim.stage1.dropout': 0.0,
           'config.optim.stage2.dropout': 0.0, **{f'config.{k}': v for k, v in keys.items()}}
   first = {}
   for write in ('', 'gated'):
-    own = {'config.imm.write': write, 'config.imm.off': ('norm',),
+    own = {'config.imm.write_policy': write, 'config.imm.ablate': ('norm',),
            'config.imm.out_scale': 0.0, 'config.imm.chunk': 16}
     run = tmp_path / f'run_{write}'
     assert main.main(flags(recipe, run, **keys, **own)) == 0

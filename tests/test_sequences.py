@@ -242,7 +242,7 @@ def test_unknown_method():
 
 
 def peers(rim, **changes):
-  return dataclasses.replace(rim, peers=dataclasses.replace(rim.peers, **changes))
+  return dataclasses.replace(rim, peers=dataclasses.replace(baselines, **changes))
 
 
 TRACES = {0: [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91], 1: [5, 6, 10, 7, 10, 35, 8, 9, 91],

@@ -22,7 +22,7 @@ import pytest
 from parallel.test_multihost import CONFIG, SHORT
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SMALL = {**SHORT, 'model.layers': 1, 'train.save_every': 2, 'train.eval_every': 0,
+SMALL = {**SHORT, 'model.num_layers': 1, 'train.save_every': 2, 'train.eval_every': 0,
          'optim.stage1.steps': 6, 'optim.stage2.steps': 4}
 EIO = r'''
 #define _GNU_SOURCE
@@ -181,7 +181,7 @@ REFUSED = {
     'config.json of 10^5 brackets': (write('config.json', b'{"a":' * 100_000), 2,
                                      'config.json'),
     'config.json of other sizes': (lambda p: edit(
-        p / 'config.json', lambda c: c['model'].update(width=32)), 2, 'config.model.width'),
+        p / 'config.json', lambda c: c['model'].update(width=32)), 2, 'config.model.embed_dim'),
     'another format of checkpoints': (lambda p: each(p, lambda place: edit(
         place / 'meta/metadata', lambda m: m.update(format=1))), 2, '')}
 
@@ -195,8 +195,8 @@ MISTAKES = {
     'data an address': (['--config.data.name=files', '--config.data.dir=file:///x'],
                         'an address'),
     'a sweep without a name': (["--config.sweep.runs=('',)"], 'a name of its own'),
-    'layers of 10^9': (['--config.model.layers=1000000000'], 'GiB in training'),
-    'width of 10^9': (['--config.model.width=1000000000', '--config.model.heads=1'],
+    'layers of 10^9': (['--config.model.num_layers=1000000000'], 'GiB in training'),
+    'width of 10^9': (['--config.model.embed_dim=1000000000', '--config.model.num_heads=1'],
                       'GiB in training'),
     'blocks of 10^9': (['--config.rim.blocks=1000000000'], 'config.rim.blocks'),
     'steps of 10^9': (['--config.rim.max_steps=1000000000'], 'config.rim.max_steps')}

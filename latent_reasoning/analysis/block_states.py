@@ -60,8 +60,8 @@ def require(config: Config) -> None:
   """Raises InputError where there are no blocks to look at."""
   if config.method != 'rim':
     raise InputError(f'method {config.method} has no blocks; expected method rim')
-  if config.imm.write:
-    raise InputError("config.imm.write is set, and its banks would carry what the blocks' "
+  if config.imm.write_policy:
+    raise InputError("config.imm.write_policy is set, and its banks would carry what the blocks' "
                      "keys and values do not; expected ''")
 
 
@@ -71,7 +71,7 @@ def parts(answerer: Answerer, examples: Sequence[Example]) -> Iterator[tuple[lis
   fitting = [(i, row) for i, row in rows if answerer.fits(row)]
   if not fitting:
     raise InputError('no question fits the positions of the model with its blocks and '
-                     'config.eval.max_tokens; lower config.eval.blocks or max_tokens')
+                     'config.eval.max_new_tokens; lower config.eval.blocks or max_tokens')
   size = answerer.config.eval.batch_size
   for start in range(0, len(fitting), size):
     yield tuple(map(list, zip(*fitting[start:start + size], strict=True)))

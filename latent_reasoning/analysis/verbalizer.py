@@ -1,6 +1,6 @@
 """The explicit decoder of a run: trained on the frozen model, asked, scored, timed.
 
-With config.explicit.joint, training already made one; else --mode=explain trains one
+With config.reasoning_decoder.joint, training already made one; else --mode=explain trains one
 on the finished model, as a run of its own in the folder `explicit` of the workdir: its
 gradient has no way into the model, whose answers stay what they were. Either way
 answering does not touch it: only `Explainer` does, when asked.
@@ -101,7 +101,7 @@ class Frozen(Run):
 
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     params = reasoning_decoder.init(
-        self.decoder(), self.config.explicit.source, self.base.model(), self.base_params,
+        self.decoder(), self.config.reasoning_decoder.source, self.base.model(), self.base_params,
         self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.EXPLICIT))
     return step_lib.start(params, self.tx(1))
 
@@ -125,7 +125,7 @@ class Frozen(Run):
 def frozen(run: Run, params) -> Frozen:
   """The run that trains an explicit decoder on a model's prompts."""
   config = run.config
-  e, none = config.explicit, dataclasses.replace(config.optim.stage2, steps=0, epochs=0.0)
+  e, none = config.reasoning_decoder, dataclasses.replace(config.optim.stage2, steps=0, epochs=0.0)
   stage = dataclasses.replace(config.optim.stage1, steps=e.steps, optimizer='adamw',
                               learning_rate=e.learning_rate)
   length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
@@ -170,10 +170,10 @@ class Explainer:
     texts = self.answerer.blocks if self.run.config.method == 'rim' else 1
     source = self.source(self.batch([Example(question, [''] * texts, '')]))
     room = self.run.config.model.max_positions - source.shape[1]
-    return self.say(source, min(room, self.run.config.eval.max_tokens))[:texts]
+    return self.say(source, min(room, self.run.config.eval.max_new_tokens))[:texts]
 
   def source(self, batch: batching.Batch) -> chex.Array:
-    return extract(self.run.model(), self.params, batch, self.run.config.explicit.source).source
+    return extract(self.run.model(), self.params, batch, self.run.config.reasoning_decoder.source).source
 
   def say(self, source: chex.Array, max_tokens: int) -> list[str]:
     """Decodes a text from each source, greedily."""

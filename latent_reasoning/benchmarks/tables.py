@@ -106,7 +106,7 @@ def rows_table(args) -> str:
     base, dense, split = times
     lines.append([', '.join(map(str, shape)), *(f'{t:.0f}' for t in times),
                   f'{dense / base:.3f}', f'{split / base:.3f}'])
-  return (f'{MODEL.layers} layers of width {MODEL.width}, batch {args.batch}\n\n'
+  return (f'{MODEL.num_layers} layers of width {MODEL.embed_dim}, batch {args.batch}\n\n'
           f'{table(lines)}')
 
 

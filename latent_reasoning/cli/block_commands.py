@@ -124,7 +124,7 @@ def _with_blocks(run: Run, answerer):
   """The same with twice as many blocks, or as many as the model has positions for."""
   more = run.answerer(answerer.params)
   longest = max(len(answerer.row(e.question).prefix) for e in run.test)
-  room = run.config.model.max_positions - run.config.eval.max_tokens - longest
+  room = run.config.model.max_positions - run.config.eval.max_new_tokens - longest
   size = run.config.rim.block_tokens + 2
   more.blocks = answerer.blocks + max(0, min(answerer.blocks, room // size))
   return more

@@ -76,7 +76,7 @@ def evaluate(run: Run) -> int:
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
       tokens=tokens(run, scored[0][1]), training=training(run),
       data=run.splits.report, sets=sets, environment=environment())
-  if config.eval.protocol == 'paper':
+  if config.eval.checkpoint_selection == 'paper':
     result['paper'] = _paper(run, found.step, scored)
   if config.eval.contamination:
     result['contamination'] = contamination.measure(run.splits.train, {
@@ -128,18 +128,18 @@ def evaluate_text(run: Run, found: Restored) -> int:
   result = {
       'method': config.method, 'dataset': config.data.name, 'split': 'valid',
       **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
-      'causal': config.causal, 'memory': config.imm.write, 'seed': config.seed,
+      'causal': config.causal, 'memory': config.imm.write_policy, 'seed': config.seed,
       'step': found.step, 'trained_steps': run.curriculum.total,
       'checkpoint': config.eval.checkpoint,
       'parameters': sum(a.size for a in jax.tree.leaves(params)),
       'training': training(run), 'data': run.splits.report, 'environment': environment()}
-  if config.imm.write:
-    result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.off, 'read'))
+  if config.imm.write_policy:
+    result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.ablate, 'read'))
   workdir.write_json(run.workdir.results, result)
   print(f'\n{report.text(result)}')
   if config.causal:
     said = language_modeling.generate(config, run.model(), params, run.tokenizer, SAMPLE_PROMPT,
-                                      config.eval.max_tokens)
+                                      config.eval.max_new_tokens)
     print(f'\n{said}')
   else:
     print('\nno sample: a model that reads the future cannot generate')
@@ -150,7 +150,7 @@ def evaluate_text(run: Run, found: Restored) -> int:
 
 def tokens(run: Run, records: list[dict[str, Any]]) -> dict[str, float]:
   """Tokens generated for the headline's text with its end token: mean and median."""
-  most = run.config.eval.max_tokens
+  most = run.config.eval.max_new_tokens
   texts = [r['predictions'][-1] for r in records if r['predictions']]
   counts = [min(len(ids) + 1, most) for ids in run.tokenizer.encode_batch(texts)] or [0]
   return {'mean': statistics.mean(counts), 'median': statistics.median(counts)}
@@ -187,13 +187,13 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
   """Answers one question, or those typed until the end of input, as `say` does it: None is
   `reply`."""
   if not run.config.causal:
-    raise InputError(f"config.imm.write '{run.config.imm.write}' reads the future, which "
+    raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the future, which "
                      'does not exist while generating; expected a causal policy')
   params = restored(run).state.params
   if run.config.method == 'lm':
     def answer(prompt):
       return language_modeling.generate(run.config, run.model(), params, run.tokenizer, prompt,
-                                        run.config.eval.max_tokens)
+                                        run.config.eval.max_new_tokens)
   else:
     answer = functools.partial(say or reply, run.answerer(params))
 
@@ -229,7 +229,7 @@ def reply(answerer: Answerer, question: str) -> str:
   if not answerer.fits(row):
     raise InputError(
         f'the question takes {len(row.prefix)} positions with its blocks, and '
-        f'config.eval.max_tokens {config.eval.max_tokens} more; the model has '
+        f'config.eval.max_new_tokens {config.eval.max_new_tokens} more; the model has '
         f'{config.model.max_positions}. Ask a shorter question')
   texts = next(iter(answerer.texts([question])))
   several = texts if len(texts) > 1 else []
@@ -254,10 +254,10 @@ def explain(run: Run, question: str | None) -> int:
   """Trains the explicit decoder where there is none yet, then explains a question, or
   scores and times it; status of `main.train`."""
   config, found = run.config, restored(run)
-  e = config.explicit
+  e = config.reasoning_decoder
   if not e.source:
-    raise InputError("config.explicit.source is ''; expected --config.explicit.source=blocks "
-                     'for RiM, or memory for a model with config.imm.write')
+    raise InputError("config.reasoning_decoder.source is ''; expected --config.reasoning_decoder.source=blocks "
+                     'for RiM, or memory for a model with config.imm.write_policy')
   if run.joint:
     own = found.state.params['explicit']
   else:
@@ -292,8 +292,8 @@ def explain(run: Run, question: str | None) -> int:
 def attention(run: Run, question: str | None) -> int:
   """Draws which slots each token of a text reads, layer by layer."""
   config = run.config
-  if not config.imm.write:
-    raise InputError("config.imm.write is '', so there are no slots to attend to; expected a "
+  if not config.imm.write_policy:
+    raise InputError("config.imm.write_policy is '', so there are no slots to attend to; expected a "
                      "policy such as 'gated'")
   if not question:
     raise InputError('no text to read; give one with --question="..."')
@@ -309,7 +309,7 @@ def attention(run: Run, question: str | None) -> int:
   maps = imm.attention(run.model(), params, batching.collate([row], len(row.prefix), 0, 0))
   names = [run.tokenizer.decode([i]) or '·' for i in row.prefix]
   figure = report.slots(run.workdir.path, names, np.asarray(maps)[:, 0], config.causal)
-  print(f'{config.imm.write} memory, {len(maps)} layers and rounds; figure in {figure}')
+  print(f'{config.imm.write_policy} memory, {len(maps)} layers and rounds; figure in {figure}')
   return 0
 
 
@@ -317,7 +317,7 @@ def audit(run: Run) -> int:
   """Prints a line a check and writes audit.json; status 1 if one fails."""
   found = run.restore()
   state = found.state if found else run.init()
-  examples = _real(run, run.config.eval.audit_rows)
+  examples = _real(run, run.config.eval.leakage_rows)
   checks = audit_lib.run(audit_lib.Subject(run.config, run.model(), state.params,
                                            run.tokenizer, examples))
   ok = all(check['ok'] for check in checks)
@@ -355,7 +355,7 @@ def _real(run: Run, count: int) -> list[sequences.Encoded]:
   """Training problems drawn by seed, encoded."""
   train = run.splits.train
   if run.config.method == 'lm':
-    return language_modeling.halves(train, min(run.config.data.block, AUDIT_TOKENS), count,
+    return language_modeling.halves(train, min(run.config.data.seq_len, AUDIT_TOKENS), count,
                                     run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
                                                         replace=False)

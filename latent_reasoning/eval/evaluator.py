@@ -44,7 +44,7 @@ class Answerer:
   def fits(self, row: sequences.Row) -> bool:
     """Whether the model has positions for the prompt and the tokens to come."""
     last = max(out.until + len(out.inputs) for out in row.readouts)
-    return last + self.config.eval.max_tokens <= self.config.model.max_positions
+    return last + self.config.eval.max_new_tokens <= self.config.model.max_positions
 
   def texts(self, questions: Sequence[str], samples: int = 0) -> Iterator[list[str] | None]:
     """Yields the text of every readout of each question, in order.

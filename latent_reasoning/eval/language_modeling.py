@@ -51,16 +51,16 @@ class Batches(batching.Stepwise):
                start: Sequence[int] = ()):
     self.config, self.ids, self.curriculum, self.start = config, ids, curriculum, start
     self.method = sequences.method(config.method)
-    if config.data.block > config.model.max_positions:
-      raise InputError(f'config.data.block is {config.data.block}, above config.model.'
+    if config.data.seq_len > config.model.max_positions:
+      raise InputError(f'config.data.seq_len is {config.data.seq_len}, above config.model.'
                        f'max_positions {config.model.max_positions}{batching.window(config)}')
-    if len(ids) <= config.data.block:
+    if len(ids) <= config.data.seq_len:
       raise InputError(f'the training text has {len(ids)} tokens; expected more than '
-                       f'config.data.block {config.data.block}')
+                       f'config.data.seq_len {config.data.seq_len}')
 
   def at(self, step: int) -> batching.Batch:
     """Returns the rows of a step."""
-    length = self.config.data.block + 1 - len(self.start)
+    length = self.config.data.seq_len + 1 - len(self.start)
     draw = np.random.default_rng((self.config.seed, step))
     at = draw.integers(len(self.ids) - length + 1, size=self.config.optim.batch_size)
     return rows(np.stack([[*self.start, *self.ids[i:i + length]] for i in at]))
@@ -106,7 +106,7 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   Half a block at a time, each from the half block before it, so that a text may be
   longer than the model's positions.
   """
-  symbols, half = sequences.symbols(tokenizer), max(1, config.data.block // 2)
+  symbols, half = sequences.symbols(tokenizer), max(1, config.data.seq_len // 2)
   ids = tokenizer.encode(prompt)
   if not ids:
     raise InputError('the prompt is empty; give one with --question="..."')
@@ -130,7 +130,7 @@ def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[seque
   """Crops of a block for the audit: the second half as an answer to the first."""
   length = min(block, len(ids) - 1)
   if length < 4:
-    raise InputError(f'config.data.block is {block}; expected at least 4 to audit')
+    raise InputError(f'config.data.seq_len is {block}; expected at least 4 to audit')
   at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
   return [sequences.Encoded(ids[i:i + length // 2].tolist(), [],
                             ids[i + length // 2:i + length - 1].tolist()) for i in at]

@@ -43,7 +43,7 @@ class Subject:
   def rows(self, stage: int) -> list[sequences.Row]:
     """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
     whose stage 1 has parts, the last, where it has its thoughts."""
-    method, parts = sequences.method(self.config.method), self.config.rim.peers.parts
+    method, parts = sequences.method(self.config.method), self.config.baselines.parts
     progress = (parts - 1) / parts if method.parts else 0.0
     return [method.train(e, stage, progress, self.config.rim, self.symbols)
             for e in self.examples]
@@ -73,7 +73,7 @@ def run(subject: Subject) -> list[dict[str, Any]]:
         _check(f'stage {stage}: {fast(subject)} attention = one dense mask', implementations,
                subject, rows),
         *([_check(f'stage {stage}: memory by chunks = token by token', memories, subject,
-                  rows)] if subject.config.imm.write else []),
+                  rows)] if subject.config.imm.write_policy else []),
         _check(f'stage {stage}: padded = unpadded', padding, subject, rows),
         _check(f'stage {stage}: batch of 1 = batch of {len(rows)}', batch_size, subject, rows)]
   checks += [
@@ -190,7 +190,7 @@ def gradients(subject: Subject, rows):
   """Through all layers, no gradient may arrive from what no path of legal steps reaches."""
   def illegal(influence, may):
     reach = may.copy()
-    for _ in range(subject.config.model.layers.bit_length()):
+    for _ in range(subject.config.model.num_layers.bit_length()):
       reach |= (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
     silent = not (influence[reach] > 0).any()  # a check on no gradient proves nothing
     return ((influence > 0) & ~reach) | silent
@@ -342,7 +342,7 @@ def _decode_step(model, params, head, batch, cache, tokens, step):
 
 def caching(subject: Subject, rows):
   """Greedy decoding of the prompts, against a full forward pass over what it said."""
-  tokens = min(8, subject.config.eval.max_tokens)
+  tokens = min(8, subject.config.eval.max_new_tokens)
   batch = prompt_batch(rows, subject.config, subject.symbols.pad)
   head = decoding.head_kernel(subject.model, subject.params)
   logits, cache = _prefill(subject.model, subject.params, head, batch, tokens)

@@ -29,18 +29,18 @@ def check(config: Config) -> None:
   """Raises InputError where a model is none that others have code for."""
   model, rim = config.model, config.rim
   said = []
-  if config.imm.write:
-    said.append(f"config.imm.write '{config.imm.write}', a memory inside the layers")
+  if config.imm.write_policy:
+    said.append(f"config.imm.write_policy '{config.imm.write_policy}', a memory inside the layers")
   if sequences.method(config.method).thinks:
     said.append(f'continuous thoughts (method {config.method})')
   if config.method == 'rim' and rim.block_attention != 'causal':
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
   if not rim.readout_sees_question:
     said.append('config.rim.readout_sees_question=False')
-  if model.family == 'gpt' and (model.positions != 'learned' or not model.bias):
+  if model.family == 'gpt' and (model.position_embedding != 'learned' or not model.bias):
     said.append('a GPT without biases or with rotary positions, which is not GPT-2')
-  if model.family == 'llama' and model.positions != 'rotary':
-    said.append(f"config.model.positions '{model.positions}' in family llama")
+  if model.family == 'llama' and model.position_embedding != 'rotary':
+    said.append(f"config.model.position_embedding '{model.position_embedding}' in family llama")
   if said:
     raise InputError(f"the model has {'; '.join(said)}: no other engine has code for it. "
                      'Only plain causal models can be exported')
@@ -90,11 +90,11 @@ def adapter(config: Config, params: dict,
     InputError: there is no LoRA, or more than it was trained.
   """
   model, lora = config.model, config.model.lora
-  if not (model.init_from and lora.rank and config.optim.trained == 'new'):
+  if not (model.init_from and lora.rank and config.optim.trainable == 'new'):
     raise InputError(
         f"an adapter is LoRA on pretrained weights; found config.model.init_from "
-        f"{model.init_from!r}, config.model.lora.rank {lora.rank} and config.optim.trained "
-        f"'{config.optim.trained}'. Expected weights to start from, a rank above 0 and 'new'; "
+        f"{model.init_from!r}, config.model.lora.rank {lora.rank} and config.optim.trainable "
+        f"'{config.optim.trainable}'. Expected weights to start from, a rank above 0 and 'new'; "
         'or export whole weights with --format=hf')
   found, modules, rows = {}, {}, {}
   for theirs, (name, layer) in families.names(model).items():
@@ -117,7 +117,7 @@ def adapter(config: Config, params: dict,
         found[f'{module}.lora_A.weight'], found[f'{module}.lora_B.weight'] = a.T, b.T
   targets = []  # by kind where all layers have it
   for kind, own in modules.items():
-    targets += [kind] if len(own) == model.layers else own
+    targets += [kind] if len(own) == model.num_layers else own
   return {f'base_model.model.{name}': a for name, a in found.items()}, {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'inference_mode': True,
       'base_model_name_or_path': model.init_from, 'r': lora.rank, 'lora_alpha': lora.alpha,
@@ -184,7 +184,7 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     files = {
         'config.json': families.hf_config(config.model, tokenizer.used, **ids),
         'generation_config.json': {
-            'do_sample': False, 'max_new_tokens': config.eval.max_tokens, **ids}}
+            'do_sample': False, 'max_new_tokens': config.eval.max_new_tokens, **ids}}
   files.update(tokenizer_files(config, tokenizer))
   chat = 'chat_template' in files['tokenizer_config.json']
   making = path.with_name(f'.{path.name}.tmp')

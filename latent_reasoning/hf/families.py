@@ -55,7 +55,7 @@ def table(config: ModelConfig) -> list[Name]:
     if config.qk_norm:
       for ours in ('q_norm', 'k_norm'):
         names.append(Name(('block_{}', ours, 'scale'), f'layers.{{}}.self_attn.{ours}.weight'))
-  return names + [Name(('head',), 'lm_head.weight', True)] * (not config.tied)
+  return names + [Name(('head',), 'lm_head.weight', True)] * (not config.tie_embeddings)
 
 
 PREFIX = {'gpt': 'transformer.', 'llama': 'model.'}  # in files; GPT-2's own has none
@@ -68,7 +68,7 @@ def names(config: ModelConfig) -> dict[str, tuple[Name, int | None]]:
   """{name in a file without prefix: (its entry, its layer)}."""
   found = {}
   for name in table(config):
-    layers = range(config.layers) if '{}' in name.theirs else [None]
+    layers = range(config.num_layers) if '{}' in name.theirs else [None]
     for layer in layers:
       found[name.theirs.format(layer)] = (name, layer)
   return found
@@ -172,12 +172,12 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
         norm_epsilon=read.number('layer_norm_epsilon', 1e-5))
   else:
     config = _llama(kind, read, base)
-  size = config.head_size or config.width // config.heads
-  ensure(values.get('head_dim') or not config.width % config.heads,
-         f'{where}: {config.heads} heads do not divide the width {config.width}')
-  ensure(not config.heads % (config.kv_heads or config.heads),
-         f'{where}: {config.kv_heads} heads of keys and values do not divide {config.heads}')
-  ensure(config.positions != 'rotary' or not size % 2,
+  size = config.head_dim or config.embed_dim // config.num_heads
+  ensure(values.get('head_dim') or not config.embed_dim % config.num_heads,
+         f'{where}: {config.num_heads} heads do not divide the width {config.embed_dim}')
+  ensure(not config.num_heads % (config.num_kv_heads or config.num_heads),
+         f'{where}: {config.num_kv_heads} heads of keys and values do not divide {config.num_heads}')
+  ensure(config.position_embedding != 'rotary' or not size % 2,
          f'{where}: heads are {size} wide; rotary positions need an even number')
   read.size('vocab_size')
   return config
@@ -313,10 +313,10 @@ def hf_config(config: ModelConfig, vocab: int, **ids: int) -> dict[str, Any]:
   """A config.json from which `model_config` and transformers build this model."""
   if config.family == 'gpt':
     return {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'vocab_size': vocab,
-            'n_layer': config.layers, 'n_embd': config.width, 'n_head': config.heads,
-            'n_inner': config.hidden, 'n_positions': config.max_positions,
+            'n_layer': config.num_layers, 'n_embd': config.embed_dim, 'n_head': config.num_heads,
+            'n_inner': config.mlp_dim, 'n_positions': config.max_positions,
             'layer_norm_epsilon': config.norm_epsilon, 'activation_function': 'gelu_new',
-            'tie_word_embeddings': config.tied, 'dtype': 'float32', **ids}
+            'tie_word_embeddings': config.tie_embeddings, 'dtype': 'float32', **ids}
   kind = ('qwen3' if config.qk_norm else
           'qwen2' if config.qkv_bias and not config.out_bias else 'llama')
   rope = {'rope_type': config.rope.scaling or 'default'}
@@ -328,11 +328,11 @@ def hf_config(config: ModelConfig, vocab: int, **ids: int) -> dict[str, Any]:
   named = {'llama': 'Llama', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3'}[kind]
   found = {
       'model_type': kind, 'architectures': [f'{named}ForCausalLM'], 'vocab_size': vocab,
-      'num_hidden_layers': config.layers, 'hidden_size': config.width,
-      'num_attention_heads': config.heads, 'num_key_value_heads': config.kv_heads,
-      'head_dim': config.head_size, 'intermediate_size': config.hidden,
+      'num_hidden_layers': config.num_layers, 'hidden_size': config.embed_dim,
+      'num_attention_heads': config.num_heads, 'num_key_value_heads': config.num_kv_heads,
+      'head_dim': config.head_dim, 'intermediate_size': config.mlp_dim,
       'max_position_embeddings': config.max_positions, 'rms_norm_eps': config.norm_epsilon,
-      'hidden_act': 'silu', 'tie_word_embeddings': config.tied, 'dtype': 'float32',
+      'hidden_act': 'silu', 'tie_word_embeddings': config.tie_embeddings, 'dtype': 'float32',
       'rope_parameters': {'rope_theta': config.rope.base, **rope},  # transformers 5
       'rope_theta': config.rope.base,  # and 4, which reads no rope_parameters
       'rope_scaling': rope if config.rope.scaling else None, **ids}

@@ -81,7 +81,7 @@ def resolve(config: Config) -> Config:
   path = directory(config.model.init_from)
   values = read_json(path / 'config.json')
   model = model_config(values, config.model, str(path / 'config.json'))
-  if model.tied and _own_head(path, model):
+  if model.tie_embeddings and _own_head(path, model):
     model = dataclasses.replace(model, tied=False)
   tokenizer = dataclasses.replace(
       config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
@@ -238,7 +238,7 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     name = full.removeprefix(PREFIX[config.family])
     if re.fullmatch(BUFFERS, name):
       continue
-    if config.tied and name == 'lm_head.weight':  # equal to the table (`resolve`)
+    if config.tie_embeddings and name == 'lm_head.weight':  # equal to the table (`resolve`)
       continue
     if name not in expected:
       surplus.append(full)
@@ -333,7 +333,7 @@ def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex
   sizes = tuple(like[n].shape[axis] for n in names)
   if len(sizes) == 2 and tokens > sizes[0]:
     raise InputError("the weights know our special tokens already: they are of an exported "
-                     "model. Expected config.optim.trained='all'")
+                     "model. Expected config.optim.trainable='all'")
   for part, rows in zip(names, _widen(value, rng, sizes, tokens, axis), strict=True):
     out[part] = jax.block_until_ready(_place(rows, like[part], placed and placed[part]))
 

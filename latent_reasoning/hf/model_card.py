@@ -71,7 +71,7 @@ def blocks(config: Config, tokenizer: Tokenizer) -> str:
   block = [tokenizer.block_open, *[tokenizer.memory] * config.rim.block_tokens,
            tokenizer.block_close]
   ids = {'rim': block * number, **dict.fromkeys(
-      ('pause', 'pause_steps'), [tokenizer.pause] * config.rim.pause_tokens)}
+      ('pause', 'pause_steps'), [tokenizer.pause] * config.baselines.pause_tokens)}
   return ''.join(names[i] for i in ids.get(config.method, ()))
 
 
@@ -132,7 +132,7 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
   if config.method == 'lm':
     text = 'question' if tokenizer.start else "'\\n' + question"
   more = f" + tokenizer({tail!r}, add_special_tokens=False)['input_ids']" if tail else ''
-  most = config.eval.max_tokens
+  most = config.eval.max_new_tokens
   asked = ASK.format(
       load=LOAD[kind].format(base=start, rows=tokenizer.vocab_size), text=text, blocks=more,
       most=most, end=tokenizer.end, pad=tokenizer.pad, question=QUESTION)

@@ -69,11 +69,11 @@ class Memory(nn.Module):
 
   def setup(self):
     c, d = self.config, self.width
-    rank, out = c.rank or d, c.out_scale
-    low = c.rank > 0
+    rank, out = c.linformer_rank or d, c.out_scale
+    low = c.linformer_rank > 0
     if self.writer:
       self.write = Matrix((d, rank))
-      if POLICIES[c.write].gated:
+      if POLICIES[c.write_policy].gated:
         self.address = Matrix((d, slots_of(c, d)))
         self.gate = Gate(d, c.gate_bias)
     self.write_up = Matrix((rank, d)) if low else None
@@ -81,7 +81,7 @@ class Memory(nn.Module):
     self.query_up = Matrix((rank, d)) if low else None
     self.out = Matrix((d, rank), 1.0) if low else Matrix((d, d), out)
     self.out_up = Matrix((rank, d), out) if low else None
-    self.norm = None if 'norm' in c.off else nn.LayerNorm(use_bias=self.bias,
+    self.norm = None if 'norm' in c.ablate else nn.LayerNorm(use_bias=self.bias,
                                                           dtype=self.dtype)
 
   def project(self, h: chex.Array, positions: chex.Array,
@@ -94,7 +94,7 @@ class Memory(nn.Module):
     query = self.query()
     if up is not None:  # W_upᵀ f_query(h), by the product of the maps
       query = query @ (self.query_up() @ up.T)
-    kernels, gated = [query], self.writer and POLICIES[c.write].gated
+    kernels, gated = [query], self.writer and POLICIES[c.write_policy].gated
     if self.writer:
       kernels.append(self.write())
     if gated:
@@ -102,15 +102,15 @@ class Memory(nn.Module):
       kernels += [self.address(), gate]
     ends = np.cumsum([k.shape[1] for k in kernels])
     q, *rest = jnp.split(self._apply(h, jnp.concatenate(kernels, axis=1)), ends[:-1], axis=-1)
-    q = jnp.zeros_like(q) if 'query' in c.off else q * self.width**-0.5
+    q = jnp.zeros_like(q) if 'query' in c.ablate else q * self.width**-0.5
     if not self.writer:
       return None, q
     if gated:
       w, beta = jax.nn.softmax(rest[1], axis=-1), jax.nn.sigmoid(rest[2][..., 0] + bias)
     else:
       w, beta = jnp.zeros((*shape, slots_of(c, self.width)), jnp.float32), jnp.ones(shape)
-    valid = (positions + 1) % c.every == 0
-    if 'write' in c.off:
+    valid = (positions + 1) % c.write_interval == 0
+    if 'write' in c.ablate:
       valid = jnp.zeros_like(valid)
     return Writes(rest[0], w, beta, valid, jnp.zeros(shape, bool)), q
 
@@ -143,17 +143,17 @@ class Memory(nn.Module):
         x, up, written = shared[i]
         _, q = self.project(h, positions, up)
       else:
-        up = self.write_up() if c.rank else None
+        up = self.write_up() if c.linformer_rank else None
         x, q = self.project(h, positions, up)
       if decoding:
-        bank = (store(POLICIES[c.write], banks[i], x.s, x.w, x.beta, x.valid)
+        bank = (store(POLICIES[c.write_policy], banks[i], x.s, x.w, x.beta, x.valid)
                 if self.writer else written)
         r, _ = read(bank.slots, q)
       else:
         bank, r = self._row(x, q, mask, banks[i] if banks else None)
       kept.append(bank)
       told.append((x, up, bank))
-      h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.off else r, up)
+      h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.ablate else r, up)
     return h, tuple(kept), tuple(told)
 
   def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
@@ -166,7 +166,7 @@ class Memory(nn.Module):
   def _row(self, x: Writes, q: chex.Array, mask: Mask, bank: Bank | None):
     """A prefix, and readouts that each go on from a copy of the bank at their anchor."""
     c, p, count = self.config, mask.prefix, mask.count
-    policy, batch = POLICIES[c.write], q.shape[0]
+    policy, batch = POLICIES[c.write_policy], q.shape[0]
     if bank is None:
       bank = empty((batch,), slots_of(c, self.width), q.shape[-1])
     if not policy.causal:

@@ -2,7 +2,7 @@
 
 LoRA (Hu et al., arXiv 2106.09685): x W + alpha / rank · x A B, B zero at first.
 
-With config.optim.trained 'new', what pretraining did not know is trained alone: LoRA's
+With config.optim.trainable 'new', what pretraining did not know is trained alone: LoRA's
 maps, the rows of new tokens, and a memory or explicit decoder. Gradients and optimizer
 state exist for those only.
 """

@@ -26,7 +26,7 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
     model: as models.transformer.GPT.
     params: its parameters.
     batch: rows with `told`.
-    kind: 'blocks' or 'memory', as config.explicit.source.
+    kind: 'blocks' or 'memory', as config.reasoning_decoder.source.
     rng: for dropout; None: deterministic.
 
   Returns:
@@ -67,7 +67,7 @@ class ExplicitDecoder(nn.Module):
 
   def setup(self):
     dtype = jnp.dtype(self.config.dtype)
-    self.project = Dense(self.config.width, True, dtype)
+    self.project = Dense(self.config.embed_dim, True, dtype)
     self.norm = nn.LayerNorm(dtype=dtype)
     self.decoder = self.gpt()
 

@@ -45,13 +45,13 @@ class Block(nn.Module):
     if cache is not None:
       banks = cache.banks
     if imm:
-      memory = memory_lib.Memory(imm, c.width, dtype, c.bias, self.writer, name='memory')
+      memory = memory_lib.Memory(imm, c.embed_dim, dtype, c.bias, self.writer, name='memory')
       if imm.place == 'before':
         x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-    out_scale = (2 * c.layers)**-0.5  # keeps the residual stream's variance
+    out_scale = (2 * c.num_layers)**-0.5  # keeps the residual stream's variance
     q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
-    if c.positions == 'rotary':
+    if c.position_embedding == 'rotary':
       q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
     self.sow('intermediates', 'q', q)  # for attention.weights
     if cache is None:
@@ -59,16 +59,16 @@ class Block(nn.Module):
     else:
       y, kept = attention.cached(q, k, v, mask, cache, step)
     bias = c.bias if c.family == 'gpt' else c.out_bias
-    y = self._dense(c.width, bias, 'out', out_scale)(y.reshape(*x_BTD.shape[:2], -1))
+    y = self._dense(c.embed_dim, bias, 'out', out_scale)(y.reshape(*x_BTD.shape[:2], -1))
     x_BTD = x_BTD + drop(y)
 
     y = norm(c, name='norm_2')(x_BTD)
-    up = self._dense(c.hidden, c.bias, 'up')(y)
+    up = self._dense(c.mlp_dim, c.bias, 'up')(y)
     if c.family == 'gpt':
       y = nn.gelu(up)
     else:
-      y = nn.silu(self._dense(c.hidden, c.bias, 'gate')(y)) * up
-    y = self._dense(c.width, c.bias, 'down', out_scale)(y)
+      y = nn.silu(self._dense(c.mlp_dim, c.bias, 'gate')(y)) * up
+    y = self._dense(c.embed_dim, c.bias, 'down', out_scale)(y)
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
       x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
@@ -82,15 +82,15 @@ class Block(nn.Module):
   def _qkv(self, y: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     """Queries, keys and values by heads, before positions."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
+    size, few = c.head_dim or c.embed_dim // c.num_heads, c.num_kv_heads or c.num_heads
 
     def heads(a, count):
       return a.reshape(*a.shape[:2], count, size)
     if c.family == 'gpt':
-      qkv = self._dense(3 * c.width, c.bias, 'qkv')(y)
-      return tuple(heads(a, c.heads) for a in jnp.split(qkv, 3, axis=-1))
+      qkv = self._dense(3 * c.embed_dim, c.bias, 'qkv')(y)
+      return tuple(heads(a, c.num_heads) for a in jnp.split(qkv, 3, axis=-1))
     q, k, v = (heads(self._dense(count * size, c.qkv_bias, name)(y), count)
-               for name, count in (('q', c.heads), ('k', few), ('v', few)))
+               for name, count in (('q', c.num_heads), ('k', few), ('v', few)))
     if c.qk_norm:
       q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
               for name, a in (('q_norm', q), ('k_norm', k)))
@@ -141,19 +141,19 @@ class GPT(nn.Module):
     c = self.config
     normal = nn.initializers.normal(EMBEDDING_STD)
     known, new = self.known or self.vocab, self.vocab - (self.known or self.vocab)
-    self.embedding = self.param('embedding', normal, (known, c.width), jnp.float32)
+    self.embedding = self.param('embedding', normal, (known, c.embed_dim), jnp.float32)
     if new:
-      self.new_embedding = self.param('new_embedding', normal, (new, c.width), jnp.float32)
-    if c.positions == 'learned':
+      self.new_embedding = self.param('new_embedding', normal, (new, c.embed_dim), jnp.float32)
+    if c.position_embedding == 'learned':
       self.position_embedding = self.param(
-          'position_embedding', normal, (c.max_positions, c.width), jnp.float32)
-    if not c.tied:
-      self.head_kernel = self.param('head', normal, (c.width, known), jnp.float32)
+          'position_embedding', normal, (c.max_positions, c.embed_dim), jnp.float32)
+    if not c.tie_embeddings:
+      self.head_kernel = self.param('head', normal, (c.embed_dim, known), jnp.float32)
       if new:
-        self.new_head = self.param('new_head', normal, (c.width, new), jnp.float32)
+        self.new_head = self.param('new_head', normal, (c.embed_dim, new), jnp.float32)
     self.norm = norm(c)
     if self.projection:
-      self.thought = Thought(c.width, jnp.dtype(c.dtype))
+      self.thought = Thought(c.embed_dim, jnp.dtype(c.dtype))
 
   def think(self, hidden: chex.Array) -> chex.Array:
     """The input after a hidden state [..., D] that no token is made of."""
@@ -196,11 +196,11 @@ class GPT(nn.Module):
     x = self.embed(tokens) if embeddings is None else embeddings
     if self.is_initializing():
       self.think(x)  # its parameters are made here
-    if c.positions == 'learned':
+    if c.position_embedding == 'learned':
       x = x + self.position_embedding[positions].astype(x.dtype)
     x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
     block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
-    imm = self.imm if self.imm and self.imm.write else None
+    imm = self.imm if self.imm and self.imm.write_policy else None
     args = (self.dropout, deterministic)
     if c.scan:
       def body(block, x, cache, banks):
@@ -208,11 +208,11 @@ class GPT(nn.Module):
         return x, kept
       scanned = nn.scan(
           body, variable_axes={'params': 0, 'intermediates': 0},
-          split_rngs={'params': True, 'dropout': True}, length=c.layers)
+          split_rngs={'params': True, 'dropout': True}, length=c.num_layers)
       x, kept = scanned(block(c, imm, *args, name='blocks'), x, cache, banks)
     else:
-      layers, shared, with_memory = [], None, imm and (imm.layers or range(c.layers))
-      for i in range(c.layers):
+      layers, shared, with_memory = [], None, imm and (imm.layers or range(c.num_layers))
+      for i in range(c.num_layers):
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
         here = block(c, own, *args, writer, name=f'block_{i}')
@@ -225,7 +225,7 @@ class GPT(nn.Module):
 
   def kernels(self) -> list[chex.Array]:
     """The head by parts [D, n]: of known tokens, and of new ones."""
-    if self.config.tied:
+    if self.config.tie_embeddings:
       return [self.embedding.T] + ([self.new_embedding.T] if self.known else [])
     return [self.head_kernel] + ([self.new_head] if self.known else [])
 
@@ -237,7 +237,7 @@ class GPT(nn.Module):
         a large table inside the decoding loop costs more than the layers.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if kernel_DV is not None and self.config.tied and not self.known and len(flat) >= MANY:
+    if kernel_DV is not None and self.config.tie_embeddings and not self.known and len(flat) >= MANY:
       logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
                           preferred_element_type=jnp.float32).T
       return self._of_tokens(logits, hidden.shape[:-1])
@@ -257,11 +257,11 @@ class GPT(nn.Module):
 def parameter_count(config: ModelConfig, vocab: int) -> int:
   """About how many parameters a model has, without making any: norms and biases left out."""
   c = config
-  size, few = c.head_size or c.width // c.heads, c.kv_heads or c.heads
-  attended = c.width * size * (2 * c.heads + 2 * few)
-  mlp = (3 if c.family == 'llama' else 2) * c.width * c.hidden
-  tables = vocab * (1 if c.tied else 2) + (c.positions == 'learned') * c.max_positions
-  return c.layers * (attended + mlp) + tables * c.width
+  size, few = c.head_dim or c.embed_dim // c.num_heads, c.num_kv_heads or c.num_heads
+  attended = c.embed_dim * size * (2 * c.num_heads + 2 * few)
+  mlp = (3 if c.family == 'llama' else 2) * c.embed_dim * c.mlp_dim
+  tables = vocab * (1 if c.tie_embeddings else 2) + (c.position_embedding == 'learned') * c.max_positions
+  return c.num_layers * (attended + mlp) + tables * c.embed_dim
 
 
 def stack_layers(params: dict, layers: int) -> dict:

@@ -39,9 +39,9 @@ COLUMN, ROW = r'(qkv|q|k|v|up|gate|project)', r'(out|down)'
 
 # The first that matches holds. Vectors are whole everywhere.
 TABLE = (
-    Rule(r'memory/(gate/\w+|norm/\w+)$', P(), lambda c: bool(c.imm.write)),
-    Rule(r'memory/\w+_up/kernel$', P(None, 'fsdp'), lambda c: bool(c.imm.write and c.imm.rank)),
-    Rule(r'memory/\w+/kernel$', P('fsdp', None), lambda c: bool(c.imm.write)),
+    Rule(r'memory/(gate/\w+|norm/\w+)$', P(), lambda c: bool(c.imm.write_policy)),
+    Rule(r'memory/\w+_up/kernel$', P(None, 'fsdp'), lambda c: bool(c.imm.write_policy and c.imm.linformer_rank)),
+    Rule(r'memory/\w+/kernel$', P('fsdp', None), lambda c: bool(c.imm.write_policy)),
     Rule(rf'(^|/){COLUMN}/kernel$', P('fsdp', 'tensor')),
     Rule(rf'(^|/){ROW}/kernel$', P('tensor', 'fsdp')),
     Rule(rf'(^|/){COLUMN}/lora_a$', P('fsdp', None), _lora),
@@ -50,17 +50,17 @@ TABLE = (
     Rule(rf'(^|/){ROW}/lora_b$', P(None, 'fsdp'), _lora),
     Rule(r'/bias$|(^|/)\w*norm\w*/(scale|bias)$', P()),
     # Known tokens need not be a number that a mesh divides; the width is.
-    Rule(r'(^|/)embedding$', P(None, ('fsdp', 'tensor')), lambda c: c.optim.trained == 'new'),
+    Rule(r'(^|/)embedding$', P(None, ('fsdp', 'tensor')), lambda c: c.optim.trainable == 'new'),
     Rule(r'^head$', P(('fsdp', 'tensor'), None),
-         lambda c: c.optim.trained == 'new' and not c.model.tied),
-    Rule(r'(^|/)new_embedding$', P(None, 'fsdp'), lambda c: c.optim.trained == 'new'),
+         lambda c: c.optim.trainable == 'new' and not c.model.tie_embeddings),
+    Rule(r'(^|/)new_embedding$', P(None, 'fsdp'), lambda c: c.optim.trainable == 'new'),
     Rule(r'^new_head$', P('fsdp', None),
-         lambda c: c.optim.trained == 'new' and not c.model.tied),
-    Rule(r'(^|/)embedding$', P('tensor', 'fsdp'), lambda c: c.optim.trained == 'all'),
+         lambda c: c.optim.trainable == 'new' and not c.model.tie_embeddings),
+    Rule(r'(^|/)embedding$', P('tensor', 'fsdp'), lambda c: c.optim.trainable == 'all'),
     Rule(r'(^|/)head$', P('fsdp', 'tensor'),
-         lambda c: c.optim.trained == 'all' and not c.model.tied),
+         lambda c: c.optim.trainable == 'all' and not c.model.tie_embeddings),
     Rule(r'(^|/)position_embedding$', P(None, 'fsdp'),
-         lambda c: c.model.positions == 'learned'))
+         lambda c: c.model.position_embedding == 'learned'))
 
 
 def make(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

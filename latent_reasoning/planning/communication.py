@@ -77,8 +77,8 @@ def expected(config: Config, state, batch, mesh) -> dict[str, float]:
     batch: shapes of the whole batch.
   """
   data, fsdp, tensor = (mesh.shape[axis] for axis in ('data', 'fsdp', 'tensor'))
-  parts, model = config.optim.accumulate, config.model
-  own, frozen = lora.split(state.params, config.optim.trained)
+  parts, model = config.optim.grad_accum_steps, config.model
+  own, frozen = lora.split(state.params, config.optim.trainable)
   total = collections.Counter()
 
   def add(params: Any, trained: bool) -> None:
@@ -95,7 +95,7 @@ def expected(config: Config, state, batch, mesh) -> dict[str, float]:
   add(frozen, False)
   if tensor > 1:
     rows, length = batch.tokens.shape
-    times = 2 * model.layers * (3 if model.remat else 2)
-    total['all-reduce'] += (times * rows * length // (data * fsdp) * model.width
+    times = 2 * model.num_layers * (3 if model.remat else 2)
+    total['all-reduce'] += (times * rows * length // (data * fsdp) * model.embed_dim
                             * jnp.dtype(model.dtype).itemsize)
   return {kind: float(size) for kind, size in total.items() if size}

@@ -97,12 +97,12 @@ def planned(config: Config) -> Planned:
       size=known, used=need,
       vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
   if config.method == 'lm':
-    p, count, r = config.data.block, 0, 1
+    p, count, r = config.data.seq_len, 0, 1
   else:
     buckets = config.data.buckets
     p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
   mesh = sharding.make(config.mesh)
-  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.accumulate
+  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
   size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
   ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
   batch = batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
@@ -129,7 +129,7 @@ def measure(config: Config) -> dict[str, Any]:
                        run.batches.at(0))
   stepper = step_lib.make_train_step(
       run.model(config.optim.stage1.dropout), run.objective, run.tx(1), config.seed,
-      config.optim.accumulate, run.trained, placed)
+      config.optim.grad_accum_steps, run.trained, placed)
   with jax.set_mesh(mesh):
     compiled = stepper.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
   sent, unknown = communication.of_hlo(compiled.as_text())
@@ -167,20 +167,20 @@ def activations(config: Config, mesh, batch: batching.Batch) -> int:
   size = jnp.dtype(c.dtype).itemsize
   cut = mesh.shape['data'] * mesh.shape['fsdp']
   rows, length = batch.tokens.shape
-  rows = max(1, rows // (cut * config.optim.accumulate))
-  heads, few = c.heads, c.kv_heads or c.heads
-  head = c.head_size or c.width // c.heads
-  wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.hidden
+  rows = max(1, rows // (cut * config.optim.grad_accum_steps))
+  heads, few = c.num_heads, c.num_kv_heads or c.num_heads
+  head = c.head_dim or c.embed_dim // c.num_heads
+  wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.mlp_dim
   tensor = mesh.shape['tensor']
-  layer = rows * length * (size * (4 * c.width + wide / tensor)
+  layer = rows * length * (size * (4 * c.embed_dim + wide / tensor)
                            + (c.attention not in attention.KERNELS)
                            * 8 * heads / tensor * length)  # logits and weights of attention
-  kept = rows * length * c.width * size
+  kept = rows * length * c.embed_dim * size
   vocabulary = config.tokenizer.vocab_size if not c.init_from else resolve(config)[1]
   count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
   predict = length - batch.prefix + count if count else length
   logits = 2 * 4 * rows * predict * vocabulary / tensor
-  return int((c.layers * kept + layer if c.remat else c.layers * layer) + logits)
+  return int((c.num_layers * kept + layer if c.remat else c.num_layers * layer) + logits)
 
 
 def traffic(config: Config, state, mesh, kept: int) -> float:
@@ -190,10 +190,10 @@ def traffic(config: Config, state, mesh, kept: int) -> float:
   and microbatch; optimizer state, gradients and what is trained once read and once
   written, and so what the backward pass keeps.
   """
-  passes = (3 if config.model.remat else 2) * config.optim.accumulate
+  passes = (3 if config.model.remat else 2) * config.optim.grad_accum_steps
   weights = sum(a.size * a.dtype.itemsize
                 for a in jax.tree.leaves(state.params)) / mesh.shape['tensor']
-  own = _bytes(lora.split(state.params, config.optim.trained)[0])
+  own = _bytes(lora.split(state.params, config.optim.trainable)[0])
   return passes * weights + 2 * (_bytes(state.opt_state) + 2 * own + kept)
 
 

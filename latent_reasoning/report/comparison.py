@@ -8,8 +8,8 @@ from typing import Any
 from latent_reasoning.report.runs import Folder, Found
 
 # Keys of a configuration that a comparison may vary within a method.
-SIZES = {'operations': 'data.arithmetic.max_steps', 'layers': 'model.layers',
-         'width': 'model.width', 'blocks': 'rim.blocks'}
+SIZES = {'operations': 'data.arithmetic.max_steps', 'layers': 'model.num_layers',
+         'width': 'model.embed_dim', 'blocks': 'rim.blocks'}
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -65,7 +65,7 @@ def of_step(run: 'Run', stage: int, state, batch, remat: bool = True) -> float:
   if not remat:
     model = model.clone(config=dataclasses.replace(model.config, remat=False))
   step = step_lib.make_train_step(model, run.objective, run.tx(stage), run.config.seed,
-                                  run.config.optim.accumulate, run.trained)
+                                  run.config.optim.grad_accum_steps, run.trained)
   given = jax.eval_shape(lambda *a: a, state, batch)
   return of_jaxpr(jax.make_jaxpr(step)(*given, 1.0).jaxpr)
 

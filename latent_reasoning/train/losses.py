@@ -116,7 +116,7 @@ def codi(peers: PeersConfig) -> BatchLoss:
         len(own) * own.shape[-1] * len(whole['states']))
     sums = {**sums, 'teacher_loss': taught * weight / whole['teacher_weight'].sum(),
             'distance': distance * weight}
-    return (loss + peers.teacher * sums['teacher_loss'] + peers.distil * sums['distance'], sums)
+    return (loss + baselines.teacher_weight * sums['teacher_loss'] + baselines.distill_weight * sums['distance'], sums)
   return BatchLoss(statistics, terms)
 
 

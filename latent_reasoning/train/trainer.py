@@ -193,7 +193,7 @@ class _Loop:
                             'that predict other tokens do not compare')
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
-            self.run.tx(moment.stage), config.seed, config.optim.accumulate,
+            self.run.tx(moment.stage), config.seed, config.optim.grad_accum_steps,
             self.run.trained, self.run.placed(state))}
       rate = curriculum.learning_rate(step)
       profile.at(step, state)
@@ -244,7 +244,7 @@ class _Loop:
       raise TrainingError(
           f'step {p.step}: loss {loss:.4g}, gradient norm {sums["grad_norm"]:.4g}; a finite '
           f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
-          f'stopped and {way}. Lower the learning rate or config.optim.clip in a new workdir')
+          f'stopped and {way}. Lower the learning rate or config.optim.max_grad_norm in a new workdir')
     self.timer = (self.timer[0], self.timer[1] + 1)
     self.speed.add(p.work)
     if _due(p.step, self.run.config.train.log_every) or p.step == self.run.curriculum.total:
@@ -268,7 +268,7 @@ class _Loop:
     """Says each failure signature of the memory once."""
     if 'read_entropy' not in found:
       return
-    slots = imm.slots_of(self.run.config.imm, self.run.config.model.width)
+    slots = imm.slots_of(self.run.config.imm, self.run.config.model.embed_dim)
     for text in imm.warnings(found, slots):
       if text not in self.warned:
         self.warned.add(text)

@@ -10,7 +10,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-ONE_LAYER = {'model.layers': 1}
+ONE_LAYER = {'model.num_layers': 1}
 TEXT = 'to be or not'
 
 
@@ -48,8 +48,8 @@ def texts(tiny_config, make_run, tmp_path_factory):
 
   def make(write):
     run = make_run(tiny_config(**{
-        'method': 'lm', 'data.name': 'text', 'data.path': str(file), 'data.block': 12,
-        'imm.write': write, 'optim.stage2.steps': 0, **ONE_LAYER}),
+        'method': 'lm', 'data.name': 'text', 'data.path': str(file), 'data.seq_len': 12,
+        'imm.write_policy': write, 'optim.stage2.steps': 0, **ONE_LAYER}),
         tmp_path_factory.mktemp('run'))
     return run, jax.tree.map(lambda a: 2 * a, run.init().params)
   return make

@@ -17,10 +17,10 @@ from latent_reasoning.train import trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-SMALL = {'model.layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
+SMALL = {'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
          'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,),
-         'eval.valid_problems': 4, 'eval.test_problems': 6, 'explicit.source': 'blocks',
-         'explicit.steps': 4}
+         'eval.valid_problems': 4, 'eval.test_problems': 6, 'reasoning_decoder.source': 'blocks',
+         'reasoning_decoder.steps': 4}
 
 
 @pytest.fixture(scope='module')
@@ -112,8 +112,8 @@ def test_off_costs_nothing(trained):
 @pytest.mark.slow
 def test_joint(tiny_config, make_run, tmp_path, capsys):
   """Trained with the model, it is kept in its checkpoint and used by --mode=explain."""
-  run = make_run(tiny_config(**{**SMALL, 'explicit.source': 'memory', 'explicit.joint': True,
-                                'imm.write': 'gated', 'train.log_every': 1}), tmp_path)
+  run = make_run(tiny_config(**{**SMALL, 'reasoning_decoder.source': 'memory', 'reasoning_decoder.joint': True,
+                                'imm.write_policy': 'gated', 'train.log_every': 1}), tmp_path)
   trainer.train(run)
   last = json.loads(run.workdir.metrics.read_text().splitlines()[-2])
   assert last['explicit_loss'] > 0 and 0 <= last['explicit_token_accuracy'] <= 1
@@ -150,8 +150,8 @@ def test_score(trained, monkeypatch):
 def test_needs_a_source(trained):
   run, _ = trained
   none = dataclasses.replace(run.config, explicit=dataclasses.replace(
-      run.config.explicit, source=''))
-  with pytest.raises(InputError, match='explicit.source=blocks'):
+      run.config.reasoning_decoder, source=''))
+  with pytest.raises(InputError, match='reasoning_decoder.source=blocks'):
     commands.explain(dataclasses.replace(run, config=none), None)
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 def trained(tiny_config, make_run, tmp_path_factory):
   """A run of two stages with steps kept alive and auxiliary losses, of four steps."""
   config = tiny_config(**{
-      'model.layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 2,
+      'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 2,
       'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (6,),
       'data.arithmetic.valid_size': 40, 'rim.externalize': True, 'aux.align': 0.1,
       'aux.smooth': 0.1, 'train.save_every': 2, 'train.eval_every': 0,

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 def trained(tiny_config, make_run, tmp_path_factory):
   """A run that was trained for two steps."""
   config = tiny_config(**{
-      'model.layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
+      'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
       'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
       'data.buckets.count': (3,),
       'eval.valid_problems': 4, 'eval.test_problems': 6})
@@ -118,7 +118,7 @@ def test_evaluate_writes_results_and_predictions(trained, capsys):
   assert result['environment']['jax'] and result['parameters'] > 0
   assert result['training']['seconds'] > 0 and result['training']['flops'] > 0
   assert [s['steps'] for s in result['training']['stages']] == [2]
-  assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_tokens
+  assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_new_tokens
   out = capsys.readouterr().out
   assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
 
@@ -141,7 +141,7 @@ def test_evaluate_more_sets(trained, tmp_path, capsys):
 
 def test_tokens(trained):
   """Characters of the last readout and its end token; never more than were allowed."""
-  most = trained.config.eval.max_tokens
+  most = trained.config.eval.max_new_tokens
   records = [{'predictions': t} for t in (['123', '7'], ['', '12'], [], ['1' * 99])]
   assert commands.tokens(trained, records) == {'mean': (2 + 3 + most) / 3, 'median': 3}
   assert commands.tokens(trained, [{'predictions': []}]) == {'mean': 0, 'median': 0}
@@ -196,10 +196,10 @@ def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkey
   more = tmp_path / 'hard.jsonl'
   more.write_text('{"question": "1+2", "steps": [], "answer": "3"}\n' * 3)
   config = tiny_config(**{
-      'model.layers': 1, 'optim.stage1.steps': 4, 'optim.stage2.steps': 0,
+      'model.num_layers': 1, 'optim.stage1.steps': 4, 'optim.stage2.steps': 0,
       'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
       'data.buckets.count': (3,), 'train.save_every': 2, 'train.eval_every': 0,
-      'eval.valid_problems': 4, 'eval.test_problems': 9, 'eval.protocol': 'paper',
+      'eval.valid_problems': 4, 'eval.test_problems': 9, 'eval.checkpoint_selection': 'paper',
       'eval.sets': (str(more),)})
   run = make_run(config, tmp_path / 'run')
   trainer.train(run)
@@ -222,7 +222,7 @@ def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkey
 def test_the_papers_protocol_needs_enough_test_problems(tiny_config, make_run, tmp_path):
   """Told before anything is trained."""
   with pytest.raises(InputError, match='found 12 test items, expected at least 265'):
-    make_run(tiny_config(**{'eval.protocol': 'paper'}), tmp_path)
+    make_run(tiny_config(**{'eval.checkpoint_selection': 'paper'}), tmp_path)
 
 
 def test_a_file_named_after_a_split_is_told_by_its_folder(trained, tmp_path):

@@ -11,7 +11,7 @@ from latent_reasoning.train import trainer
 def test_a_finished_run_is_timed(tiny_config, make_run, tmp_path, monkeypatch, capsys):
   """From its folder alone, with as many tokens as its chains of thought had."""
   config = tiny_config(**{
-      'method': 'cot', 'model.layers': 1, 'model.max_positions': 64,
+      'method': 'cot', 'model.num_layers': 1, 'model.max_positions': 64,
       'optim.stage1.steps': 1, 'optim.stage2.steps': 0, 'eval.valid_problems': 4})
   run = make_run(config, tmp_path / 'cot-0')
   place = [str(tmp_path / 'cot-0'), f'--out={tmp_path}/latency.json']

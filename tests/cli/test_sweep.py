@@ -15,9 +15,9 @@ from latent_reasoning.train.workdir import Workdir
 
 def test_parse():
   """A name and its overrides."""
-  found = sweep.parse(SweepConfig(('gpt imm.write=', "off imm.off=('write',)"), (0,), 'gpt',
+  found = sweep.parse(SweepConfig(('gpt imm.write_policy=', "off imm.ablate=('write',)"), (0,), 'gpt',
                                   'steps'))
-  assert found == {'gpt': ['--config.imm.write='], 'off': ["--config.imm.off=('write',)"]}
+  assert found == {'gpt': ['--config.imm.write_policy='], 'off': ["--config.imm.ablate=('write',)"]}
 
 
 @pytest.mark.parametrize('runs, control, message', [
@@ -51,7 +51,7 @@ def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
     result(place, 2.0, int(place.name[-1]))
     return 0
   monkeypatch.setattr(sweep, '_child', child)
-  config = SweepConfig(('gpt imm.write=', 'bad x=1', 'good x=2'), (0, 1), 'gpt', 'steps')
+  config = SweepConfig(('gpt imm.write_policy=', 'bad x=1', 'good x=2'), (0, 1), 'gpt', 'steps')
   result(tmp_path / 'gpt-0', 1.9, 0)
   assert sweep.run(config, ['--config=c.py'], Workdir(tmp_path)) == 1
   assert called == ['bad-0', 'good-0', 'gpt-1', 'bad-1', 'good-1']

@@ -24,10 +24,10 @@ PREFIX = 16
 VARIANTS = {
     'rim': {},
     'rim, every other switch': {
-        'model.positions': 'rotary', 'model.scan': True, 'model.tied': False,
+        'model.position_embedding': 'rotary', 'model.scan': True, 'model.tie_embeddings': False,
         'rim.block_attention': 'bidirectional', 'rim.readout_sees_question': False},
     'cot': {'method': 'cot', 'model.scan': True},
-    'direct': {'method': 'direct', 'model.positions': 'rotary', 'model.tied': False}}
+    'direct': {'method': 'direct', 'model.position_embedding': 'rotary', 'model.tie_embeddings': False}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ def test_head_kernel(make):
   """A [D, V] head, whether tied or not."""
   for variant in ('rim', 'rim, every other switch'):
     case = make(variant)
-    expected = (case.params['embedding'].T if case.config.model.tied
+    expected = (case.params['embedding'].T if case.config.model.tie_embeddings
                 else case.params['head'])
     np.testing.assert_array_equal(case.head, expected)
 

@@ -135,7 +135,7 @@ def test_steps_are_sorted_as_numbers(tiny_config):
 @pytest.fixture(scope='module')
 def run(tiny_config, make_run, tmp_path_factory):
   """A fresh tiny model; initial weights that are larger give livelier answers."""
-  return make_run(tiny_config(**{'model.layers': 1}), tmp_path_factory.mktemp('run'))
+  return make_run(tiny_config(**{'model.num_layers': 1}), tmp_path_factory.mktemp('run'))
 
 
 @pytest.fixture(scope='module')
@@ -191,7 +191,7 @@ def test_question_without_room(run, params, questions, expected):
 def test_fits_to_the_last_position(run, params):
   """The last position the model has can be used, and no further one."""
   config = run.config
-  room = config.model.max_positions - config.eval.max_tokens - config.rim.blocks * (
+  room = config.model.max_positions - config.eval.max_new_tokens - config.rim.blocks * (
       config.rim.block_tokens + 2)
   a = answerer(run, params)
   assert a.fits(a.row('1' * (room - 1)))  # and a newline
@@ -242,11 +242,11 @@ def test_prompt_beyond_the_buckets(run):
 @pytest.mark.integration
 def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
   """After learning one problem by heart, the answer is right: texts, marks and all."""
-  config = tiny_config(**{'method': 'cot', 'model.width': 32, 'model.layers': 1,
+  config = tiny_config(**{'method': 'cot', 'model.embed_dim': 32, 'model.num_layers': 1,
                           'data.arithmetic.train_size': 8, 'data.buckets.prefix': (12,),
                           'data.buckets.readout': (24,), 'data.buckets.count': (1,),
                           'optim.stage1.steps': 150, 'optim.stage1.learning_rate': 1e-2,
-                          'optim.stage2.steps': 0, 'eval.max_tokens': 24})
+                          'optim.stage2.steps': 0, 'eval.max_new_tokens': 24})
   run = make_run(config, tmp_path)
   state, batch = run.init(), run.batches.at(0)
   stepper = train_step.make_train_step(run.model(), run.objective, run.tx(1), 0, 1)

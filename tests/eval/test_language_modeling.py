@@ -15,10 +15,10 @@ from latent_reasoning.train import losses, metrics, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-LM = {'method': 'lm', 'data.name': 'text', 'data.block': 8, 'imm.write': 'gated',
-      'model.layers': 1, 'model.max_positions': 16, 'optim.stage1.steps': 4,
+LM = {'method': 'lm', 'data.name': 'text', 'data.seq_len': 8, 'imm.write_policy': 'gated',
+      'model.num_layers': 1, 'model.max_positions': 16, 'optim.stage1.steps': 4,
       'optim.stage2.steps': 0, 'train.eval_every': 2, 'train.save_every': 0,
-      'eval.batch_size': 3, 'eval.max_tokens': 12, 'eval.top_k': 5}
+      'eval.batch_size': 3, 'eval.max_new_tokens': 12, 'eval.top_k': 5}
 WORDS = 'to be or not to be, that is the question. ' * 6
 
 
@@ -115,7 +115,7 @@ def test_attention(trained, make, capsys, monkeypatch):
   assert 'slots.png' in capsys.readouterr().out
   assert (trained.workdir.path / 'slots.png').read_bytes().startswith(b'\x89PNG')
   assert drawn['tokens'] == list('to be $x$')
-  layers = trained.config.model.layers
+  layers = trained.config.model.num_layers
   assert drawn['maps'].shape[:2] == (layers, 9)
   assert_close(drawn['maps'].sum(-1), 1)
   with pytest.raises(InputError, match='no text to read'):
@@ -123,7 +123,7 @@ def test_attention(trained, make, capsys, monkeypatch):
   with pytest.raises(InputError, match='a shorter text'):
     commands.attention(trained, 'to be' * 40)
   with pytest.raises(InputError, match='no slots to attend to'):
-    commands.attention(make(**{'imm.write': ''}), 'to be')
+    commands.attention(make(**{'imm.write_policy': ''}), 'to be')
 
 
 def test_halves(make):
@@ -139,7 +139,7 @@ def test_halves(make):
 @pytest.mark.integration
 def test_reading_the_future(make, capsys):
   """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
-  run = make(**{'imm.write': 'sequence_mean'})
+  run = make(**{'imm.write_policy': 'sequence_mean'})
   trainer.train(run)
   told = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
   assert told and all('NOT CAUSAL' in line for line in told)
@@ -155,9 +155,9 @@ def test_reading_the_future(make, capsys):
 
 @pytest.mark.parametrize('changes, message', [
     ({'method': 'direct'}, "method is 'direct' with config.data.name"),
-    ({'data.block': 17}, 'above config.model.max_positions'),
+    ({'data.seq_len': 17}, 'above config.model.max_positions'),
     ({'data.path': ''}, 'config.data.path is empty'),
-    ({'data.block': 16, 'data.limit': 12}, 'the training text has')])
+    ({'data.seq_len': 16, 'data.limit': 12}, 'the training text has')])
 def test_mistakes(make, changes, message):
   with pytest.raises(InputError, match=message):
     make(**changes)
@@ -167,7 +167,7 @@ def test_mistakes(make, changes, message):
 def test_methods_refuse_the_future(tiny_config, method):
   """Nothing that answers may be trained on a memory that sees its answers."""
   with pytest.raises(InputError, match='reads the future'):
-    tiny_config(**{'method': method, 'imm.write': 'sequence_mean'})
+    tiny_config(**{'method': method, 'imm.write_policy': 'sequence_mean'})
 
 
 @pytest.mark.integration

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 @pytest.fixture(scope='module')
 def run(tiny_config, make_run, tmp_path_factory):
-  config = tiny_config(**{'model.max_positions': 64, 'model.layers': 1})
+  config = tiny_config(**{'model.max_positions': 64, 'model.num_layers': 1})
   return make_run(config, tmp_path_factory.mktemp('run'))
 
 

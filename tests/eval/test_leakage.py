@@ -20,27 +20,27 @@ VARIANTS = {
     'direct': {'method': 'direct'},
     'direct_steps': {'method': 'direct_steps'},
     'cot': {'method': 'cot'},
-    'pause': {'method': 'pause', 'model.positions': 'rotary', 'model.scan': True,
-              'model.tied': False},
+    'pause': {'method': 'pause', 'model.position_embedding': 'rotary', 'model.scan': True,
+              'model.tie_embeddings': False},
     'icot': {'method': 'icot'},
-    'coconut': {'method': 'coconut', 'rim.peers.parts': 3, 'model.layers': 2},
-    'codi': {'method': 'codi', 'rim.peers.thoughts': 2, 'rim.peers.projection': True,
-             'model.scan': True, 'model.layers': 2},
-    'rim': {'model.layers': 2},
-    'rim, offset 0': {'model.layers': 2, 'rim.readout_offset': 0},
-    'rim, bidirectional': {'model.layers': 2, 'rim.block_attention': 'bidirectional'},
-    'rim, blind': {'model.layers': 2, 'rim.readout_sees_question': False},
-    'rim, bidirectional, blind': {'model.layers': 2, 'rim.readout_sees_question': False,
+    'coconut': {'method': 'coconut', 'baselines.parts': 3, 'model.num_layers': 2},
+    'codi': {'method': 'codi', 'baselines.latents': 2, 'baselines.projection': True,
+             'model.scan': True, 'model.num_layers': 2},
+    'rim': {'model.num_layers': 2},
+    'rim, offset 0': {'model.num_layers': 2, 'rim.readout_offset': 0},
+    'rim, bidirectional': {'model.num_layers': 2, 'rim.block_attention': 'bidirectional'},
+    'rim, blind': {'model.num_layers': 2, 'rim.readout_sees_question': False},
+    'rim, bidirectional, blind': {'model.num_layers': 2, 'rim.readout_sees_question': False,
                                   'rim.block_attention': 'bidirectional'}}
 MEMORY = {  # of two layers where layers differ
-    'rim, gated': {'imm.write': 'gated', 'imm.rank': 3},
-    'rim, gated, shared': {'imm.write': 'gated', 'imm.rank': 3, 'imm.shared': True,
-                           'model.layers': 2},
+    'rim, gated': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3},
+    'rim, gated, shared': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.shared': True,
+                           'model.num_layers': 2},
     'rim, delta, twice, bidirectional': {
-        'imm.write': 'delta', 'imm.rounds': 2, 'imm.place': 'before',
+        'imm.write_policy': 'delta', 'imm.rounds': 2, 'imm.place': 'before',
         'rim.block_attention': 'bidirectional'},
-    'cot, ring, scanned': {'method': 'cot', 'imm.write': 'ring', 'imm.every': 2,
-                           'model.layers': 2, 'model.scan': True}}
+    'cot, ring, scanned': {'method': 'cot', 'imm.write_policy': 'ring', 'imm.write_interval': 2,
+                           'model.num_layers': 2, 'model.scan': True}}
 SIGHT, GRADIENTS, SEPARATE, SPLIT = (
     'stage 1: one layer sees what the rule allows',
     'stage 1: no gradient from later tokens, blocks, other readouts',
@@ -64,14 +64,14 @@ def make(tiny_config, tokenizer, random_params):
   def build(own=False, **changes) -> leakage.Subject:
     config = tiny_config(**{
         'data.arithmetic.min_steps': 1, 'data.arithmetic.max_steps': 2, 'rim.blocks': 2,
-        'rim.pause_tokens': 2, 'model.layers': 1, 'model.width': 8, 'model.hidden': 8,
-        'eval.max_tokens': 3, **changes})
+        'baselines.pause_tokens': 2, 'model.num_layers': 1, 'model.embed_dim': 8, 'model.mlp_dim': 8,
+        'eval.max_new_tokens': 3, **changes})
     problems = Arithmetic(config.data.arithmetic, False, 0, 'train')
     one = next(p for p in problems if len(p.steps) == 1)
     two = next(p for p in problems if len(p.steps) == 2)
     # Programs are cached by model: one that differs shares none with sound code.
     model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
-                config.imm, projection=config.rim.peers.projection)
+                config.imm, projection=config.baselines.projection)
     batch = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
     return leakage.Subject(config, model, random_params(model, batch), tokenizer,
                            sequences.encode([one, two], tokenizer))
@@ -95,7 +95,7 @@ def test_leaking_memory(make, monkeypatch):
         (q.shape[0],), imm.slots_of(self.config, self.width), q.shape[-1]), x, q)[1::-1]
 
   monkeypatch.setattr(imm.Memory, '_row', run_on)
-  subject = make(own=True, **{'imm.write': 'gated'})
+  subject = make(own=True, **{'imm.write_policy': 'gated'})
   for name in (SIGHT, SEPARATE):
     assert not CHECKS[name](subject, subject.rows(1))[0], name
 
@@ -103,8 +103,8 @@ def test_leaking_memory(make, monkeypatch):
 @pytest.mark.integration
 def test_memory_that_reads_the_future(make):
   """The leak of the published reference is reported, by both checks."""
-  subject = make(**{'method': 'lm', 'data.name': 'text', 'data.block': 8,
-                    'imm.write': 'sequence_mean'})
+  subject = make(**{'method': 'lm', 'data.name': 'text', 'data.seq_len': 8,
+                    'imm.write_policy': 'sequence_mean'})
   checks = leakage.run(subject)
   assert len(checks) == 2 and not any(c['ok'] for c in checks)
   assert 'gradient' in checks[0]['found']
@@ -131,11 +131,11 @@ def test_a_thought_that_sees_the_answer(make, monkeypatch):
     answer = embeddings[:, batch.prefix + batch.thoughts:].mean(1, keepdims=True)
     first = embeddings.at[:, batch.prefix - 1:batch.prefix].add(answer)
     return sound(model, params, batch, rng, first, room)
-  subject = make(own=True, method='coconut', **{'rim.peers.parts': 3, 'model.layers': 2})
+  subject = make(own=True, method='coconut', **{'baselines.parts': 3, 'model.num_layers': 2})
   assert all(leakage._check('', CHECKS[name], subject, subject.rows(1))['ok']
              for name in (SIGHT, GRADIENTS, SEPARATE))
   monkeypatch.setattr(latents, 'think', leaky)
-  fails(make(own=True, method='coconut', **{'rim.peers.parts': 3, 'model.layers': 2}),
+  fails(make(own=True, method='coconut', **{'baselines.parts': 3, 'model.num_layers': 2}),
         SIGHT, GRADIENTS, SEPARATE)
 
 
@@ -249,7 +249,7 @@ def test_a_special_token_that_can_be_typed(make, tokenizer):
 @pytest.mark.integration
 def test_sound_externalized(make):
   """Two readouts a block in stage 2, and its decoding of steps."""
-  subject = make(**{'model.layers': 2, 'rim.externalize': True})
+  subject = make(**{'model.num_layers': 2, 'rim.externalize': True})
   rows = subject.rows(2)
   assert [len(row.readouts) for row in rows] == [3, 4]
   for check in (leakage.direct_sight, leakage.separate, leakage.implementations):

@@ -42,7 +42,7 @@ DISTINCT = 0.3  # standard deviation of weights: no two tokens alike
 
 
 ADAPTED = {'model.lora.rank': 3, 'model.lora.alpha': 7.0, 'model.lora.dropout': 0.1,
-           'optim.trained': 'new', 'optim.stage1.learning_rate': 3e-2}
+           'optim.trainable': 'new', 'optim.stage1.learning_rate': 3e-2}
 SCAN = {'model.scan': True}
 SOME = {'model.lora.targets': ('qkv$', 'block_1/(out|down)')}
 
@@ -168,7 +168,7 @@ def test_same_answers_of_an_adapter(trained, own):
   padding = trained.tokenizer.vocab_size - trained.tokenizer.used
   tables = sum('token_adapter' in name for name in held)
   assert sum(a.size for a in held.values()) == new - (
-      padding * tables * config.model.width) and padding
+      padding * tables * config.model.embed_dim) and padding
   if config.model.family == 'gpt':
     assert values['target_modules'] == ['attn.c_attn', 'transformer.h.1.attn.c_proj',
                                         'transformer.h.1.mlp.c_proj']
@@ -194,7 +194,7 @@ def test_the_usual_loader_of_adapters(trained, own):
   question = f'{trained.splits.test[0].question}\n{blocks}'
   with torch.no_grad():
     out = model.generate(**tokenizer([question], return_tensors='pt'), do_sample=False,
-                         max_new_tokens=trained.config.eval.max_tokens)
+                         max_new_tokens=trained.config.eval.max_new_tokens)
   ids = tokenizer([question])['input_ids'][0]
   assert tokenizer.decode(out[0, len(ids):], skip_special_tokens=True) == own[0]
 
@@ -322,10 +322,10 @@ def test_nothing_evil_in_a_card(tiny_config, make_run, tmp_path, evil):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'imm.write': 'gated'}, 'a memory inside the layers'),
+    ({'imm.write_policy': 'gated'}, 'a memory inside the layers'),
     ({'rim.block_attention': 'bidirectional'}, 'block_attention'),
     ({'rim.readout_sees_question': False}, 'readout_sees_question'),
-    ({'model.bias': False}, 'not GPT-2'), ({'model.positions': 'rotary'}, 'not GPT-2')])
+    ({'model.bias': False}, 'not GPT-2'), ({'model.position_embedding': 'rotary'}, 'not GPT-2')])
 def test_what_others_have_no_code_for(tiny_config, changes, message):
   with pytest.raises(InputError, match=message):
     export.check(tiny_config(**changes))

@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     not os.environ.get('LATENT_REASONING_VERSIONS'),
     reason='installs two environments; set LATENT_REASONING_VERSIONS=1')]
 
-LLAMA = {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
-         'model.kv_heads': 1, 'model.max_positions': 64}
+LLAMA = {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+         'model.num_kv_heads': 1, 'model.max_positions': 64}
 ROPES = {'plain': RopeConfig(5e5, '', 1.0, 1.0, 4.0, 8192),
          'linear': RopeConfig(1e4, 'linear', 2.0, 1.0, 4.0, 8192),
          'llama3': RopeConfig(5e5, 'llama3', 8.0, 1.0, 4.0, 16)}

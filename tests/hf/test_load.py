@@ -315,7 +315,7 @@ def index(weight_map):
   return damage
 
 
-NORM, DOWN = 'model.norm.weight', 'model.layers.1.mlp.down_proj.weight'
+NORM, DOWN = 'model.norm.weight', 'model.num_layers.1.mlp.down_proj.weight'
 
 
 def typed(dtype):
@@ -369,7 +369,7 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({**values, 'tie_word_embeddings': True}))
   (tmp_path / 'tokenizer.json').write_text('{}')
   config = pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)}))
-  assert not config.model.tied
+  assert not config.model.tie_embeddings
   model = GPT(config.model, 40)
   like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
   params = pretrained.load(config.model, like, 37, jax.random.key(1), dict)
@@ -381,7 +381,7 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   held = load_file(tmp_path / 'model.safetensors')
   held['lm_head.weight'] = held['model.embed_tokens.weight'].copy()
   save_file(held, tmp_path / 'model.safetensors')
-  assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tied
+  assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tie_embeddings
 
 
 @pytest.mark.integration
@@ -428,7 +428,7 @@ def test_padding_of_the_vocabulary(tiny_config, random_params):
     (truncate, 'no sound safetensors file .* cut off'),
     (rewrite(lambda held: held.pop(NORM)), '1 tensors are missing: norm.weight'),
     (rewrite(lambda held: held.update({DOWN: np.ascontiguousarray(held[DOWN].T)})),
-     r'1 are wrong: model.layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
+     r'1 are wrong: model.num_layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
     (rewrite(lambda held: held.update(extra=np.zeros(3, np.float32))), '1 are surplus: extra'),
     (pickle, 'pytorch_model.bin is a pickle, .* never read'),
     (index({'weight_map': {'a': '../elsewhere.safetensors'}}), 'expected a file beside it'),

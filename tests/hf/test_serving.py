@@ -28,9 +28,9 @@ for needed in ('fastapi', 'uvicorn'):
 
 pytestmark = pytest.mark.slow  # starts a server, and trains
 QUESTIONS = 50
-LORA = {'model.lora.rank': 8, 'model.lora.alpha': 16.0, 'optim.trained': 'new',
+LORA = {'model.lora.rank': 8, 'model.lora.alpha': 16.0, 'optim.trainable': 'new',
         'model.dtype': 'float32', 'eval.test_problems': QUESTIONS, 'eval.contamination': False,
-        'eval.max_tokens': 16, 'eval.valid_problems': 4, 'train.eval_every': 0,
+        'eval.max_new_tokens': 16, 'eval.valid_problems': 4, 'train.eval_every': 0,
         'train.save_every': 0}
 TINY = {**LORA, 'tokenizer.pad_to': 8, 'optim.stage1.steps': 4, 'optim.stage2.steps': 4,
         'optim.stage1.learning_rate': 1e-3, 'data.arithmetic.train_size': 400,

@@ -29,12 +29,12 @@ def rim_batch(tiny_config):
 
 
 VARIANTS = {
-    'prefix_mean': {'imm.write': 'prefix_mean'},
-    'low rank': {'imm.write': 'gated', 'imm.rank': 3},
-    'shared, twice, one layer': {'imm.write': 'delta', 'imm.rank': 3, 'imm.shared': True,
+    'prefix_mean': {'imm.write_policy': 'prefix_mean'},
+    'low rank': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3},
+    'shared, twice, one layer': {'imm.write_policy': 'delta', 'imm.linformer_rank': 3, 'imm.shared': True,
                                  'imm.rounds': 2},
-    'some layers, seldom': {'imm.write': 'ring', 'imm.layers': (1,), 'imm.every': 2,
-                            'imm.place': 'before', 'imm.off': ('norm',)}}
+    'some layers, seldom': {'imm.write_policy': 'ring', 'imm.layers': (1,), 'imm.write_interval': 2,
+                            'imm.place': 'before', 'imm.ablate': ('norm',)}}
 
 
 @pytest.mark.integration
@@ -76,7 +76,7 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
 def test_scanned_layers(tiny_config, rim_batch, random_params):
   """Scanned and rematerialised layers with a bank each are the unrolled ones."""
   batch, _ = rim_batch
-  config = tiny_config(**{'imm.write': 'gated', 'imm.rank': 3})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3})
   model = GPT(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
   scanned = model.clone(config=dataclasses.replace(config.model, scan=True, remat=True))
@@ -90,7 +90,7 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
 @pytest.mark.integration
 def test_low_rank_is_exact(tiny_config):
   """The R-wide bank reads what the D-wide bank of W_up s would, queried by q itself."""
-  config = tiny_config(**{'imm.write': 'gated', 'imm.rank': 3, 'imm.off': ('norm',)})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.ablate': ('norm',)})
   layer = imm.Memory(config.imm, 8, jnp.float32, False)
   h = np.random.default_rng(0).normal(size=(1, 9, 8)).astype(np.float32)
   batch = batching.collate([sequences.plain(range(9), ())], 9, 0, 0)
@@ -110,7 +110,7 @@ def test_low_rank_is_exact(tiny_config):
 def test_switched_off(tiny_config, rim_batch, random_params, off):
   """Without writes, or without reads, nothing but the norm is left of the memory."""
   batch, _ = rim_batch
-  config = tiny_config(**{'imm.write': 'gated', 'imm.off': (off, 'norm')})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': (off, 'norm')})
   model = GPT(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
   bare = {k: {n: v for n, v in p.items() if n != 'memory'} if k.startswith('block_') else p
@@ -124,7 +124,7 @@ def test_switched_off(tiny_config, rim_batch, random_params, off):
 @pytest.mark.integration
 def test_banks_between_segments(tiny_config, random_params):
   """A model that is given the banks of a first part remembers it: memory = in one row."""
-  config = tiny_config(**{'imm.write': 'gated'})
+  config = tiny_config(**{'imm.write_policy': 'gated'})
   model = GPT(config.model, 16, imm=config.imm)
   row = batching.collate([sequences.plain(range(3, 9), ())], 6, 0, 0)
   params = random_params(model, row)
@@ -140,7 +140,7 @@ def test_banks_between_segments(tiny_config, random_params):
 @pytest.mark.integration
 def test_watched(tiny_config, random_params):
   """Entropy, slot use and gate of a fresh and of a collapsed memory, and its warnings."""
-  config = tiny_config(**{'imm.write': 'gated', 'imm.slots': 4})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.slots': 4})
   model = GPT(config.model, 16, imm=config.imm)
   batch = batching.collate([sequences.plain(range(3, 9), ())] * 2, 6, 0, 0)
   params = random_params(model, batch)

@@ -36,8 +36,8 @@ def make(tiny_config, random_params):
 
 def build(scanned, tiny_config, random_params):
   """A model that thinks, with rows of its last part of stage 1."""
-  config = tiny_config(**{'method': 'coconut', 'rim.peers.parts': 3, 'rim.peers.thoughts': 2,
-                          'rim.peers.projection': scanned, 'model.scan': scanned})
+  config = tiny_config(**{'method': 'coconut', 'baselines.parts': 3, 'baselines.latents': 2,
+                          'baselines.projection': scanned, 'model.scan': scanned})
   model = GPT(config.model, VOCABULARY, projection=scanned)
   two = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
   return leakage.Subject(config, model, random_params(model, two), None, EXAMPLES)
@@ -136,7 +136,7 @@ def codi(one):
         batching.sizes(rows), (more, 0, more), strict=True)))
   def make(more=0, **weights):
     batch = collate(student, more).replace(teacher=collate(teacher, more))
-    return losses.codi(dataclasses.replace(rim.peers, **weights)), batch
+    return losses.codi(dataclasses.replace(baselines, **weights)), batch
   return make
 
 

@@ -16,8 +16,8 @@ from latent_reasoning.train import trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-LORA = {'model.lora.rank': 3, 'model.lora.alpha': 6.0, 'optim.trained': 'new'}
-SHORT = {**LORA, 'model.layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 2,
+LORA = {'model.lora.rank': 3, 'model.lora.alpha': 6.0, 'optim.trainable': 'new'}
+SHORT = {**LORA, 'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 2,
          'train.save_every': 2, 'eval.valid_problems': 4}
 BATCH = batching.collate([sequences.plain([3, 12, 5, 14], ())] * 2, 4, 0, 0)
 
@@ -43,8 +43,8 @@ def logits():
 
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [
-    {}, {'model.scan': True, 'model.tied': False},
-    {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False}])
+    {}, {'model.scan': True, 'model.tie_embeddings': False},
+    {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False}])
 def test_growth(tiny_config, random_params, changes):
   """The share of what merging adds in the merged weight, by kind and layer."""
   config = tiny_config(**LORA, **changes)
@@ -62,8 +62,8 @@ def test_growth(tiny_config, random_params, changes):
 
 
 @pytest.mark.parametrize('changes', [
-    {}, {'model.scan': True, 'model.tied': False},
-    {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False}])
+    {}, {'model.scan': True, 'model.tie_embeddings': False},
+    {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False}])
 def test_merged_is_beside(tiny_config, random_params, logits, changes):
   """A plain model with merged weights says what LoRA and rows of their own say."""
   config = tiny_config(**LORA, **changes)
@@ -105,7 +105,7 @@ def test_targets(tiny_config):
 
 def test_split_and_join(tiny_config, random_params):
   """Every parameter is on one side, and comes back."""
-  config = tiny_config(**LORA, **{'imm.write': 'gated'})
+  config = tiny_config(**LORA, **{'imm.write_policy': 'gated'})
   params = random_params(GPT(config.model, 16, imm=config.imm, known=11), BATCH)
   own, frozen = lora.split(params, 'new')
   assert not flat(own).keys() & flat(frozen).keys()
@@ -138,7 +138,7 @@ def test_frozen_stay(tiny_config, make_run, tmp_path, dtype):
 @pytest.mark.integration
 def test_memory_changes_nothing_at_first(tiny_config, random_params, logits):
   """Inserted without a norm and with g at zero, a memory leaves every logit as it was."""
-  config = tiny_config(**{'imm.write': 'gated', 'imm.off': ('norm',), 'imm.out_scale': 0.0,
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': ('norm',), 'imm.out_scale': 0.0,
                           'imm.layers': (1,)})
   plain = GPT(config.model, 16)
   params = random_params(plain, BATCH)

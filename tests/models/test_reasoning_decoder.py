@@ -33,7 +33,7 @@ def rows(config, name):
 def world(tiny_config, random_params):
   """Makes (config, model, params, batch, decoder, its params) of a source."""
   def make(kind, **changes):
-    config = tiny_config(**{'explicit.source': kind, **changes})
+    config = tiny_config(**{'reasoning_decoder.source': kind, **changes})
     batch = rows(config, config.method)
     model = GPT(config.model, 16, imm=config.imm)
     params = random_params(model, batch)
@@ -62,8 +62,8 @@ def test_what_is_told(tiny_config):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('kind, changes', [
-    ('blocks', {'method': 'rim'}), ('memory', {'method': 'direct', 'imm.write': 'delta'}),
-    ('memory', {'method': 'rim', 'imm.write': 'gated', 'imm.rank': 3, 'imm.rounds': 2})])
+    ('blocks', {'method': 'rim'}), ('memory', {'method': 'direct', 'imm.write_policy': 'delta'}),
+    ('memory', {'method': 'rim', 'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.rounds': 2})])
 def test_reads_its_own_block(world, kind, changes):
   """A text's source is of its own positions; nothing after them can be in it."""
   _, model, params, batch, _, _ = world(kind, **changes)
@@ -112,7 +112,7 @@ def test_loss_is_the_text_after_the_source(world):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('kind, changes', [
-    ('blocks', {'method': 'rim'}), ('memory', {'method': 'rim', 'imm.write': 'gated'})])
+    ('blocks', {'method': 'rim'}), ('memory', {'method': 'rim', 'imm.write_policy': 'gated'})])
 def test_joint_gradient(world, kind, changes):
   """Jointly trained, its gradient reaches the model; the model's own loss is unchanged."""
   _, model, params, batch, decoder, own = world(kind, **changes)
@@ -138,7 +138,7 @@ def test_joint_gradient(world, kind, changes):
 @pytest.mark.integration
 def test_scanned_layers_are_the_unrolled(world):
   """What the memory read is found in the same order in scanned layers."""
-  config, model, params, batch, _, _ = world('memory', method='rim', **{'imm.write': 'gated'})
+  config, model, params, batch, _, _ = world('memory', method='rim', **{'imm.write_policy': 'gated'})
   scanned = model.clone(config=dataclasses.replace(config.model, scan=True))
   one, two = (jax.jit(lambda p, m=m: reasoning_decoder.hidden_and_source(
       m, p, batch, 'memory')[1])(p)

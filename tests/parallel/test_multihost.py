@@ -21,16 +21,16 @@ from latent_reasoning.train import metrics
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs/rim_arithmetic.py'
 ONE_SHAPE = {**conftest.TINY, 'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
              'data.buckets.count': (3,)}
-SHORT = {**ONE_SHAPE, 'model.layers': 1, 'optim.stage1.dropout': 0.1,
+SHORT = {**ONE_SHAPE, 'model.num_layers': 1, 'optim.stage1.dropout': 0.1,
          'optim.stage2.dropout': 0.1, 'optim.stage1.steps': 10, 'optim.stage2.steps': 10,
          'train.log_every': 1, 'train.save_every': 4, 'train.eval_every': 0,
          'train.peer_timeout': 120, 'eval.contamination': False, 'tokenizer.pad_to': 8}
 RUNS = {
-    'rim': {'model.layers': 2},
-    'gated': {'model.layers': 2, 'imm.write': 'gated', 'imm.rank': 4, 'imm.slots': 3},
-    'llama': {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
-              'model.kv_heads': 2, 'model.tied': False, 'model.lora.rank': 4,
-              'model.lora.dropout': 0.1, 'optim.trained': 'new'}}
+    'rim': {'model.num_layers': 2},
+    'gated': {'model.num_layers': 2, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4, 'imm.slots': 3},
+    'llama': {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+              'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.lora.rank': 4,
+              'model.lora.dropout': 0.1, 'optim.trainable': 'new'}}
 FSDP = {'mesh.data': 1, 'mesh.fsdp': -1}
 
 

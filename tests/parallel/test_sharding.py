@@ -17,16 +17,16 @@ from latent_reasoning import sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.parallel import sharding
 
-LLAMA = {'model.family': 'llama', 'model.positions': 'rotary', 'model.bias': False,
-         'model.kv_heads': 2, 'model.tied': False, 'model.scan': True,
-         'model.lora.rank': 4, 'model.lora.dropout': 0.1, 'optim.trained': 'new'}
+LLAMA = {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+         'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.scan': True,
+         'model.lora.rank': 4, 'model.lora.dropout': 0.1, 'optim.trainable': 'new'}
 RUNS = {
     'rim': {'optim.stage1.dropout': 0.1, 'optim.stage2.optimizer': 'muon'},
-    'gated': {'imm.write': 'gated', 'imm.rank': 4, 'imm.slots': 3},
+    'gated': {'imm.write_policy': 'gated', 'imm.linformer_rank': 4, 'imm.slots': 3},
     'llama, LoRA': LLAMA}
 PEERS = {m: {'method': m} for m in sequences.METHODS if m not in ('rim', 'lm')}
-PEERS['codi, projected'] = {'method': 'codi', 'rim.peers.projection': True}
-COMMON = {'tokenizer.pad_to': 8, 'model.heads': 4, 'optim.batch_size': 16}
+PEERS['codi, projected'] = {'method': 'codi', 'baselines.projection': True}
+COMMON = {'tokenizer.pad_to': 8, 'model.num_heads': 4, 'optim.batch_size': 16}
 
 
 @pytest.mark.parametrize('name', RUNS)
@@ -88,7 +88,7 @@ def losses(config, sizes, path, steps: int) -> list[float]:
       if not moment.step:
         stepper = step_lib.make_train_step(
             run.model(run.curriculum.stage(step).dropout), run.objective,
-            run.tx(moment.stage), 0, config.optim.accumulate, run.trained, run.placed(state))
+            run.tx(moment.stage), 0, config.optim.grad_accum_steps, run.trained, run.placed(state))
       batch = sharding.batch(run.batches.at(step), run.mesh)
       state, sums = stepper(state, batch, run.curriculum.learning_rate(step))
       found.append(float(sums['loss'] / sums['weight']))

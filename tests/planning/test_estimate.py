@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize('changes', [
     {}, *(pytest.param(c, marks=pytest.mark.slow) for c in (
-        {'model.lora.rank': 2, 'optim.trained': 'new', 'model.scan': True,
+        {'model.lora.rank': 2, 'optim.trainable': 'new', 'model.scan': True,
          'model.frozen_dtype': 'bfloat16'},
-        {'method': 'lm', 'data.name': 'text', 'imm.write': 'gated', 'data.block': 8}))])
+        {'method': 'lm', 'data.name': 'text', 'imm.write_policy': 'gated', 'data.seq_len': 8}))])
 def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
   """Of parameters, optimizer state and gradients, on the device there is; and its FLOPs."""
   changes = {'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),
@@ -66,7 +66,7 @@ def test_known_checkpoints(tiny_config):
   assert counts.keys() == estimate.KNOWN.keys()
   for name, count in counts.items():
     run = estimate.planned(tiny_config(**{'model.init_from': name, 'model.scan': True,
-                                          'optim.trained': 'new', 'model.lora.rank': 1}))
+                                          'optim.trainable': 'new', 'model.lora.rank': 1}))
     params = jax.eval_shape(run.fresh).params
     own = {'new_embedding', 'new_head', 'lora_a', 'lora_b'}
     old = sum(a.size for path, a in jax.tree_util.tree_leaves_with_path(params)
@@ -80,7 +80,7 @@ def test_on_fake_devices():
   done = subprocess.run(
       [sys.executable, '-m', 'latent_reasoning.main', '--mode=plan', '--devices=1,4',
        '--memory_gb=1', '--config=configs/rim_arithmetic.py', '--config.mesh.data=1',
-       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8', '--config.model.layers=1'],
+       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8', '--config.model.num_layers=1'],
       capture_output=True, text=True, cwd=ROOT,
       env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
   assert done.returncode == 0, done.stderr

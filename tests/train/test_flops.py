@@ -36,7 +36,7 @@ def test_loops_and_branches():
 @pytest.mark.integration
 def test_near_xla(tiny_config, make_run, tmp_path, quick_compilation):
   """A step without loops: what XLA counts, less the elementwise work."""
-  run = make_run(tiny_config(**{'model.width': 64, 'model.hidden': 256}), tmp_path)
+  run = make_run(tiny_config(**{'model.embed_dim': 64, 'model.mlp_dim': 256}), tmp_path)
   step = step_lib.make_train_step(run.model(), run.objective, run.tx(2), 0, 1)
   given = jax.eval_shape(lambda: run.fresh(2)), run.batches.at(10), 1.0
   whole = step.lower(*given).compile().cost_analysis()['flops']
@@ -54,7 +54,7 @@ def test_training(tiny_config, make_run, tmp_path, method):
   assert [s['steps'] for s in base['stages']] == [8, 6]
   assert base['flops'] == sum(s['flops'] for s in base['stages']) > 0
   assert count(**{'model.scan': True})['flops'] == base['flops']
-  assert count(**{'optim.accumulate': 2})['flops'] == base['flops']
+  assert count(**{'optim.grad_accum_steps': 2})['flops'] == base['flops']
   more = count(**{'optim.stage2.steps': 12})
   assert more['stages'][1]['flops'] == pytest.approx(2 * base['stages'][1]['flops'])
 

@@ -71,7 +71,7 @@ def train_step(model=Bigram(), objective=bigram, tx=SGD, seed=0, accumulate=1):
 @pytest.fixture(scope='module')
 def gpt(tiny_config, random_params):
   """(model, maker of fresh states) of a GPT of one layer."""
-  model = GPT(tiny_config(**{'model.layers': 1}).model, VOCAB)
+  model = GPT(tiny_config(**{'model.num_layers': 1}).model, VOCAB)
   def fresh(tx):
     params = random_params(model, BATCH)
     return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

@@ -24,7 +24,7 @@ from latent_reasoning.train import train_step as step_lib
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs/rim_arithmetic.py'
 ONE_SHAPE = {
     'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,)}
-SMALL = {**ONE_SHAPE, 'model.layers': 1, 'optim.accumulate': 2, 'optim.stage1.dropout': 0.1,
+SMALL = {**ONE_SHAPE, 'model.num_layers': 1, 'optim.grad_accum_steps': 2, 'optim.stage1.dropout': 0.1,
          'optim.stage2.dropout': 0.1, 'train.log_every': 1, 'train.save_every': 3,
          'train.eval_every': 5, 'eval.valid_problems': 4}
 SWITCH, TOTAL = 8, 14  # steps of stage 1, of both
@@ -126,13 +126,13 @@ def test_broken_run_equals_whole(whole, tiny_config, make_run, tmp_path, monkeyp
   assert [r['step'] for r in lines(run)] == list(range(1, TOTAL + 1))
 
 
-PEERS = {**SMALL, 'rim.peers.parts': 2, 'rim.peers.thoughts': 1, 'train.eval_every': 0,
+PEERS = {**SMALL, 'baselines.parts': 2, 'baselines.latents': 1, 'train.eval_every': 0,
          'data.buckets.prefix': (20,), 'data.buckets.readout': (24,)}
 
 
 @pytest.mark.parametrize('changes', [
     {'method': 'coconut'}, pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
-    pytest.param({'method': 'codi', 'rim.peers.projection': True}, marks=pytest.mark.slow)],
+    pytest.param({'method': 'codi', 'baselines.projection': True}, marks=pytest.mark.slow)],
     ids=lambda c: c['method'])
 def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, monkeypatch,
                                               changes):
@@ -275,7 +275,7 @@ def test_nan_stops_and_the_run_can_go_on(whole, tiny_config, make_run, tmp_path,
 @pytest.mark.integration
 def test_nothing_is_saved_after_a_bad_loss(tiny_config, make_run, tmp_path, monkeypatch):
   """With a save at every step the bad one and those after it are not saved."""
-  run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1, 'train.keep': 9}), tmp_path)
+  run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1, 'train.max_to_keep': 9}), tmp_path)
   with pytest.raises(TrainingError):
     poison(monkeypatch, 3)
     trainer.train(run)
@@ -329,10 +329,10 @@ def command(path, *more):
            'train.log_every': 5, 'data.arithmetic.min_steps': 2,
            'data.arithmetic.max_steps': 3, 'data.arithmetic.train_size': 40,
            'data.arithmetic.valid_size': 8, 'data.arithmetic.test_size': 8,
-           'tokenizer.pad_to': 1, 'model.width': 16, 'model.heads': 2,
-           'model.hidden': 32, 'model.max_positions': 48, 'rim.blocks': 3,
+           'tokenizer.pad_to': 1, 'model.embed_dim': 16, 'model.num_heads': 2,
+           'model.mlp_dim': 32, 'model.max_positions': 48, 'rim.blocks': 3,
            'rim.block_tokens': 1, 'rim.max_steps': 3, 'optim.batch_size': 8,
-           'eval.batch_size': 8, 'eval.max_tokens': 6}
+           'eval.batch_size': 8, 'eval.max_new_tokens': 6}
   return ['main', f'--config={CONFIG}', f'--workdir={path}',
           *(f'--config.{k}={v}' for k, v in flags.items()), *more]
 

@@ -69,18 +69,18 @@ def begun(config, path):
 def test_another_configuration_is_refused(tiny_config, tmp_path):
   """Every key that differs is named with both values, and no other."""
   begun(tiny_config(), tmp_path)
-  other = tiny_config(**{'model.width': 32, 'seed': 5, 'data.buckets.prefix': (64,)})
+  other = tiny_config(**{'model.embed_dim': 32, 'seed': 5, 'data.buckets.prefix': (64,)})
   with pytest.raises(InputError) as error:
     open_workdir(tmp_path, other, True)
   text = str(error.value)
-  assert 'config.model.width: 16 -> 32' in text
+  assert 'config.model.embed_dim: 16 -> 32' in text
   assert 'config.seed: 0 -> 5' in text
   assert 'config.data.buckets.prefix: [12, 20] -> [64]' in text
   assert text.count('config.') == 3 and '--workdir' in text
 
 
 @pytest.mark.parametrize('key, value', [
-    ('eval.blocks', 2), ('eval.sets', ('a.jsonl',)), ('train.keep', 9),
+    ('eval.blocks', 2), ('eval.sets', ('a.jsonl',)), ('train.max_to_keep', 9),
     ('data.test', 'a.jsonl'), ('model.attention', 'packed')])
 def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   """Such keys may differ in evaluation, where nothing is trained, and not in training."""
@@ -106,7 +106,7 @@ def test_nothing_binds_before_a_step(tiny_config, tmp_path, first):
 
 
 @pytest.mark.parametrize('key, value', [
-    ('method', 'direct'), ('model.width', 32), ('rim.blocks', 2), ('seed', 1),
+    ('method', 'direct'), ('model.embed_dim', 32), ('rim.blocks', 2), ('seed', 1),
     ('tokenizer.pad_to', 4), ('data.name', 'files')])
 def test_what_makes_the_model_may_never_differ(tiny_config, tmp_path, key, value):
   """Evaluation with another method or model is refused."""
