@@ -51,8 +51,8 @@ class Mask:
 
 
 @flax.struct.dataclass
-class Told:
-  """Reasoning that an explicit decoder should say, C texts a row.
+class DecoderTargets:
+  """Reasoning that an reasoning decoder should say, C texts a row.
 
   Attributes:
     at: int32 [B, C, S], prefix positions that a text is read out of.
@@ -79,7 +79,7 @@ class Batch:
     anchors: int32 [B, K], the prefix position which predicts the first token
       of a readout; 0, which never predicts, for none.
     prefix: P.
-    told: for an explicit decoder; None: there is none.
+    told: for an reasoning decoder; None: there is none.
     thoughts: how many stand at the beginning of each readout (thoughts).
     started: whether the first token of each readout is given.
     teacher: rows that objective 'codi' learns from; None: there are none.
@@ -93,8 +93,8 @@ class Batch:
   visible_until: np.ndarray
   anchors: np.ndarray
   prefix: int = flax.struct.field(pytree_node=False)
-  told: Told | None = None
-  thoughts: int = flax.struct.field(pytree_node=False, default=0)
+  decoder_targets: DecoderTargets | None = None
+  latents: int = flax.struct.field(pytree_node=False, default=0)
   started: bool = flax.struct.field(pytree_node=False, default=False)
   teacher: 'Batch | None' = None
 
@@ -112,7 +112,7 @@ class Batch:
                 count)
 
 
-def collate(rows: Sequence[sequences.Row], prefix: int, count: int, readout: int,
+def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,
             pad: int = 0) -> Batch:
   """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout.
 
@@ -137,30 +137,30 @@ def collate(rows: Sequence[sequences.Row], prefix: int, count: int, readout: int
     visible_until[b, :n] = row.visible_until
     for k, out in enumerate(row.readouts):
       inputs, start = out.inputs, prefix + k * readout
-      stop, begin = start + len(inputs), start + out.thoughts
+      stop, begin = start + len(inputs), start + out.latents
       tokens[b, start:stop] = inputs
-      positions[b, start:start + readout] = np.arange(out.until, out.until + readout)
-      visible_from[b, start:start + readout] = out.since
-      visible_until[b, start:start + readout] = out.until
+      positions[b, start:start + readout] = np.arange(out.visible_until, out.visible_until + readout)
+      visible_from[b, start:start + readout] = out.visible_from
+      visible_until[b, start:start + readout] = out.visible_until
       if out.start is None:
-        anchors[b, k] = out.until - 1
+        anchors[b, k] = out.visible_until - 1
         if out.out:
-          targets[b, out.until - 1] = out.out[0]
-          weights[b, out.until - 1] = out.weight
+          targets[b, out.visible_until - 1] = out.out[0]
+          weights[b, out.visible_until - 1] = out.weight
           targets[b, start:stop] = out.out[1:]
       else:
-        anchors[b, k] = out.until - 1 if out.thoughts else 0  # a thought begins there
+        anchors[b, k] = out.visible_until - 1 if out.latents else 0  # a thought begins there
         if out.out:
           targets[b, begin:stop] = out.out
       weights[b, begin:stop] = out.weight
   outs = [out for row in rows for out in row.readouts]
   return Batch(tokens, positions, targets, weights, segment, visible_from,
                visible_until, anchors, prefix,
-               thoughts=max((out.thoughts for out in outs), default=0),
+               latents=max((out.latents for out in outs), default=0),
                started=bool(outs) and all(out.start is not None for out in outs))
 
 
-def sizes(rows: Sequence[sequences.Row]) -> tuple[int, int, int]:
+def sizes(rows: Sequence[sequences.PackedSequence]) -> tuple[int, int, int]:
   """Returns the P, K, R that these rows need (R at least 1)."""
   outs = [out for row in rows for out in row.readouts]
   return (max(len(row.prefix) for row in rows), max(len(row.readouts) for row in rows),
@@ -176,29 +176,29 @@ def fit(needed: int, buckets: Sequence[int], name: str) -> int:
                    f'is {buckets[-1]}; add a bucket')
 
 
-def bucketed(rows: Sequence[sequences.Row], buckets: BucketConfig, pad: int = 0) -> Batch:
+def bucketed(rows: Sequence[sequences.PackedSequence], buckets: BucketConfig, pad: int = 0) -> Batch:
   """Collates rows into the smallest static shape that holds them."""
   p, k, r = sizes(rows)
   return collate(rows, fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
                  fit(r, buckets.readout, 'readout'), pad)
 
 
-def collate_told(rows: Sequence[Sequence[sequences.Told]]) -> Told:
+def collate_decoder_targets(rows: Sequence[Sequence[sequences.DecoderTarget]]) -> DecoderTargets:
   """Lays out what each row tells; sizes are powers of two, so that few shapes arise."""
   def size(numbers):
     return 1 << (max([1, *numbers]) - 1).bit_length()
   count = size(len(row) for row in rows)
   width = max([1, *(len(one.at) for row in rows for one in row)])
   length = size(len(one.text) for row in rows for one in row)
-  told = Told(np.zeros((len(rows), count, width), np.int32),
+  decoder_targets = DecoderTargets(np.zeros((len(rows), count, width), np.int32),
               np.zeros((len(rows), count, length), np.int32),
               np.zeros((len(rows), count, length), np.float32))
   for b, row in enumerate(rows):
     for c, one in enumerate(row):
-      told.at[b, c] = one.at
-      told.targets[b, c, :len(one.text)] = one.text
-      told.weights[b, c, :len(one.text)] = 1
-  return told
+      decoder_targets.at[b, c] = one.at
+      decoder_targets.targets[b, c, :len(one.text)] = one.text
+      decoder_targets.weights[b, c, :len(one.text)] = 1
+  return decoder_targets
 
 
 class Stepwise:
@@ -216,20 +216,21 @@ class Batches(Stepwise):
   """The training batches of one run.
 
   Args:
-    config: the whole configuration; data, rim, optim, seed and method are read.
+    config: the whole configuration.
+    method: of `methods`.
     examples: the training split.
     tokenizer: a `tokenizers.Tokenizer`.
     curriculum: says stage and progress of a step.
-    told: whether batches carry what an explicit decoder should say.
+    decoder_targets: whether batches carry what a reasoning decoder should say.
   """
 
-  def __init__(self, config: Config, examples: Sequence[Example], tokenizer,
-               curriculum: 'Curriculum', told: bool = False):
-    self.told = told
+  def __init__(self, config: Config, method: sequences.Method, examples: Sequence[Example],
+               tokenizer, curriculum: 'Curriculum', decoder_targets: bool = False):
+    self.decoder_targets = decoder_targets
     self.config, self.curriculum = config, curriculum
     self.examples, self.tokenizer = examples, tokenizer
-    self.method = sequences.method(config.method)
-    self.symbols = sequences.symbols(tokenizer)
+    self.method = method
+    self.special = sequences.special_tokens(tokenizer)
     # A run reads one epoch and one window at a time.
     self._order = functools.lru_cache(2)(self._order)
     self._window = functools.lru_cache(2)(self._window)
@@ -238,7 +239,8 @@ class Batches(Stepwise):
     return np.random.default_rng((self.config.seed, stage, epoch)).permutation(
         len(self.examples))
 
-  def _window(self, stage: int, epoch: int, window: int) -> list[list[sequences.Encoded]]:
+  def _window(self, stage: int, epoch: int, window: int
+              ) -> list[list[sequences.TokenizedExample]]:
     """Batches whose rows are alike in length, in random order."""
     size, span = self.config.optim.batch_size, self.config.data.sort_window
     stop = len(self.examples) // size * size
@@ -261,33 +263,34 @@ class Batches(Stepwise):
       draws = np.random.default_rng((self.config.seed, step)).random(len(encoded))
       encoded = [dataclasses.replace(e, draw=float(d))
                  for e, d in zip(encoded, draws, strict=True)]
-    rows = [self.method.train(e, moment.stage, moment.progress, self.config.rim,
-                              self.symbols) for e in encoded]
-    batch = bucketed(rows, self.config.data.buckets, self.symbols.pad)
+    rows = [self.method.sequence(e, moment.stage, moment.progress, self.config, self.special)
+            for e in encoded]
+    batch = bucketed(rows, self.config.data.buckets, self.special.pad)
     if self.method.teacher:
       batch = batch.replace(teacher=bucketed(
-          [self.method.teacher(e, moment.stage, moment.progress, self.config.rim, self.symbols)
-           for e in encoded], self.config.data.buckets, self.symbols.pad))
-    if self.told:
-      return batch.replace(told=collate_told([
-          sequences.told(self.config.method, e, row, self.config.rim, self.symbols)
+          [self.method.teacher(e, moment.progress, self.config, self.special)
+           for e in encoded], self.config.data.buckets, self.special.pad))
+    if self.decoder_targets:
+      return batch.replace(decoder_targets=collate_decoder_targets([
+          self.method.decoder_targets(e, row, self.config, self.special)
           for e, row in zip(encoded, rows, strict=True)]))
     return batch
 
 
-def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Example]:
+def usable(config: Config, method: sequences.Method, examples: Sequence[Example],
+           tokenizer) -> list[Example]:
   """Returns the examples whose rows fit the buckets in every stage.
 
   Raises:
     InputError: a row does not fit and config.data.too_long is 'raise', or so few fit that
       there is no batch.
   """
-  ids = sequences.symbols(tokenizer)
+  ids = sequences.special_tokens(tokenizer)
   kept, first = [], ''
   for example in examples:
     encoded, = sequences.encode([example], tokenizer)
     try:
-      check(config, every_row(config, encoded, ids), len(example.steps))
+      check(config, every_sequence(config, method, encoded, ids), len(example.steps))
     except InputError as error:
       if config.data.too_long == 'raise':
         raise InputError(f"{error}, or leave such problems out with config.data.too_long="
@@ -303,22 +306,23 @@ def usable(config: Config, examples: Sequence[Example], tokenizer) -> list[Examp
   return kept
 
 
-def every_row(config: Config, encoded: sequences.Encoded, ids: sequences.Symbols
-              ) -> list[sequences.Row]:
-  """The rows that an example has in the course of training, each length once."""
-  method, parts = sequences.method(config.method), config.baselines.parts
+def every_sequence(config: Config, method: sequences.Method,
+                   encoded: sequences.TokenizedExample, ids: sequences.SpecialTokens
+                   ) -> list[sequences.PackedSequence]:
+  """The sequences that an example has in the course of training, each length once."""
+  parts = config.baselines.parts
   moments = [(1, part / parts) for part in range(parts if method.parts else 1)] + [(2, 0.0)]
-  return [make(encoded, *moment, config.rim, ids) for make in (method.train, method.teacher)
-          if make for moment in moments]
+  own = [method.sequence(encoded, *moment, config, ids) for moment in moments]
+  return own + ([method.teacher(encoded, 0.0, config, ids)] if method.teacher else [])
 
 
-def check(config: Config, rows: Sequence[sequences.Row], steps: int) -> None:
+def check(config: Config, rows: Sequence[sequences.PackedSequence], steps: int) -> None:
   """Raises InputError where a training row cannot be laid out."""
   if steps > config.rim.max_steps:
     raise InputError(f'a problem has {steps} steps, more than config.rim.max_steps '
                      f'{config.rim.max_steps}; raise it')
   for row in rows:
-    if any(out.start is None and out.until < 2 for out in row.readouts):
+    if any(out.start is None and out.visible_until < 2 for out in row.readouts):
       raise InputError('a question is one token long, but position 0 never predicts; '
                        'expected at least two tokens')
     p, k, r = sizes([row])
@@ -326,7 +330,7 @@ def check(config: Config, rows: Sequence[sequences.Row], steps: int) -> None:
     fit(p, buckets.prefix, 'prefix')
     fit(k, buckets.count, 'count')
     fit(r, buckets.readout, 'readout')
-    last = max(len(row.prefix), *(o.until + len(o.inputs) for o in row.readouts))
+    last = max(len(row.prefix), *(o.visible_until + len(o.inputs) for o in row.readouts))
     if last > config.model.max_positions:
       raise InputError(f'a row needs {last} positions, more than config.model.max_positions '
                        f'{config.model.max_positions}{window(config)}')

@@ -115,8 +115,8 @@ def _check(config: Config) -> None:
   _check_rim(config)
   if (config.method == 'language_model') != (data.name in TEXTS):
     raise InputError(f"config.method is '{config.method}' with config.data.name "
-                     f"'{data.name}'; expected method language_model with one of {TEXTS}, and any "
-                     f'other method with one of {PROBLEMS}')
+                     f"'{data.name}'; expected method language_model with one of {TEXTS}, "
+                     'and any other method with none of them')
   if config.method == 'language_model' and config.eval.checkpoint_selection == 'paper':
     raise InputError("config.eval.checkpoint_selection is 'paper', but method language_model answers no test items; "
                      "expected 'validation'")

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from latent_reasoning import batching, config_loading, data, sequences
+from latent_reasoning import batching, config_loading, data, methods, sequences
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
 from latent_reasoning.data import text as data_text
@@ -23,7 +23,7 @@ from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
-from latent_reasoning.eval.evaluator import Answerer, evaluate
+from latent_reasoning.eval.evaluator import Predictor, evaluate
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, imm, lora, reasoning_decoder
 from latent_reasoning.models.transformer import GPT, parameter_count
@@ -37,7 +37,7 @@ SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Experiment:
   """Everything of a run but its parameters."""
   config: Config
   workdir: Workdir
@@ -52,17 +52,18 @@ class Run:
 
   @property
   def joint(self) -> bool:
-    """Whether an explicit decoder is trained with the model."""
+    """Whether a reasoning decoder is trained with the model."""
     return bool(self.config.reasoning_decoder.source) and self.config.reasoning_decoder.joint
 
   @property
   def objective(self):
     if self.joint:
       e = self.config.reasoning_decoder
-      return losses.with_told(self.decoder(), e.source, e.weight)
+      return losses.with_decoder(self.decoder(), e.source, e.weight)
     if self.config.aux.align or self.config.aux.smooth:
       return losses.with_aux(self.config.aux)
-    return losses.OBJECTIVES[self.batches.method.objective](self.config.baselines)
+    method = self.batches.method
+    return method.loss(self.config) if method.loss else losses.next_token
 
   @property
   def test(self) -> list[Example]:
@@ -84,14 +85,15 @@ class Run:
 
   def model(self, dropout: float = 0.0) -> GPT:
     known = self.tokenizer.size if self.trained == 'new' else 0
-    thinks = sequences.method(self.config.method).thinks and self.config.baselines.projection
+    projection = self.batches.method.has_latents and self.config.baselines.projection
     return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
-               thinks, self.tokenizer.used)
+               projection, self.tokenizer.used)
 
-  def decoder(self, dropout: float = 0.0) -> reasoning_decoder.ExplicitDecoder:
-    """The explicit decoder of config.reasoning_decoder."""
-    return reasoning_decoder.ExplicitDecoder(
-        self.config.model, self.tokenizer.vocab_size, self.config.reasoning_decoder.num_layers, dropout)
+  def decoder(self, dropout: float = 0.0) -> reasoning_decoder.ReasoningDecoder:
+    """The reasoning decoder of config.reasoning_decoder."""
+    return reasoning_decoder.ReasoningDecoder(
+        self.config.model, self.tokenizer.vocab_size,
+        self.config.reasoning_decoder.num_layers, dropout)
 
   def tx(self, stage: int) -> optax.GradientTransformation:
     """The update rule of a stage."""
@@ -132,9 +134,9 @@ class Run:
     tx = self.tx(stage or self.curriculum.at(0).stage)
     params = step_lib.init(self.model(), tx, batch, seed, self.trained).params
     if self.joint:
-      params = {**params, 'explicit': reasoning_decoder.init(
+      params = {**params, 'reasoning_decoder': reasoning_decoder.init(
           self.decoder(), self.config.reasoning_decoder.source, self.model(), params, batch,
-          step_lib.key(seed, step_lib.EXPLICIT))}
+          step_lib.key(seed, step_lib.DECODER))}
     params = lora.cast(params, self.trained, self.config.model.frozen_dtype)
     return step_lib.start(params, tx, self.trained)
 
@@ -149,20 +151,20 @@ class Run:
     return like if placed is None else jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, placed)
 
-  def answerer(self, params, config: Config | None = None) -> Answerer:
-    return Answerer(config or self.config, self.model(), params, self.tokenizer)
+  def predictor(self, params, config: Config | None = None) -> Predictor:
+    return Predictor(config or self.config, self.model(), params, self.tokenizer)
 
   def validate(self, params) -> tuple[dict[str, Any], float, str]:
     """Values to log, a score of which more is better, and a line to print."""
     config = self.config
-    if config.method == 'lm':
+    if self.batches.method.is_text:
       found = self.loss(params, 'valid')
       mark = '' if config.causal else ' (NOT CAUSAL)'
       return found, -found['loss'], f"loss {found['loss']:.4f}{mark} on the whole split"
     count = min(config.eval.valid_problems, len(self.splits.valid))
     examples = [self.splits.valid[i] for i in range(count)]
     greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
-    accuracy = evaluate(self.answerer(params, greedy), examples, config.data.name,
+    accuracy = evaluate(self.predictor(params, greedy), examples, config.data.name,
                         'valid', self.splits.report['rules']['valid'])[0]['accuracy']
     return ({**accuracy, 'n': count}, accuracy['final'],
             f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
@@ -248,7 +250,7 @@ def start_of(config: Config) -> str:
 _watched = jax.jit(imm.watched, static_argnums=0)
 
 
-def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Run:
+def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Experiment:
   """The run of a configuration in a folder, new or begun.
 
   Compiled programs are kept where train.compilation_cache says, from then on in the whole
@@ -264,8 +266,8 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   """
   config = pretrained.resolve(config)
   _keep_programs(config)
-  place = multihost.first(lambda: open_workdir(path, config, training))
-  return multihost.first(lambda: build(config, place))
+  place = multihost.primary_first(lambda: open_workdir(path, config, training))
+  return multihost.primary_first(lambda: build(config, place))
 
 
 def _keep_programs(config: Config) -> None:
@@ -276,7 +278,7 @@ def _keep_programs(config: Config) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
-def reopen(path: str | pathlib.Path) -> Run:
+def reopen(path: str | pathlib.Path) -> Experiment:
   """The run that a folder holds, by the configuration in it.
 
   Raises:
@@ -292,7 +294,7 @@ def reopen(path: str | pathlib.Path) -> Run:
   return build(config, place)
 
 
-def build(config: Config, workdir: Workdir) -> Run:
+def build(config: Config, workdir: Workdir) -> Experiment:
   """Loads data, tokenizer and curriculum.
 
   Raises:
@@ -300,13 +302,13 @@ def build(config: Config, workdir: Workdir) -> Run:
   """
   attention.check(config.model.attention)
   _check_sizes(config)
-  if config.method == 'lm':
+  method = methods.get(config.method)
+  if method.is_text:
     return _build_text(config, workdir)
-  method = sequences.method(config.method)
   parts = config.baselines.parts if method.parts else 1
-  if method.thinks and (config.imm.write_policy or config.reasoning_decoder.source):
+  if method.has_latents and (config.imm.write_policy or config.reasoning_decoder.source):
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
-                     'nor an explicit decoder reads; expected config.imm.write_policy and '
+                     'nor a reasoning decoder reads; expected config.imm.write_policy and '
                      "config.reasoning_decoder.source ''")
   splits = data.load(config.data, config.seed)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
@@ -315,11 +317,12 @@ def build(config: Config, workdir: Workdir) -> Run:
   too_long = len(splits.train) - len(train)
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
-  batches = batching.Batches(config, train, tokenizer,
+  decoder = config.reasoning_decoder
+  batches = batching.Batches(config, method, train, tokenizer,
                              curriculum.build(config.optim, len(train), parts),
-                             told=bool(config.reasoning_decoder.source) and config.reasoning_decoder.joint)
-  run = Run(config, workdir, splits, tokenizer, batches,
-            {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
+                             decoder_targets=bool(decoder.source) and decoder.joint)
+  run = Experiment(config, workdir, splits, tokenizer, batches,
+                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
   # What evaluation lacks shows here, not after the training.
   for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
                                                    run.sets.values())):
@@ -342,13 +345,14 @@ def _check_sizes(config: Config) -> None:
   ensure(4 * count * copies <= here * multihost.count(),
          f'config.model describes about {float(count):.3g} parameters, which take '
          f'{4 * count * copies / 2**30:.3g} GiB in training; found {here / 2**30:.3g} GiB of '
-         f'{where}. Expected a smaller model (config.model.num_layers, width, hidden), or '
-         '--mode=plan for machines that are not here')
+         f'{where}. Expected a smaller model (config.model.num_layers, embed_dim, mlp_dim), '
+         'or --mode=plan for machines that are not here')
   longest = min(model.max_positions, LONGEST)
   for key, tokens in (('rim.blocks', rim.blocks * (rim.block_tokens + 2)),
                       ('eval.blocks', config.eval.blocks * (rim.block_tokens + 2)),
-                      ('rim.max_steps', rim.max_steps), ('baselines.pause_tokens', baselines.pause_tokens),
-                      ('baselines.latents', baselines.latents)):
+                      ('rim.max_steps', rim.max_steps),
+                      ('baselines.pause_tokens', config.baselines.pause_tokens),
+                      ('baselines.latents', config.baselines.latents)):
     used = config.method == 'rim' or key in ('rim.max_steps', {
         'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
         'codi': 'baselines.latents', 'coconut': 'baselines.latents'}.get(config.method))
@@ -365,22 +369,22 @@ def memory() -> tuple[int, str]:
   return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'memory of this machine'
 
 
-def _build_text(config: Config, workdir: Workdir) -> Run:
+def _build_text(config: Config, workdir: Workdir) -> Experiment:
   found = data_text.load(config.data)
   tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
   ids = language_modeling.encode(found, tokenizer)
   crops = max(len(ids.train) // config.data.seq_len, config.optim.batch_size)  # an epoch
   length = curriculum.build(config.optim, crops)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
-  return Run(config, workdir, ids, tokenizer, batches, {})
+  return Experiment(config, workdir, ids, tokenizer, batches, {})
 
 
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:
   """Returns the training problems whose rows fit; generated ones must all fit."""
   if isinstance(train, (list, tuple)):
-    return batching.usable(config, train, tokenizer)
+    return batching.usable(config, methods.get(config.method), train, tokenizer)
   sample = [train[i] for i in range(min(SAMPLED, len(train)))]
-  if len(batching.usable(config, sample, tokenizer)) < len(sample):
+  if len(batching.usable(config, methods.get(config.method), sample, tokenizer)) < len(sample):
     raise InputError("config.data.too_long is 'drop', but generated problems are never "
                      'dropped; enlarge config.data.buckets')
   return train

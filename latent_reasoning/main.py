@@ -1,31 +1,32 @@
-"""Reasoning inside a language model: train, evaluate, ask, audit, time.
+"""Reasoning inside a language model: train, evaluate, ask, check, time, look into.
 
   python -m latent_reasoning.main --config=FILE[:variant] [--workdir=DIR]
       [--mode=MODE] [--config.key=value ...]
 
 Modes:
-  train     train (or resume), then evaluate on the test split; the default. A config
-            with sweep.runs trains them all and ends in a comparison
-  eval      evaluate the workdir's checkpoint on the test split and eval.sets
-  generate  answer --question="...", or questions typed at a prompt; with --externalize
-            (of a model trained with config.rim.externalize) also say each block's step
-  explain   say as text what the memory holds, of --question="...", or of the test split
-            with its accuracy and cost; trains a small decoder for it (config.reasoning_decoder)
-  export    write the model as a directory that transformers loads (--format=hf), or LoRA
-            and new tokens as an adapter that PEFT puts on the pretrained weights
-            (--format=peft)
-  attention draw which slots of the memory each token of --question="..." reads
-  controls  change what RiM's blocks hold, and see what becomes of the answers
-  inside    which block answers, what the blocks hold and where they look: tables, figures
-  audit     prove that nothing is seen that must not be; exit status 1 if it is
-  latency   time to first answer token and full-answer time per method
-  plan      bytes, FLOPs, collectives and time of a training step on --devices=1,4,64 devices
-            of a --device_kind that are not here, and whether they fit --memory_gb
-  verify    check every checkpoint of the workdir; exit status 1 if one is unsound
-  flops     count the training FLOPs of the configuration; trains nothing
-  compare   train a config's sweep.runs one after another, then time and compare them
-  report    one HTML page of the folders given, of runs or comparisons:
-            --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
+  train          train (or resume), then evaluate on the test split; the default. A config
+                 with sweep.runs trains them all and ends in a comparison
+  eval           evaluate the workdir's checkpoint on the test split and eval.sets
+  generate       answer --question="...", or questions typed at a prompt; with --externalize
+                 (of a model trained with config.rim.externalize) also each block's step
+  verbalize      turn what the memory holds into text, of --question="...", or of the test
+                 split with accuracy and cost; trains a small decoder for it
+                 (config.reasoning_decoder)
+  analyze        RiM's blocks: which one answers, what their states hold, where they attend
+  intervene      RiM's blocks: answers when they are zeroed, swapped or taken from elsewhere
+  plot_memory    draw which slots of the implicit memory each token of --question="..." reads
+  check_leakage  prove by gradient that nothing attends to what it must not; exit status 1
+                 if it does
+  latency        time to first answer token and to the full answer, of every method
+  export         write a directory that transformers loads (--format=hf), or LoRA and new
+                 tokens as an adapter that PEFT puts on the pretrained weights (--format=peft)
+  verify         check every checkpoint of the workdir; exit status 1 if one is unsound
+  flops          count the training FLOPs of the configuration; trains nothing
+  plan           bytes, FLOPs, collectives and time of a training step on --devices=1,4,64
+                 devices of a --device_kind that are not here; do they fit --memory_gb
+  compare        train a config's sweep.runs one after another, then time and compare them
+  report         one HTML page of the folders given, of runs or comparisons:
+                 --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
 
 Three commands to start with:
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
@@ -35,8 +36,8 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes; it may be in a bucket (gs://…). The config
-file has every key.
+results.json. Starting again in it resumes; it may be in a bucket (gs://…).
+--help_config prints every key with its default and meaning.
 
 Several processes train one model, where the mesh (config.mesh) spans their devices:
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
@@ -48,16 +49,18 @@ stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goe
 """
 
 import contextlib
+import importlib
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from latent_reasoning.cli import allocator
+from latent_reasoning.config import MOVED
 from latent_reasoning.errors import InputError, TrainingError
 
 
@@ -72,7 +75,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                                   flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
   flags.DEFINE_enum('mode', 'train', [*MODES, *WITHOUT_RUN], 'what to do', flag_values=values)
-  flags.DEFINE_string('question', None, 'text for --mode=generate, explain or attention',
+  flags.DEFINE_string('question', None, 'text for --mode=generate, verbalize or plot_memory',
                       flag_values=values)
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
@@ -91,6 +94,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_integer('process_id', None, 'of this process, from 0', flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
+  flags.DEFINE_boolean('help_config', False, 'show every key of a configuration',
+                       flag_values=values)
+  _refuse_old_names(argv)
   file = config_argument(argv).partition(':')[0]
   if file and not pathlib.Path(file).is_file():
     raise InputError(f'--config={file} is not a file; expected a configuration such as '
@@ -109,6 +115,18 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   return values
 
 
+def _refuse_old_names(argv: Sequence[str]) -> None:
+  """Raises InputError for a mode or key that has another name now."""
+  for i, argument in enumerate(argv):
+    flag, _, value = argument.lstrip('-').partition('=')
+    if flag == 'mode' and (value or ' '.join(argv[i + 1:i + 2])) in RENAMED:
+      value = value or argv[i + 1]
+      raise InputError(f'--mode={value} is now --mode={RENAMED[value]}')
+    if argument.startswith('-') and flag.startswith('config.'):
+      if flag.removeprefix('config.') in MOVED:
+        raise InputError(f'{flag} is now config.{MOVED[flag.removeprefix("config.")]}')
+
+
 def _explain(error: Exception) -> str:
   """One line about a flag error: `config_flags` quotes whole tracebacks and reprs."""
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
@@ -117,7 +135,7 @@ def _explain(error: Exception) -> str:
   if close := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
     return f"config key '{close[2]}' is unknown; did you mean '{close[1]}'? (see --help)"
   if key := re.fullmatch(r"""["']*(\w+)["']*""", text):
-    return f"config key '{key[1]}' is unknown; the config file has them all (see --help)"
+    return f"config key '{key[1]}' is unknown; --help_config has them all"
   if 'Traceback (most recent call last)' in text:  # of the config file: keep its end
     flag = text.partition('\n')[0].rstrip(': ')
     text = f'{flag}: {text.strip().rpartition(chr(10))[2]}'
@@ -141,87 +159,40 @@ def config_argument(argv: Sequence[str]) -> str:
   return ''
 
 
-def train(run, args) -> int:
-  """Trains, then evaluates."""
-  from latent_reasoning.train import trainer
-  trainer.train(run)
-  return evaluate(run, args)
-
-
-def evaluate(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.evaluate(run)
-
-
-def generate(run, args) -> int:
-  from latent_reasoning.cli import block_commands, commands
-  return commands.generate(
-      run, args.question, block_commands.aloud if args.externalize else None)
-
-
-def explain(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.explain(run, args.question)
-
-
-def export(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.export(run, args.format)
-
-
-def attention(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.attention(run, args.question)
-
-
-def controls(run, args) -> int:
-  from latent_reasoning.cli import block_commands
-  return block_commands.controls(run)
-
-
-def look_inside(run, args) -> int:
-  from latent_reasoning.cli import block_commands
-  return block_commands.look_inside(run)
-
-
-def audit(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.audit(run)
-
-
-def latency(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.latency(run)
-
-
 def plan(args, config, argv: Sequence[str]) -> int:
   """Measures in a child process with the fake devices; that child prints JSON."""
   import json
 
-  from latent_reasoning.planning import estimate as plan_lib
-  if plan_lib.CHILD in os.environ:
-    print(json.dumps(plan_lib.measure(config)))
+  from latent_reasoning.planning import estimate
+  if estimate.CHILD in os.environ:
+    print(json.dumps(estimate.measure(config)))
     return 0
-  return plan_lib.run(argv, plan_lib.parse_devices(args.devices), args.device_kind,
+  return estimate.run(argv, estimate.parse_devices(args.devices), args.device_kind,
                       args.memory_gb)
 
 
-def verify(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.verify(run)
-
-
-def flops(run, args) -> int:
-  from latent_reasoning.cli import commands
-  return commands.count(run)
-
-
-MODES: dict[str, Callable] = {
-    'train': train, 'eval': evaluate, 'generate': generate, 'explain': explain,
-    'export': export, 'audit': audit, 'attention': attention, 'controls': controls,
-    'inside': look_inside, 'latency': latency, 'flops': flops, 'verify': verify}
+# Modes of one run: the function of `cli` that does it, and the flags that it is given.
+MODES: dict[str, tuple[str, ...]] = {
+    'train': ('commands.train',), 'eval': ('commands.evaluate',),
+    'generate': ('block_commands.generate', 'question', 'externalize'),
+    'verbalize': ('commands.verbalize', 'question'), 'export': ('commands.export', 'format'),
+    'check_leakage': ('commands.check_leakage',),
+    'plot_memory': ('commands.plot_memory', 'question'),
+    'intervene': ('block_commands.intervene',), 'analyze': ('block_commands.analyze',),
+    'latency': ('commands.latency',), 'flops': ('commands.count',),
+    'verify': ('commands.verify',)}
 TOGETHER = ('train', 'eval')  # modes of several processes
 WITHOUT_RUN = ('compare', 'report', 'plan')  # modes of many runs, or of none
+RENAMED = {'audit': 'check_leakage', 'inside': 'analyze', 'controls': 'intervene',
+           'explain': 'verbalize', 'attention': 'plot_memory'}  # since 0.1
+
+
+def call(mode: str, run, args: flags.FlagValues) -> int:
+  """Runs a mode of `MODES`."""
+  path, *names = MODES[mode]
+  module, _, function = path.partition('.')
+  module = importlib.import_module(f'latent_reasoning.cli.{module}')
+  return getattr(module, function)(run, *(getattr(args, name) for name in names))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -230,6 +201,10 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     if args.help:
       print(__doc__)
+      return 0
+    if args.help_config:
+      from latent_reasoning import config_loading
+      print(config_loading.help_text())
       return 0
     if args.mode == 'report':
       from latent_reasoning import report
@@ -258,13 +233,13 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   """Opens the workdir, builds the run and hands it to its mode."""
   import jax
 
-  from latent_reasoning import config_loading, experiment, sequences
+  from latent_reasoning import config_loading, experiment, methods
   from latent_reasoning.hf import load as pretrained
   from latent_reasoning.parallel import multihost
   from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
   config = config_loading.from_dict(args.config)
-  sequences.method(config.method)
+  methods.get(config.method)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
   multihost.start(args.coordinator, args.num_processes, args.process_id,
@@ -272,7 +247,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
                      f'with {multihost.count()}')
-  if not multihost.writes():
+  if not multihost.is_primary():
     sys.stdout = open(os.devnull, 'w')
   path = default_workdir(config_flag, config.method) if args.workdir is None else args.workdir
   if args.mode == 'compare' and not config.sweep.runs:
@@ -290,15 +265,15 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
     if training:  # before anything is written there
-      multihost.first(lambda: stack.enter_context(workdir.locate(path).writing()))
+      multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
     built = experiment.open_run(config, path, training)
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:
-      stack.enter_context(multihost.together())
+      stack.enter_context(multihost.exit_on_peer_loss())
       if built.mesh.size > 1:
         stack.enter_context(jax.set_mesh(built.mesh))
-      status = MODES[args.mode](built, args)
+      status = call(args.mode, built, args)
       if not status:
         built.workdir.note(argv[1:])
       built.workdir.push()

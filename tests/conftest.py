@@ -88,7 +88,7 @@ def tiny_config(default_config):
 
 @pytest.fixture(scope='session')
 def make_run():
-  """Builds the `Run` of a Config in a new folder: make_run(config, tmp_path)."""
+  """Builds the `Experiment` of a Config in a new folder: make_run(config, tmp_path)."""
   def make(config: Config, path):
     from latent_reasoning import experiment
     from latent_reasoning.train import workdir  # imports JAX, which few fixtures need

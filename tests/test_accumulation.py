@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import sequences
+from latent_reasoning import methods
 from latent_reasoning.parallel import sharding
 from latent_reasoning.train import train_step as step_lib
 
-CASES = {name: {'method': name} for name in sequences.METHODS if name != 'lm'}
+CASES = {name: {'method': name} for name in methods.METHODS if name != 'language_model'}
 CASES |= {
     'codi, projected': {'method': 'codi', 'baselines.projection': True},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},

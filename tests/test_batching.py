@@ -14,7 +14,7 @@ from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import masks
-from latent_reasoning.sequences import Readout, Row
+from latent_reasoning.sequences import PackedSequence, Readout
 from latent_reasoning.train import curriculum, losses
 
 P, K, R = 12, 3, 4  # one shape, so that JAX compiles once
@@ -22,7 +22,7 @@ token = st.integers(1, 99)
 
 
 @st.composite
-def rows(draw) -> Row:
+def rows(draw) -> PackedSequence:
   """Any row that fits P, K, R: readouts at distinct anchors, or with a start token."""
   n = draw(st.integers(2, P))
   prefix = draw(st.lists(token, min_size=n, max_size=n))
@@ -34,7 +34,7 @@ def rows(draw) -> Row:
     out = draw(st.lists(token, min_size=1, max_size=R + (start is None) - 1))
     readouts.append(Readout(until, out, draw(st.integers(1, 16)) / 8,
                             draw(st.integers(0, until - 1)), start))
-  return Row(prefix, visible, readouts)
+  return PackedSequence(prefix, visible, readouts)
 
 
 def recover(batch: batching.Batch, b: int, count: int) -> list[tuple]:
@@ -67,13 +67,13 @@ def test_collate(pair):
     assert batch.positions[b, :n].tolist() == list(range(n))
     assert batch.visible_until[b, :n].tolist() == list(row.visible_until)
     assert recover(batch, b, len(row.readouts)) == [
-        (out.until, list(out.out), out.weight, out.start) for out in row.readouts]
+        (out.visible_until, list(out.out), out.weight, out.start) for out in row.readouts]
     for k, out in enumerate(row.readouts):
       start = P + k * R
       assert batch.tokens[b, start:start + len(out.inputs)].tolist() == out.inputs
       assert batch.positions[b, start:start + R].tolist() == list(
-          range(out.until, out.until + R))
-      assert (batch.visible_from[b, start:start + R] == out.since).all()
+          range(out.visible_until, out.visible_until + R))
+      assert (batch.visible_from[b, start:start + R] == out.visible_from).all()
       assert (batch.segment[b, start:start + R] == k + 1).all()
     assert not batch.segment[b, :P].any()
     tokens = sum(len(out.out) for out in row.readouts)
@@ -101,12 +101,12 @@ def test_real_tokens_see_no_padding(row):
 
 def test_sizes_and_buckets():
   """The smallest bucket that holds the rows, in each dimension by itself."""
-  a = sequences.plain([1] * 5, [Readout(5, [1, 2, 3])])
-  b = sequences.plain([1] * 3, [Readout(2, [1]), Readout(3, [1], start=7)])
+  a = sequences.causal([1] * 5, [Readout(5, [1, 2, 3])])
+  b = sequences.causal([1] * 3, [Readout(2, [1]), Readout(3, [1], start=7)])
   assert batching.sizes([a]) == (5, 1, 2)
   assert batching.sizes([b]) == (3, 2, 1)
   assert batching.sizes([a, b]) == (5, 2, 2)
-  assert batching.sizes([sequences.plain([1, 2], [Readout(2)])]) == (2, 1, 1)
+  assert batching.sizes([sequences.causal([1, 2], [Readout(2)])]) == (2, 1, 1)
   buckets = BucketConfig(prefix=(4, 6), readout=(1, 3), count=(1, 4))
   for rows, prefix, count, readout in (([a], 6, 1, 3), ([b], 4, 4, 1), ([a, b], 6, 4, 3)):
     batch = batching.bucketed(rows, buckets, pad=9)
@@ -258,8 +258,8 @@ def test_too_long_in_either_stage(tiny_config, tokenizer, changes):
 
 def test_one_token_question(tiny_config, tokenizer):
   """Position 0 never predicts, so nothing may hang off a single token."""
-  encoded = sequences.Encoded([1], [], [2])
-  ids = sequences.symbols(tokenizer)
+  encoded = sequences.TokenizedExample([1], [], [2])
+  ids = sequences.special_tokens(tokenizer)
   config = tiny_config(method='direct')
   with pytest.raises(InputError, match='one token long'):
     batching.check(config, [sequences.direct(encoded, 1, 0.0, config.rim, ids)], 0)

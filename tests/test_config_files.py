@@ -7,7 +7,7 @@ import runpy
 import ml_collections
 import pytest
 
-from latent_reasoning import sequences
+from latent_reasoning import methods
 from latent_reasoning.cli import sweep
 from latent_reasoning.config import flatten
 from latent_reasoning.config_loading import from_dict
@@ -96,4 +96,4 @@ def test_lengths_are_rim_arithmetic(steps):
 def test_methods_of_the_comparisons_exist():
   """Those that this version has are rows of the table."""
   assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(
-      sequences.METHODS)
+      methods.METHODS)

@@ -18,7 +18,7 @@ import urllib.parse
 import pytest
 from packaging.requirements import Requirement
 
-from latent_reasoning import config_loading, main, sequences
+from latent_reasoning import config_loading, main, methods
 from latent_reasoning.benchmarks import decoding, tables
 from latent_reasoning.cli import latency, sweep
 from latent_reasoning.config import flatten
@@ -123,7 +123,7 @@ def main_parses(words):
   if args.mode == 'report':
     return
   config = config_loading.from_dict(args.config)
-  sequences.method(config.method)
+  methods.get(config.method)
   estimate.parse_devices(args.devices)
   if config.sweep.runs:
     sweep.parse(config.sweep)
@@ -321,7 +321,7 @@ def shortened(words):
   args = main.parse(['main', *words])
   if args.mode == 'report':
     return words
-  keys = {**SHORT, 'optim.stage2.steps': 0 if args.config.method == 'lm' else 2}
+  keys = {**SHORT, 'optim.stage2.steps': 0 if args.config.method == 'language_model' else 2}
   if args.config.data.name.startswith('gsm8k'):
     keys['data.dir'] = 'DIRECTORY'  # not from the hub
   if args.config.sweep.runs:

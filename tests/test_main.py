@@ -262,8 +262,8 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   assert call(*base, '--mode=generate', '--question=') == 2
   assert 'the question is empty' in capsys.readouterr().err
 
-  assert call(*base, '--mode=audit') == 0
-  found = json.loads((folder / 'audit.json').read_text())
+  assert call(*base, '--mode=check_leakage') == 0
+  found = json.loads((folder / 'leakage.json').read_text())
   assert found['ok'] and found['weights'] == 'checkpoint of step 7'
   assert 'all checks passed' in capsys.readouterr().out
 
@@ -273,18 +273,18 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   assert 'first answer token ms' in capsys.readouterr().out
   lines = (folder / 'commands.txt').read_text().splitlines()
   assert len(lines) == len(set(lines)) and lines[0].endswith(shlex.join(base))
-  assert any(line.endswith('--mode=audit') for line in lines)
+  assert any(line.endswith('--mode=check_leakage') for line in lines)
 
 
 @pytest.mark.parametrize('mode', ['train', 'compare'])
 def test_runs_of_a_comparison_are_alone(tmp_path, monkeypatch, mode):
   """The user's overrides reach every run, but those of the comparison do not."""
-  told = []
-  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: told.append(
+  decoder_targets = []
+  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: decoder_targets.append(
       (config.runs, config.seeds, flags)) or 0)
   monkeypatch.setattr(sys, 'argv', ['main'])
   assert call(f'--config={CONFIG}', *TINY, "--config.sweep.runs=('a method=rim',)",
               '--config.sweep.seeds=(3,)', f'--workdir={tmp_path}', f'--mode={mode}') == 0
-  (runs, seeds, flags), = told
+  (runs, seeds, flags), = decoder_targets
   assert runs == ('a method=rim',) and seeds == (3,)
   assert flags == [f'--config={CONFIG}', *TINY]

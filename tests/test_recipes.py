@@ -60,7 +60,7 @@ def short(steps):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('quick_compilation')
-@pytest.mark.parametrize('method', ['lm', 'rim'])
+@pytest.mark.parametrize('method', ['language_model', 'rim'])
 def test_memory_on_pretrained_weights(make_checkpoint, tmp_path, capsys, method):
   """Only a memory and LoRA learn: at first they change nothing, and the rest never changes."""
   weights = make_checkpoint(tmp_path / 'hub', *CHECKPOINTS[''])

@@ -4,21 +4,21 @@ import dataclasses
 
 import pytest
 
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.sequences import Encoded, Readout
+from latent_reasoning.sequences import Readout, TokenizedExample
 
 # <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
-IDS = sequences.Symbols(pad=90, end=91, block_open=92, memory=93, block_close=94, pause=95,
+IDS = sequences.SpecialTokens(pad=90, end=91, block_open=92, memory=93, block_close=94, pause=95,
                         steps=(96, 97, 98), newline=(10,), answer=(10, 35))
 BLOCK = [92, 93, 94]
 QUESTION, STEPS, ANSWER = [1, 2], [[3, 4], [5, 6], [7]], [8, 9]
 
 
-def example(steps: int = 3) -> Encoded:
-  return Encoded(QUESTION, STEPS[:steps], ANSWER)
+def example(steps: int = 3) -> TokenizedExample:
+  return TokenizedExample(QUESTION, STEPS[:steps], ANSWER)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def rim(tiny_config):
 
 
 def train(name, rim, steps=3, stage=1, progress=0.0):
-  return sequences.METHODS[name].train(example(steps), stage, progress, rim, IDS)
+  return methods.METHODS[name].train(example(steps), stage, progress, rim, IDS)
 
 
 def check(row, prefix, readouts, visible=None):
@@ -75,7 +75,7 @@ def test_block_tokens(rim):
     row = train('rim', dataclasses.replace(rim, block_tokens=m), steps=2)
     block = [92] + [93] * m + [94]
     assert list(row.prefix) == [1, 2] + block * 2
-    assert [out.until for out in row.readouts] == [2 + len(block), 2 + 2 * len(block)]
+    assert [out.visible_until for out in row.readouts] == [2 + len(block), 2 + 2 * len(block)]
 
 
 def test_bidirectional_block(rim):
@@ -90,9 +90,9 @@ def test_blind_readouts(rim):
   """A readout that may not see the question begins to see behind it."""
   blind = dataclasses.replace(rim, readout_sees_question=False)
   for stage in (1, 2):
-    assert [out.since for out in train('rim', blind, stage=stage).readouts] == [2, 2, 2]
-  prompt = sequences.rim_prompt(QUESTION, 3, blind, IDS)
-  assert [out.since for out in prompt.readouts] == [2, 2, 2]
+    assert [out.visible_from for out in train('rim', blind, stage=stage).readouts] == [2, 2, 2]
+  prompt = rim.prompt(QUESTION, 3, blind, IDS)
+  assert [out.visible_from for out in prompt.readouts] == [2, 2, 2]
 
 
 @pytest.mark.parametrize('stage', [1, 2])
@@ -115,7 +115,7 @@ def test_pause_steps(rim, stage, progress, offset):
   row, plain = (train(name, rim, stage=stage, progress=progress)
                 for name in ('pause_steps', 'direct_steps'))
   check(row, [1, 2, 95, 95, 95],
-        [dataclasses.replace(out, until=5) for out in plain.readouts])
+        [dataclasses.replace(out, visible_until=5) for out in plain.readouts])
   assert len(plain.readouts) > 1 if stage == 1 else len(plain.readouts) == 1
 
 
@@ -193,12 +193,12 @@ def test_weightless_readouts_vanish(rim):
 
 
 @pytest.mark.parametrize('attention', ['causal', 'bidirectional'])
-@pytest.mark.parametrize('name', sequences.METHODS)
+@pytest.mark.parametrize('name', methods.METHODS)
 def test_prompt_is_the_prefix_of_training(rim, name, attention):
   """What is decoded hangs where stage 2 trained it, and sees the same."""
   rim = dataclasses.replace(rim, block_attention=attention)
   row = train(name, rim, stage=2)
-  prompt = sequences.method(name).prompt(QUESTION, rim.blocks, rim, IDS)
+  prompt = methods.get(name).prompt(QUESTION, rim.blocks, rim, IDS)
   check(prompt, list(row.prefix), [dataclasses.replace(out, out=[], weight=1.0)
                                    for out in row.readouts], list(row.visible_until))
   assert list(prompt.readouts[-1].out) == []
@@ -207,9 +207,9 @@ def test_prompt_is_the_prefix_of_training(rim, name, attention):
 def test_prompt_with_another_number_of_blocks(rim):
   """The number of blocks is free at inference."""
   for blocks in (1, 5):
-    row = sequences.rim_prompt(QUESTION, blocks, rim, IDS)
+    row = rim.prompt(QUESTION, blocks, rim, IDS)
     assert list(row.prefix) == QUESTION + BLOCK * blocks
-    assert [out.until for out in row.readouts] == [2 + 3 * k for k in range(1, blocks + 1)]
+    assert [out.visible_until for out in row.readouts] == [2 + 3 * k for k in range(1, blocks + 1)]
 
 
 def test_encode_by_piece(tiny_config, tmp_path):
@@ -226,7 +226,7 @@ def test_encode_by_piece(tiny_config, tmp_path):
 def test_symbols(tiny_config, tmp_path):
   """All ids of the layout are special, distinct and below the vocabulary's size."""
   t = tokenizers.build(tiny_config().tokenizer, lambda: ['1'], tmp_path / 't.json', 3)
-  s = sequences.symbols(t)
+  s = sequences.special_tokens(t)
   special = [s.pad, s.end, s.block_open, s.memory, s.block_close, s.pause, *s.steps]
   assert len(s.steps) == 3 and len(set(special)) == len(special)
   assert all(t.size <= i < t.vocab_size for i in special)
@@ -236,9 +236,9 @@ def test_symbols(tiny_config, tmp_path):
 def test_unknown_method():
   """The error names the nearest method, and all."""
   with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
-    sequences.method('direct_step')
+    methods.get('direct_step')
   with pytest.raises(InputError, match='known: coconut, .*, pause_steps, rim'):
-    sequences.method('xyz')
+    methods.get('xyz')
 
 
 def peers(rim, **changes):
@@ -271,27 +271,27 @@ def test_removal_smoothing(rim):
 
 def test_coconut(rim):
   """n·c thoughts stand between brackets for n steps, also where there are fewer steps."""
-  rim = peers(rim, parts=4, thoughts=2)
+  rim = peers(rim, parts=4, latents=2)
   for part in range(4):
     check(train('coconut', rim, progress=part / 4), [1, 2, 92],
-          [Readout(3, TRACES[part], start=94, thoughts=2 * part)])
+          [Readout(3, TRACES[part], start=94, latents=2 * part)])
   check(train('coconut', rim, 1, progress=0.5), [1, 2, 92],
-        [Readout(3, [8, 9, 91], start=94, thoughts=4)])
+        [Readout(3, [8, 9, 91], start=94, latents=4)])
   check(train('coconut', rim, stage=2), [1, 2, 92],
-        [Readout(3, [8, 9, 91], start=94, thoughts=6)])
-  check(sequences.METHODS['coconut'].prompt([1, 2], 9, rim, IDS), [1, 2, 92],
-        [Readout(3, [], start=94, thoughts=6)])
+        [Readout(3, [8, 9, 91], start=94, latents=6)])
+  check(methods.METHODS['coconut'].prompt([1, 2], 9, rim, IDS), [1, 2, 92],
+        [Readout(3, [], start=94, latents=6)])
 
 
 def test_codi(rim):
   """The student thinks and answers; its teacher is the chain of thought, but its last step."""
-  rim = peers(rim, thoughts=2)
+  rim = peers(rim, latents=2)
   for stage in (1, 2):
     check(train('codi', rim, stage=stage), [1, 2, 92],
-          [Readout(3, [8, 9, 91], start=94, thoughts=2)])
-  check(sequences.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
+          [Readout(3, [8, 9, 91], start=94, latents=2)])
+  check(methods.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
         [Readout(2, [3, 4, 10, 5, 6, 10, 35, 8, 9, 91])])
-  assert Readout(3, [8, 9, 91], start=94, thoughts=2).inputs == [94, 94, 94, 8, 9]
+  assert Readout(3, [8, 9, 91], start=94, latents=2).inputs == [94, 94, 94, 8, 9]
 
 
 def test_rim_externalized(rim):
@@ -318,7 +318,7 @@ def test_externalized_with_fewer_steps_than_blocks(rim):
 
 def test_steps_prompt(rim):
   """The prompt that asks for steps: the same blocks, an index token each."""
-  row = sequences.rim_prompt(QUESTION, 2, rim, IDS)
-  asked = sequences.steps_prompt(row, IDS)
+  row = rim.prompt(QUESTION, 2, rim, IDS)
+  asked = rim.steps_prompt(row, IDS)
   assert asked.prefix == row.prefix
   assert asked.readouts == [Readout(5, start=96), Readout(8, start=97)]

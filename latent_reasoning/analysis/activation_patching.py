@@ -22,7 +22,7 @@ from latent_reasoning.analysis import block_states
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import answer_matching
-from latent_reasoning.eval.evaluator import Answerer, prefix_width
+from latent_reasoning.eval.evaluator import Predictor, prefix_width
 from latent_reasoning.models.attention import Cache
 
 
@@ -51,18 +51,18 @@ class Edit:
                          prefix_v=jax.tree.map(change, cache.prefix_v))
 
 
-def reread(row: sequences.Row, close: int, sees_question: bool = True,
-           question: int = 0) -> sequences.Row:
+def reread(row: sequences.PackedSequence, close: int, sees_question: bool = True,
+           question: int = 0) -> sequences.PackedSequence:
   """A prompt's final readout, beginning with the `</b>` that it hangs off.
 
   Args:
-    row: of sequences.rim_prompt.
+    row: of rim.prompt.
     close: the id of `</b>`.
     sees_question: False: the readout, that `</b>` included, sees blocks alone.
     question: tokens of the question, in that case.
   """
-  since = row.readouts[-1].since if sees_question else question
-  out = sequences.Readout(row.readouts[-1].until - 1, since=since, start=close)
+  since = row.readouts[-1].visible_from if sees_question else question
+  out = sequences.Readout(row.readouts[-1].visible_until - 1, visible_from=since, start=close)
   return dataclasses.replace(row, readouts=[out])
 
 
@@ -75,7 +75,7 @@ def donors(groups: Sequence[Any], seed: int = 0) -> np.ndarray:
   return other
 
 
-def edit(rows: Sequence[sequences.Row], lengths: Sequence[int], width: int, other: np.ndarray,
+def edit(rows: Sequence[sequences.PackedSequence], lengths: Sequence[int], width: int, other: np.ndarray,
          scale: float, block: int | None, size: int) -> Edit:
   """An edit of block positions, of one block (from 0) or of all.
 
@@ -95,7 +95,7 @@ def edit(rows: Sequence[sequences.Row], lengths: Sequence[int], width: int, othe
   return Edit(at, np.asarray(other, np.int32), position.astype(np.int32), np.float32(scale))
 
 
-def transplant(answerer: Answerer, question: str, donor: str,
+def transplant(predictor: Predictor, question: str, donor: str,
                block: int | None = None) -> tuple[str, str, str]:
   """The final answer to a question, that to a donor, and that to the question with the
   donor's block in place of its own.
@@ -104,19 +104,19 @@ def transplant(answerer: Answerer, question: str, donor: str,
     donor: another question; of as many tokens, or positions do not match.
     block: which, from 0; None: all.
   """
-  block_states.require(answerer.config)
-  wide = answerer.config.rim.block_tokens + 2
-  prompts = [answerer.row(q) for q in (question, donor)]
-  lengths = [len(r.prefix) - wide * answerer.blocks for r in prompts]
-  rows = [reread(r, answerer.symbols.block_close) for r in prompts]
-  change = edit(rows, lengths, prefix_width(rows, answerer.config), np.array([1, 0]), 1, block,
+  block_states.require(predictor.config)
+  wide = predictor.config.rim.block_tokens + 2
+  prompts = [predictor.row(q) for q in (question, donor)]
+  lengths = [len(r.prefix) - wide * predictor.blocks for r in prompts]
+  rows = [reread(r, predictor.special.block_close) for r in prompts]
+  change = edit(rows, lengths, prefix_width(rows, predictor.config), np.array([1, 0]), 1, block,
                 wide)
-  (own,), (other,) = answerer.read(answerer.generate(rows))
-  (changed,), _ = answerer.read(answerer.generate(rows, edit=change))
+  (own,), (other,) = predictor.read(predictor.generate(rows))
+  (changed,), _ = predictor.read(predictor.generate(rows, edit=change))
   return own, other, changed
 
 
-def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict[str, Any]:
+def interventions(predictor: Predictor, examples: Sequence[Example], rule: str) -> dict[str, Any]:
   """Accuracy of the final answer under each intervention.
 
   Donors are in the same batch: for 'transplanted', a question of the same length, so
@@ -129,25 +129,25 @@ def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict
     'donor', among those whose donor says something else untouched, the share that becomes
     what the donor says; 'chance', the share that is what another's donor says.
   """
-  block_states.require(answerer.config)
-  if not answerer.config.rim.readout_sees_question:
+  block_states.require(predictor.config)
+  if not predictor.config.rim.readout_sees_question:
     raise InputError('config.rim.readout_sees_question is False: only the `</b>` a readout '
                      'hangs off sees the question, and it cannot be read again; expected True')
-  ids, size = answerer.symbols, answerer.config.eval.batch_size
-  wide, count = answerer.config.rim.block_tokens + 2, answerer.blocks
+  ids, size = predictor.special, predictor.config.eval.batch_size
+  wide, count = predictor.config.rim.block_tokens + 2, predictor.blocks
   found: dict[str, list] = {}
   total = 0
-  for index, prompts in block_states.parts(answerer, examples):
+  for index, prompts in block_states.parts(predictor, examples):
     n = len(prompts)
     total += n
     truth = [answer_matching.canonical(examples[i].answer, rule) for i in index]
     filled = block_states.fill(prompts, size)
     lengths = [len(r.prefix) - wide * count for r in filled]
     rows = [reread(r, ids.block_close) for r in filled]
-    width = prefix_width(rows, answerer.config)
+    width = prefix_width(rows, predictor.config)
 
     def say(rows, edit=None, n=n):
-      texts = answerer.read(answerer.generate(rows, edit=edit)[:n])
+      texts = predictor.read(predictor.generate(rows, edit=edit)[:n])
       return np.array([answer_matching.canonical(text[-1], rule) for text in texts])
 
     def changed(scale, other, block=None, rows=rows, lengths=lengths, width=width):
@@ -167,7 +167,7 @@ def controls(answerer: Answerer, examples: Sequence[Example], rule: str) -> dict
         'all blocks transplanted': (changed(1, alike), alike),
         'readout sees blocks only': (say(blind), own),
         'readout sees blocks only, transplanted': (changed(1, alike, rows=blind), alike),
-        'no blocks': (say([sequences.plain(r.prefix[:length], [sequences.Readout(length)])
+        'no blocks': (say([sequences.causal(r.prefix[:length], [sequences.Readout(length)])
                            for r, length in zip(filled, lengths, strict=True)]), own)}
     for k in range(count):
       lines[f'block {k + 1} zeroed'] = changed(0, own, k), own

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.analysis.block_states import Seen
+from latent_reasoning.analysis.block_states import BlockActivations
 
 L2 = 1.0  # of a probe's weights on standardised inputs; its intercept is free
 ITERATIONS = 60
@@ -132,20 +132,20 @@ def chosen(correct: np.ndarray, block: np.ndarray) -> np.ndarray:
   return np.take_along_axis(correct, block[:, None], axis=1)[:, 0]
 
 
-def correctness_probe(seen: Seen) -> Probe:
+def correctness_probe(seen: BlockActivations) -> Probe:
   """Tells from the state that the head reads whether a block's answer is right."""
   states = seen.states[:, :, -1]
   return fit(states.reshape(-1, states.shape[-1]), seen.correct.ravel())
 
 
-def probed(probe: Probe, seen: Seen) -> np.ndarray:
+def probed(probe: Probe, seen: BlockActivations) -> np.ndarray:
   """Log odds that a block is right, [N, K]; 0 where the probe saw one class only."""
   scores = probe.scores(seen.states[:, :, -1])
   return (scores[..., 1] - scores[..., 0] if len(probe.classes) == 2
           else np.zeros(scores.shape[:-1]))
 
 
-def compare(valid: Seen, test: Seen) -> dict[str, Any]:
+def compare(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
   """Every rule on test problems; the probe is trained on validation problems.
 
   Returns:
@@ -172,7 +172,7 @@ def compare(valid: Seen, test: Seen) -> dict[str, Any]:
           'adaptive': adaptive(valid, test, probe)}
 
 
-def adaptive(valid: Seen, test: Seen, probe: Probe, points: int = 21) -> dict[str, Any]:
+def adaptive(valid: BlockActivations, test: BlockActivations, probe: Probe, points: int = 21) -> dict[str, Any]:
   """Reads blocks 1, 2, … until a score passes a threshold; one curve a score.
 
   Thresholds are quantiles of the validation scores; all are on the curve. 'chosen' is

@@ -14,12 +14,12 @@ from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import answer_matching
-from latent_reasoning.eval.evaluator import Answerer
+from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.train import losses
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class BlockActivations:
   """N problems, K blocks each, S steps at most.
 
   Attributes:
@@ -51,7 +51,7 @@ class Seen:
     np.savez(path, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
   @classmethod
-  def load(cls, path: pathlib.Path) -> 'Seen':
+  def load(cls, path: pathlib.Path) -> 'BlockActivations':
     with np.load(path) as found:
       return cls(**found)
 
@@ -65,14 +65,14 @@ def require(config: Config) -> None:
                      "keys and values do not; expected ''")
 
 
-def parts(answerer: Answerer, examples: Sequence[Example]) -> Iterator[tuple[list, list]]:
+def parts(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list, list]]:
   """Yields (indices, rows) of the problems that fit, at most eval.batch_size at a time."""
-  rows = [(i, answerer.row(e.question)) for i, e in enumerate(examples)]
-  fitting = [(i, row) for i, row in rows if answerer.fits(row)]
+  rows = [(i, predictor.row(e.question)) for i, e in enumerate(examples)]
+  fitting = [(i, row) for i, row in rows if predictor.fits(row)]
   if not fitting:
     raise InputError('no question fits the positions of the model with its blocks and '
                      'config.eval.max_new_tokens; lower config.eval.blocks or max_tokens')
-  size = answerer.config.eval.batch_size
+  size = predictor.config.eval.batch_size
   for start in range(0, len(fitting), size):
     yield tuple(map(list, zip(*fitting[start:start + size], strict=True)))
 
@@ -82,26 +82,26 @@ def fill(rows: list, size: int) -> list:
   return rows + rows[-1:] * (size - len(rows))
 
 
-def collect(answerer: Answerer, examples: Sequence[Example], rule: str) -> Seen:
+def collect(predictor: Predictor, examples: Sequence[Example], rule: str) -> BlockActivations:
   """Answers every problem that fits at every block, and looks at the blocks' states.
 
   `rule` says how answers are compared (answer_matching.RULES).
   """
-  require(answerer.config)
-  size, collected = answerer.config.eval.batch_size, []
-  for index, rows in parts(answerer, examples):
+  require(predictor.config)
+  size, collected = predictor.config.eval.batch_size, []
+  for index, rows in parts(predictor, examples):
     filled = fill(rows, size)
-    said = np.asarray(answerer.generate(filled))
-    states, confidence = observe(answerer, filled, said)
+    said = np.asarray(predictor.generate(filled))
+    states, confidence = observe(predictor, filled, said)
     n = len(rows)
-    collected.append((index, states[:n], answerer.read(said[:n]), confidence[:n]))
+    collected.append((index, states[:n], predictor.read(said[:n]), confidence[:n]))
   index, states, texts, confidence = (
       [x for part in column for x in part] for column in zip(*collected, strict=True))
   own = [examples[i] for i in index]
-  encoded = sequences.encode(own, answerer.tokenizer)
-  blocks = answerer.blocks
+  encoded = sequences.encode(own, predictor.tokenizer)
+  blocks = predictor.blocks
   steps = max(1, *(len(e.steps) for e in own))
-  return Seen(
+  return BlockActivations(
       np.array(index), np.array([len(e.question) for e in encoded]),
       np.stack(states), np.array(texts),
       np.array([[answer_matching.canonical(t, rule) for t in row] for row in texts]),
@@ -118,12 +118,12 @@ def _values(steps: Sequence[str], count: int) -> list[float]:
   return known + [float('nan')] * (count - len(known))
 
 
-def _next_tokens(example: sequences.Encoded, blocks: int) -> list[int]:
+def _next_tokens(example: sequences.TokenizedExample, blocks: int) -> list[int]:
   texts = [*example.steps, example.answer][1:] or [example.answer]
   return [texts[min(k, len(texts) - 1)][0] for k in range(blocks)]
 
 
-def observe(answerer: Answerer, rows: Sequence[sequences.Row],
+def observe(predictor: Predictor, rows: Sequence[sequences.PackedSequence],
             said: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """One forward pass over rows with what their readouts said.
 
@@ -134,16 +134,16 @@ def observe(answerer: Answerer, rows: Sequence[sequences.Row],
     states [B, K, layers + 1, D] where each readout hangs off the prefix, and the mean
     log-probability of its tokens [B, K].
   """
-  symbols = answerer.symbols
+  special = predictor.special
   spoken = [dataclasses.replace(row, readouts=[
-      dataclasses.replace(out, out=_with_end(tokens, symbols.end))
+      dataclasses.replace(out, out=_with_end(tokens, special.end))
       for out, tokens in zip(row.readouts, own, strict=True)])
       for row, own in zip(rows, said.tolist(), strict=True)]
   prefix, count, readout = batching.sizes(spoken)
   prefix, readout = _round(prefix), _round(readout)  # few shapes
-  batch = batching.collate(spoken, prefix, count, readout, symbols.pad)
-  ends = np.array([[out.until - 1 for out in row.readouts] for row in spoken])
-  return tuple(map(np.asarray, _observe(answerer.model, answerer.params, batch, ends)))
+  batch = batching.collate(spoken, prefix, count, readout, special.pad)
+  ends = np.array([[out.visible_until - 1 for out in row.readouts] for row in spoken])
+  return tuple(map(np.asarray, _observe(predictor.model, predictor.params, batch, ends)))
 
 
 def _round(length: int) -> int:
@@ -172,18 +172,18 @@ def _observe(model, params, batch: batching.Batch, ends):
   return states.astype(jnp.float32), total(logp * spoken) / total(spoken)
 
 
-def by_budget(answerer: Answerer, examples: Sequence[Example], rule: str) -> list[float]:
+def by_budget(predictor: Predictor, examples: Sequence[Example], rule: str) -> list[float]:
   """Accuracy with 0, 1, … `answerer.blocks` blocks, problems that do not fit left out.
 
   A readout sees no block after its own, so one row holds every budget.
   """
-  require(answerer.config)
-  size, hits = answerer.config.eval.batch_size, []
-  for index, rows in parts(answerer, examples):
+  require(predictor.config)
+  size, hits = predictor.config.eval.batch_size, []
+  for index, rows in parts(predictor, examples):
     with_none = [dataclasses.replace(row, readouts=[
-        sequences.Readout(row.readouts[0].until - answerer.config.rim.block_tokens - 2),
+        sequences.Readout(row.readouts[0].visible_until - predictor.config.rim.block_tokens - 2),
         *row.readouts]) for row in rows]
-    texts = answerer.read(answerer.generate(fill(with_none, size))[:len(rows)])
+    texts = predictor.read(predictor.generate(fill(with_none, size))[:len(rows)])
     hits += [[answer_matching.correct(rule, t, (examples[i].answer, *examples[i].others))
               for t in row]
              for i, row in zip(index, texts, strict=True)]

@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.experiment import Run
+from latent_reasoning.experiment import Experiment
 from latent_reasoning.models import masks
 
 
-def row(run: Run, example: Example, stage: int = 1) -> dict[str, Any]:
+def row(run: Experiment, example: Example, stage: int = 1) -> dict[str, Any]:
   """A training row at the beginning of a stage, without padding.
 
   Returns:
@@ -23,10 +23,10 @@ def row(run: Run, example: Example, stage: int = 1) -> dict[str, Any]:
   """
   config, tokenizer = run.config, run.tokenizer
   encoded, = sequences.encode([example], tokenizer)
-  method, symbols = sequences.method(config.method), sequences.symbols(tokenizer)
-  laid = method.train(encoded, stage, 0.0, config.rim, symbols)
+  method, special = methods.get(config.method), sequences.special_tokens(tokenizer)
+  laid = method.sequence(encoded, stage, 0.0, config, special)
   prefix, count, width = batching.sizes([laid])
-  batch = batching.collate([laid], prefix, count, width, symbols.pad)
+  batch = batching.collate([laid], prefix, count, width, special.pad)
   parts, real = _parts(config, laid, len(encoded.question)), list(range(prefix))
   for k, out in enumerate(laid.readouts):
     start = prefix + k * width
@@ -44,20 +44,20 @@ def row(run: Run, example: Example, stage: int = 1) -> dict[str, Any]:
           'parts': parts}
 
 
-def _parts(config, laid: sequences.Row, question: int) -> list[tuple[str, int, int]]:
+def _parts(config, laid: sequences.PackedSequence, question: int) -> list[tuple[str, int, int]]:
   parts, n = [('question', 0, question)], len(laid.prefix)
-  if config.method == 'rim':
+  if methods.get(config.method).has_blocks:
     size = config.rim.block_tokens + 2
     return parts + [(f'block {k + 1}', at, at + size)
                     for k, at in enumerate(range(question, n, size))]
-  return parts + [('behind it', question, n)] * (n > question)
+  return parts + [('after it', question, n)] * (n > question)
 
 
-def moved(run: Run, params, text: str, place: int, other: str) -> dict[str, Any]:
+def prediction_shift(run: Experiment, params, text: str, place: int, other: str) -> dict[str, Any]:
   """How far each next-token prediction moves when one later token is another.
 
   Args:
-    run: of method lm.
+    run: of method language_model.
     text: what is read.
     place: the token that is changed, from 1.
     other: text of one token, what stands there instead.
@@ -74,7 +74,7 @@ def moved(run: Run, params, text: str, place: int, other: str) -> dict[str, Any]
                      f'a place from 1 to {len(ids) - 1} and one token that is another')
   changed = [*ids[:place], *new, *ids[place + 1:]]
   p = np.asarray(_predictions(run.model(), params, batching.collate(
-      [sequences.plain(ids, ()), sequences.plain(changed, ())], len(ids), 0, 0)), np.float64)
+      [sequences.causal(ids, ()), sequences.causal(changed, ())], len(ids), 0, 0)), np.float64)
   return {'tokens': [run.tokenizer.decode([i]) for i in ids], 'place': place,
           'moved': 0.5 * np.abs(p[0] - p[1]).sum(-1),
           'p': p[:, place - 1, ids[place]].tolist(), 'causal': run.config.causal}

@@ -16,16 +16,16 @@ import numpy as np
 
 from latent_reasoning import batching
 from latent_reasoning.analysis import answer_selection, block_states
-from latent_reasoning.analysis.block_states import Seen
+from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
-from latent_reasoning.eval.evaluator import Answerer
+from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.models import attention as attention_lib
 
 CLASSES = 100  # most values that a probe tells apart; rarer ones count as wrong
 LOOKED_AT = 256  # problems whose attention is averaged
 
 
-def principal(states: np.ndarray, components: int = 2):
+def pca(states: np.ndarray, components: int = 2):
   """Principal axes of states [..., D]: (mean [D], axes [D, components], their shares of
   the variance)."""
   flat = states.reshape(-1, states.shape[-1]).astype(np.float64)
@@ -35,7 +35,7 @@ def principal(states: np.ndarray, components: int = 2):
   return mean, axes[:, order], variance[order] / variance.sum()
 
 
-def turns(states: np.ndarray) -> np.ndarray:
+def curvature(states: np.ndarray) -> np.ndarray:
   """Cosine between one change from block to block and the next: [N, K, D] -> [N, K - 2].
 
   1 is a straight line, 0 a right angle, -1 a way back.
@@ -45,7 +45,7 @@ def turns(states: np.ndarray) -> np.ndarray:
   return (unit[:, 1:] * unit[:, :-1]).sum(-1)
 
 
-def trajectories(seen: Sequence[Seen]) -> dict[str, Any]:
+def trajectories(seen: Sequence[BlockActivations]) -> dict[str, Any]:
   """Final states by block on two principal axes of the last of several checkpoints.
 
   Returns:
@@ -53,13 +53,13 @@ def trajectories(seen: Sequence[Seen]) -> dict[str, Any]:
     at each inner block, of the last checkpoint, 'means': [checkpoints, K, 2]}.
   """
   last = seen[-1].states[:, :, -1]
-  mean, axes, shares = principal(last)
-  return {'explained': shares.tolist(), 'turns': turns(last).mean(0).tolist(),
+  mean, axes, shares = pca(last)
+  return {'explained': shares.tolist(), 'turns': curvature(last).mean(0).tolist(),
           'points': (last - mean) @ axes,
           'means': np.stack([(s.states[:, :, -1].mean(0) - mean) @ axes for s in seen])}
 
 
-def value_probes(valid: Seen, test: Seen) -> dict[str, Any]:
+def value_probes(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
   """How often a linear probe reads the result of each true step off a block's state.
 
   Trained on validation problems, scored on test problems, values as classes.
@@ -87,10 +87,10 @@ def value_probes(valid: Seen, test: Seen) -> dict[str, Any]:
   return {'accuracy': accuracy, 'commonest': commonest}
 
 
-def lens(answerer: Answerer, seen: Seen) -> dict[str, np.ndarray]:
+def lens(predictor: Predictor, seen: BlockActivations) -> dict[str, np.ndarray]:
   """The head applied to every layer's state at `</b>`: how often its top token begins
   the true next step, and the true answer: [K, layers + 1] each."""
-  top = np.asarray(_lens(answerer.model, answerer.params, seen.states))
+  top = np.asarray(_lens(predictor.model, predictor.params, seen.states))
   return {'next step': (top == seen.next_token[:, :, None]).mean(0),
           'answer': (top == seen.answer_token[:, None, None]).mean(0)}
 
@@ -104,7 +104,7 @@ def _lens(model, params, states):
                      jnp.asarray(states))
 
 
-def attention(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]:
+def attention(predictor: Predictor, examples: Sequence[Example]) -> dict[str, Any]:
   """Where blocks and readouts look, means over heads and over problems of the commonest
   question length, at most LOOKED_AT.
 
@@ -114,25 +114,25 @@ def attention(answerer: Answerer, examples: Sequence[Example]) -> dict[str, Any]
     of block j, 'readouts': [layers, K, K + 2] from the first token that a readout says to
     the question, to each block, and to itself}.
   """
-  block_states.require(answerer.config)
-  lengths = [len(answerer.row(e.question).prefix) for e in examples]
+  block_states.require(predictor.config)
+  lengths = [len(predictor.row(e.question).prefix) for e in examples]
   common = max(set(lengths), key=lengths.count)
   examples = [e for e, n in zip(examples, lengths, strict=True) if n == common][:LOOKED_AT]
-  wide, found = answerer.config.rim.block_tokens + 2, []
-  for _, rows in block_states.parts(answerer, examples):
-    said = np.asarray(answerer.generate(
-        block_states.fill(rows, answerer.config.eval.batch_size)))
+  wide, found = predictor.config.rim.block_tokens + 2, []
+  for _, rows in block_states.parts(predictor, examples):
+    said = np.asarray(predictor.generate(
+        block_states.fill(rows, predictor.config.eval.batch_size)))
     # The pad makes one input of every readout, also of one that ends at once.
     spoken = [dataclasses.replace(row, readouts=[
-        dataclasses.replace(out, out=[tokens[0], answerer.symbols.pad])
+        dataclasses.replace(out, out=[tokens[0], predictor.special.pad])
         for out, tokens in zip(row.readouts, own, strict=True)])
         for row, own in zip(rows, said.tolist(), strict=False)]
-    batch = batching.collate(spoken, common, answerer.blocks, 1)
-    found.append(_look(answerer.model, answerer.params, batch, wide))
+    batch = batching.collate(spoken, common, predictor.blocks, 1)
+    found.append(_look(predictor.model, predictor.params, batch, wide))
   question, between, readouts = (np.concatenate(parts).mean(0)
                                  for parts in zip(*found, strict=True))
-  tokens = answerer.row(examples[0].question).prefix[:question.shape[-1]]
-  return {'n': len(examples), 'tokens': [answerer.tokenizer.decode([t]) for t in tokens],
+  tokens = predictor.row(examples[0].question).prefix[:question.shape[-1]]
+  return {'n': len(examples), 'tokens': [predictor.tokenizer.decode([t]) for t in tokens],
           'question': question, 'blocks': between, 'readouts': readouts}
 
 

@@ -1,9 +1,9 @@
-"""The explicit decoder of a run: trained on the frozen model, asked, scored, timed.
+"""The reasoning decoder of a run: trained on the frozen model, asked, scored, timed.
 
-With config.reasoning_decoder.joint, training already made one; else --mode=explain trains one
+With config.reasoning_decoder.joint, training already made one; else --mode=verbalize trains one
 on the finished model, as a run of its own in the folder `explicit` of the workdir: its
 gradient has no way into the model, whose answers stay what they were. Either way
-answering does not touch it: only `Explainer` does, when asked.
+answering does not touch it: only `Verbalizer` does, when asked.
 """
 
 import collections
@@ -20,35 +20,35 @@ import jax
 import numpy as np
 import optax
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import decoding, evaluator
-from latent_reasoning.experiment import Run
+from latent_reasoning.experiment import Experiment
 from latent_reasoning.models import reasoning_decoder
-from latent_reasoning.models.reasoning_decoder import ExplicitDecoder
+from latent_reasoning.models.reasoning_decoder import ReasoningDecoder
 from latent_reasoning.parallel import sharding
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 
 
 @flax.struct.dataclass
-class Extract:
-  """What a frozen model hands to its explicit decoder.
+class DecoderInputs:
+  """What a frozen model hands to its reasoning decoder.
 
   Attributes:
     source: [B·C, S, E].
     told: the texts to say.
   """
   source: chex.Array
-  told: batching.Told
+  decoder_targets: batching.DecoderTargets
 
   def real(self, pad: int) -> int:
     """How many tokens it tells."""
-    return int(np.count_nonzero(self.told.weights))
+    return int(np.count_nonzero(self.decoder_targets.weights))
 
 
-def extract(model, params, batch: batching.Batch, kind: str) -> Extract:
-  return Extract(_source(model, params, batch, kind), batch.told)
+def extract(model, params, batch: batching.Batch, kind: str) -> DecoderInputs:
+  return DecoderInputs(_source(model, params, batch, kind), batch.decoder_targets)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'kind'))
@@ -56,33 +56,33 @@ def _source(model, params, batch: batching.Batch, kind: str) -> chex.Array:
   return reasoning_decoder.hidden_and_source(model, params, batch, kind)[1]
 
 
-class _Extracts:
+class _DecoderBatches:
   """The batches of a run as extracts of its prompts, by step."""
 
   def __init__(self, batches: batching.Batches, model, params, kind: str):
     self.batches, self.method, self.curriculum = batches, batches.method, batches.curriculum
     self._extract = functools.partial(extract, model, params, kind=kind)
 
-  def at(self, step: int) -> Extract:
+  def at(self, step: int) -> DecoderInputs:
     return self._extract(self.batches.at(step))
 
   def iterate(self, step: int):
     return map(self._extract, self.batches.iterate(step))
 
 
-def _objective(decoder: ExplicitDecoder, params, batch: Extract, rng=None):
-  return losses.told(decoder, params, batch.source, batch.told, rng)
+def _objective(decoder: ReasoningDecoder, params, batch: DecoderInputs, rng=None):
+  return losses.decoder_loss(decoder, params, batch.source, batch.decoder_targets, rng)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Run):
-  """The training of an explicit decoder as a run, for `loop.train`.
+class Frozen(Experiment):
+  """The training of a reasoning decoder as a run, for `loop.train`.
 
   Attributes:
     base: the run whose model is read.
     base_params: of that model.
   """
-  base: Run
+  base: Experiment
   base_params: Any
 
   @property
@@ -93,7 +93,7 @@ class Frozen(Run):
   def trained(self) -> str:
     return 'all'
 
-  def model(self, dropout: float = 0.0) -> ExplicitDecoder:
+  def model(self, dropout: float = 0.0) -> ReasoningDecoder:
     return self.decoder(dropout)
 
   def tx(self, stage: int) -> optax.GradientTransformation:
@@ -102,7 +102,7 @@ class Frozen(Run):
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     params = reasoning_decoder.init(
         self.decoder(), self.config.reasoning_decoder.source, self.base.model(), self.base_params,
-        self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.EXPLICIT))
+        self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.DECODER))
     return step_lib.start(params, self.tx(1))
 
   def init(self, stage: int | None = None) -> step_lib.TrainState:
@@ -111,9 +111,9 @@ class Frozen(Run):
   def validate(self, params) -> tuple[dict[str, Any], float, str]:
     count = min(self.config.eval.valid_problems, len(self.splits.valid))
     examples = [self.splits.valid[i] for i in range(count)]
-    found = score(Explainer(self.base, self.base_params, params), examples)
+    found = score(Verbalizer(self.base, self.base_params, params), examples)
     return ({'text_accuracy': found['accuracy'], 'n': found['n']}, found['accuracy'],
-            f"of the explicit decoder on {found['n']} texts: {found['accuracy']:.1%} right")
+            f"of the reasoning decoder on {found['n']} texts: {found['accuracy']:.1%} right")
 
   def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
     return None if self.mesh.size == 1 else sharding.whole(like, self.mesh)
@@ -122,52 +122,54 @@ class Frozen(Run):
     return {}
 
 
-def frozen(run: Run, params) -> Frozen:
-  """The run that trains an explicit decoder on a model's prompts."""
+def frozen(run: Experiment, params) -> Frozen:
+  """The run that trains a reasoning decoder on a model's prompts."""
   config = run.config
-  e, none = config.reasoning_decoder, dataclasses.replace(config.optim.stage2, steps=0, epochs=0.0)
+  e = config.reasoning_decoder
+  none = dataclasses.replace(config.optim.stage2, steps=0, epochs=0.0)
   stage = dataclasses.replace(config.optim.stage1, steps=e.steps, optimizer='adamw',
                               learning_rate=e.learning_rate)
   length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
                             len(run.splits.train))
-  batches = batching.Batches(config, run.splits.train, run.tokenizer, length, told=True)
-  def train(example, stage, progress, rim, ids):  # what is read at inference: its prompt
-    return method.prompt(example.question, config.eval.blocks or rim.blocks, rim, ids)
+  batches = batching.Batches(config, methods.get(config.method), run.splits.train,
+                             run.tokenizer, length, decoder_targets=True)
+  def prompt(example, progress, config, ids):  # what is read at inference
+    return method.prompt(example.question, config.eval.blocks or config.rim.blocks, config, ids)
   method = batches.method
-  batches.method = dataclasses.replace(method, train=train)
+  batches.method = dataclasses.replace(method, stages=(prompt, prompt))
   return Frozen(
-      config, run.workdir.explicit, run.splits, run.tokenizer,
-      _Extracts(batches, run.model(), params, e.source), {}, run, params)
+      config, run.workdir.reasoning_decoder, run.splits, run.tokenizer,
+      _DecoderBatches(batches, run.model(), params, e.source), {}, run, params)
 
 
-class Explainer:
+class Verbalizer:
   """Says what the memory holds after questions.
 
   Args:
     run: of the model.
     params: of the model.
-    own: of the explicit decoder.
+    own: of the reasoning decoder.
   """
 
-  def __init__(self, run: Run, params, own):
+  def __init__(self, run: Experiment, params, own):
     self.run, self.params, self.own = run, params, own
-    self.answerer = run.answerer(params)
+    self.predictor = run.predictor(params)
     self.decoder = run.decoder()
     self.head = decoding.head_kernel(self.decoder.gpt(), own['decoder'])
 
   def batch(self, examples: Sequence[Example]) -> batching.Batch:
     """Prompts and what they should tell."""
-    config, symbols = self.run.config, self.answerer.symbols
+    config, special = self.run.config, self.predictor.special
     encoded = sequences.encode(examples, self.run.tokenizer)
-    rows = [self.answerer.row(e.question) for e in examples]
-    told = [sequences.told(config.method, e, row, config.rim, symbols)
-            for e, row in zip(encoded, rows, strict=True)]
-    prompts = evaluator.prompt_batch(rows, config, symbols.pad)
-    return prompts.replace(told=batching.collate_told(told))
+    rows = [self.predictor.row(e.question) for e in examples]
+    targets = [self.predictor.method.decoder_targets(e, row, config, special)
+               for e, row in zip(encoded, rows, strict=True)]
+    prompts = evaluator.prompt_batch(rows, config, special.pad)
+    return prompts.replace(decoder_targets=batching.collate_decoder_targets(targets))
 
-  def explain(self, question: str) -> list[str]:
-    """What each block holds, or what the memory read at the question's end."""
-    texts = self.answerer.blocks if self.run.config.method == 'rim' else 1
+  def verbalize(self, question: str) -> list[str]:
+    """The text of each block, or of what the memory read at the question's end."""
+    texts = self.predictor.blocks if self.predictor.method.has_blocks else 1
     source = self.source(self.batch([Example(question, [''] * texts, '')]))
     room = self.run.config.model.max_positions - source.shape[1]
     return self.say(source, min(room, self.run.config.eval.max_new_tokens))[:texts]
@@ -178,25 +180,25 @@ class Explainer:
   def say(self, source: chex.Array, max_tokens: int) -> list[str]:
     """Decodes a text from each source, greedily."""
     size, length = source.shape[:2]
-    rows = [sequences.plain([0] * length, [sequences.Readout(length)])] * size
-    symbols = self.answerer.symbols
+    rows = [sequences.causal([0] * length, [sequences.Readout(length)])] * size
+    special = self.predictor.special
     out = decoding.generate(
         self.decoder.gpt(), self.own['decoder'], self.head,
         batching.collate(rows, length, 1, 1), step_lib.key(0, step_lib.SAMPLE), 1.0,
-        end=symbols.end, pad=symbols.pad, max_tokens=max_tokens,
+        end=special.end, pad=special.pad, max_tokens=max_tokens,
         embeddings=_read(self.decoder, self.own, source))
-    return [self.run.tokenizer.decode(ids[:ids.index(symbols.end)] if symbols.end in ids
+    return [self.run.tokenizer.decode(ids[:ids.index(special.end)] if special.end in ids
                                       else ids) for ids in out[:, 0].tolist()]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(decoder: ExplicitDecoder, own, source):
+def _read(decoder: ReasoningDecoder, own, source):
   return decoder.apply({'params': own}, source, method='read')
 
 
-def score(explainer: Explainer, examples: Sequence[Example],
+def score(verbalizer: Verbalizer, examples: Sequence[Example],
           foreign: bool = False) -> dict[str, Any]:
-  """How often the explicit decoder says the reasoning of a problem, exactly.
+  """How often the reasoning decoder says the reasoning of a problem, exactly.
 
   Args:
     explainer: model and decoder.
@@ -207,23 +209,23 @@ def score(explainer: Explainer, examples: Sequence[Example],
   Returns:
     {'accuracy', 'n', 'by_text': {number of the step: {'accuracy', 'n'}}, 'samples'}.
   """
-  size = explainer.run.config.eval.batch_size
-  answerer = explainer.answerer
-  examples = [e for e in examples if answerer.fits(answerer.row(e.question))]
+  size = verbalizer.run.config.eval.batch_size
+  predictor = verbalizer.predictor
+  examples = [e for e in examples if predictor.fits(predictor.row(e.question))]
   right, samples = collections.defaultdict(list), []
   for start in range(0, len(examples), size):
     part = list(examples[start:start + size])
-    batch = explainer.batch(part + part[-1:] * (size - len(part)))
-    source, told = explainer.source(batch), batch.told
-    count = told.at.shape[1]
+    batch = verbalizer.batch(part + part[-1:] * (size - len(part)))
+    source, decoder_targets = verbalizer.source(batch), batch.decoder_targets
+    count = decoder_targets.at.shape[1]
     if foreign:
       source = np.roll(source, count, axis=0)
-    said = explainer.say(source, told.targets.shape[-1])
+    said = verbalizer.say(source, decoder_targets.targets.shape[-1])
     for b, example in enumerate(part):
       for c in range(count):
-        length = int(told.weights[b, c].sum())
+        length = int(decoder_targets.weights[b, c].sum())
         if length:
-          meant = explainer.run.tokenizer.decode(told.targets[b, c, :length - 1])
+          meant = verbalizer.run.tokenizer.decode(decoder_targets.targets[b, c, :length - 1])
           right[c + 1].append(said[b * count + c] == meant)
           if len(samples) < 20:
             samples.append({'question': example.question, 'text': c + 1, 'meant': meant,
@@ -235,19 +237,19 @@ def score(explainer: Explainer, examples: Sequence[Example],
           'samples': samples}
 
 
-def cost(explainer: Explainer, examples: Sequence[Example], repeats: int,
+def cost(verbalizer: Verbalizer, examples: Sequence[Example], repeats: int,
          sizes: Sequence[int] = (1, 32)) -> list[dict[str, float]]:
   """Milliseconds of answering alone, and of answering and saying the reasoning."""
   found = []
   for size in sizes:
     part = (list(examples) * size)[:size]
-    batch = explainer.batch(part)
-    length = batch.told.targets.shape[-1]
-    rows = [explainer.answerer.row(e.question) for e in part]
-    calls = {'off_ms': lambda rows=rows: explainer.answerer.generate(rows),
+    batch = verbalizer.batch(part)
+    length = batch.decoder_targets.targets.shape[-1]
+    rows = [verbalizer.predictor.row(e.question) for e in part]
+    calls = {'off_ms': lambda rows=rows: verbalizer.predictor.generate(rows),
              'on_ms': lambda rows=rows, batch=batch, length=length: (
-                 explainer.answerer.generate(rows),
-                 explainer.say(explainer.source(batch), length))}
+                 verbalizer.predictor.generate(rows),
+                 verbalizer.say(verbalizer.source(batch), length))}
     times = {name: [] for name in calls}
     for repeat in range(-2, repeats):
       for name, call in calls.items():

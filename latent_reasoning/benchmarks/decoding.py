@@ -52,7 +52,7 @@ def ours(path: pathlib.Path, base: ModelConfig, ids: np.ndarray):
   config = dataclasses.replace(config, init_from=str(path))
   model, size = GPT(config, VOCABULARY), ids.shape[1]
   batch = jax.device_put(batching.collate(
-      [sequences.plain(row, [sequences.Readout(size)]) for row in ids.tolist()], size, 1, 1))
+      [sequences.causal(row, [sequences.Readout(size)]) for row in ids.tolist()], size, 1, 1))
   like = jax.eval_shape(model.init, jax.random.key(0), batch.tokens, batch.positions,
                         batch.mask)['params']
   params = pretrained.load(config, like, VOCABULARY, jax.random.key(0), dict)

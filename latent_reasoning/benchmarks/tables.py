@@ -4,8 +4,8 @@
 
 rows: forward and backward of the training objective over a stage-2 RiM row (K
 readouts of one question), three ways: K sequences one after another, one row with
-a dense mask, one row with split attention.
-memory: the `gated` recurrence, chunked beside token by token: time and XLA's
+a dense mask, one sequence with shared-prefix attention.
+memory: the `gated` recurrence, chunkwise beside token by token: time and XLA's
 temporary memory.
 layer: a GPT layer with and without the whole gated memory of rank width / 8.
 torch: a training step of the GPT beside nanoGPT's architecture in PyTorch (needs
@@ -35,16 +35,11 @@ import optax
 from latent_reasoning import batching, sequences
 from latent_reasoning.benchmarks import cache, decoding
 from latent_reasoning.cli import allocator
-from latent_reasoning.config import (
-  ImmConfig,
-  LoraConfig,
-  ModelConfig,
-  PeersConfig,
-  RimConfig,
-  RopeConfig,
-)
+from latent_reasoning.config import Config, ImmConfig, ModelConfig, RimConfig
 from latent_reasoning.errors import InputError, nearest
 from latent_reasoning.eval import language_modeling
+from latent_reasoning.methods import language_model
+from latent_reasoning.methods.rim import refine
 from latent_reasoning.models import memory_policies
 from latent_reasoning.models.transformer import GPT
 from latent_reasoning.report import table
@@ -53,26 +48,21 @@ from latent_reasoning.train import train_step as step_lib
 
 # (question, blocks, memory tokens, readout tokens)
 SHAPES = ((100, 8, 2, 12), (300, 13, 2, 40))
-MODEL = ModelConfig(
-    init_from='', family='gpt', layers=4, width=256, heads=4, kv_heads=0, head_size=0,
-    hidden=1024, max_positions=1024, positions='learned', tied=True, bias=True, qkv_bias=False,
-    out_bias=False, qk_norm=False, norm_epsilon=1e-6,
-    rope=RopeConfig(1e4, '', 1.0, 1.0, 4.0, 1), lora=LoraConfig(0, 1.0, 0.0, ()),
-    dtype='float32', attention='split', scan=False, remat=False, frozen_dtype='float32')
+MODEL = ModelConfig(embed_dim=256, mlp_dim=1024, max_positions=1024)
 VOCABULARY = 1024
 
 
 def rows(shape: tuple[int, int, int, int], batch: int, seed: int = 0):
   """Random stage-2 rows, and the same readouts as K lists of rows of one readout."""
   question, blocks, memory, readout = shape
-  rim = RimConfig(blocks, memory, blocks, 1, 'uniform', 'causal', True, False, 0.0, 0,
-                  PeersConfig(1, 0.0, 1, False, 0.0, 0.0))
-  ids = sequences.Symbols(0, 1, 2, 3, 4, 5, (), (), ())
+  config = Config(rim=RimConfig(blocks=blocks, block_tokens=memory, max_steps=blocks))
+  ids = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (), ())
   draw = np.random.default_rng(seed).integers
-  packed = [sequences.rim(sequences.Encoded(draw(6, VOCABULARY, question).tolist(), [],
-                                            draw(6, VOCABULARY, readout).tolist()),
-                          2, 0.0, rim, ids) for _ in range(batch)]
-  separate = [[sequences.Row(row.prefix[:out.until], row.visible_until[:out.until], [out])
+  packed = [refine(sequences.TokenizedExample(
+      draw(6, VOCABULARY, question).tolist(), [], draw(6, VOCABULARY, readout).tolist()),
+      0.0, config, ids) for _ in range(batch)]
+  separate = [[sequences.PackedSequence(row.prefix[:(n := out.visible_until)],
+                                        row.visible_until[:n], [out])
                for row in packed for out in row.readouts[k:k + 1]] for k in range(blocks)]
   return packed, separate
 
@@ -90,14 +80,15 @@ def seconds(function, arguments, repeats: int) -> float:
 
 
 def rows_table(args) -> str:
-  lines = [['question, K, M, readout', 'separate ms', 'packed ms', 'split ms',
-            'packed / separate', 'split / separate']]
+  lines = [['question, K, M, readout', 'separate ms', 'dense ms', 'shared prefix ms',
+            'dense / separate', 'shared prefix / separate']]
   for shape in SHAPES:
     packed, separate = rows(shape, args.batch)
     one = batching.collate(packed, *batching.sizes(packed))
     many = [batching.collate(part, *batching.sizes(part)) for part in separate]
     times = []
-    for attention, batches in (('split', many), ('packed', [one]), ('split', [one])):
+    for attention, batches in (
+        ('shared_prefix', many), ('dense', [one]), ('shared_prefix', [one])):
       model = GPT(dataclasses.replace(MODEL, attention=attention), VOCABULARY)
       params = model.init(jax.random.key(0), one.tokens, one.positions, one.mask)['params']
       grad = jax.jit(jax.grad(
@@ -113,8 +104,8 @@ def rows_table(args) -> str:
 def memory_table(args) -> str:
   """The recurrence alone, full rank: batch, length, width, slots."""
   policy = memory_policies.POLICIES['gated']
-  lines = [['batch, length, width, slots', 'pass', 'naive ms', 'chunked ms', 'faster',
-            'naive MiB', 'chunked MiB', 'smaller']]
+  lines = [['batch, length, width, slots', 'pass', 'recurrent ms', 'chunkwise ms', 'faster',
+            'recurrent MiB', 'chunkwise MiB', 'smaller']]
   for shape in ((8, 256, 256, 16), (4, 1024, 512, 23)):
     batch, length, width, slots = shape
     keys = jax.random.split(jax.random.key(0), 5)
@@ -125,13 +116,13 @@ def memory_table(args) -> str:
 
     def total(s, w, beta, q, run, on=on, start=start, up=up, shape=shape):
       bank = memory_policies.empty((shape[0],), shape[3], shape[2])
-      r, _, _ = run(policy, bank, memory_policies.Writes(s, w, beta, on, start), q)
+      r, _, _ = run(policy, bank, memory_policies.MemoryWrites(s, w, beta, on, start), q)
       return jnp.sum(r * up)
 
     for name, wrap in (('forward', lambda f: f), ('forward, backward',
                                                   lambda f: jax.grad(f, (0, 1, 2, 3)))):
       found = []
-      for run in (memory_policies.naive, memory_policies.chunked):
+      for run in (memory_policies.recurrent, memory_policies.chunkwise):
         compiled = jax.jit(wrap(functools.partial(total, run=run))).lower(
             s, w, beta, q).compile()
         mib = compiled.memory_analysis().temp_size_in_bytes / 2**20
@@ -147,9 +138,8 @@ def layer_table(args) -> str:
   """One layer, forward and backward, with and without memory."""
   lines = [['width, length', 'layer ms', 'with memory ms', 'more']]
   for width, length in ((256, 256), (512, 512)):
-    config = dataclasses.replace(MODEL, layers=1, width=width, hidden=4 * width)
-    imm = ImmConfig('gated', 0, width // 8, (), False, 1, 1, 'after', (), 1.0, 0.0,
-                    'chunked', 16)
+    config = dataclasses.replace(MODEL, num_layers=1, embed_dim=width, mlp_dim=4 * width)
+    imm = ImmConfig(write_policy='gated', linformer_rank=width // 8)
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(args.batch, length + 1))
     batch, times, calls = language_modeling.rows(ids.astype(np.int32)), [[], []], []
     for own in (None, imm):
@@ -181,13 +171,13 @@ TORCH_SHAPES = ((4, 128, 64, 12, 4), (6, 384, 256, 8, 6))  # layers, width, leng
 def jax_step(shape: tuple[int, ...], repeats: int) -> float:
   """Milliseconds of a training step of this package's GPT with AdamW."""
   layers, width, length, size, heads = shape
-  config = dataclasses.replace(MODEL, layers=layers, width=width, heads=heads,
-                               hidden=4 * width, bias=False)
+  config = dataclasses.replace(MODEL, num_layers=layers, embed_dim=width,
+                               num_heads=heads, mlp_dim=4 * width, bias=False)
   ids = np.random.default_rng(0).integers(65, size=(size, length + 1)).astype(np.int32)
   batch, model = language_modeling.rows(ids), GPT(config, 65)
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.99),
                    optax.add_decayed_weights(0.1), optax.scale(-1.0))
-  stepper = step_lib.make_train_step(model, losses.language_model, tx, 0, 1)
+  stepper = step_lib.make_train_step(model, language_model.next_token, tx, 0, 1)
   state, times = step_lib.init(model, tx, batch, 0), []
   for repeat in range(-3, repeats):
     began = time.perf_counter()

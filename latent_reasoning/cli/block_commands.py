@@ -1,4 +1,4 @@
-"""--mode=inside and --mode=controls: what RiM's blocks hold, and whether it matters."""
+"""--mode=analyze and --mode=intervene: what RiM's blocks hold, and whether it matters."""
 
 import itertools
 import statistics
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tqdm
 
-from latent_reasoning import report, sequences
+from latent_reasoning import report
 from latent_reasoning.analysis import (
   activation_patching,
   answer_selection,
@@ -20,36 +20,42 @@ from latent_reasoning.analysis import (
 from latent_reasoning.cli import commands
 from latent_reasoning.cli.commands import environment, restored
 from latent_reasoning.errors import InputError
-from latent_reasoning.eval.evaluator import Answerer
-from latent_reasoning.experiment import Run
+from latent_reasoning.eval.evaluator import Predictor
+from latent_reasoning.experiment import Experiment
+from latent_reasoning.methods import rim
 from latent_reasoning.report import block_plots as figures
 from latent_reasoning.report.figures import load_pyplot
 from latent_reasoning.train import workdir
 
 
-def aloud(answerer: Answerer, question: str) -> str:
+def generate(run: Experiment, question: str | None, externalize: bool = False) -> int:
+  """As `commands.generate`, where asked for with the step of each block."""
+  return commands.generate(run, question, decode_steps if externalize else None)
+
+
+def decode_steps(predictor: Predictor, question: str) -> str:
   """Block by block the step that the model would say there, its answer there and how
-  confident it is of each; and what saying the steps costs. As `modes.reply`."""
-  if not answerer.config.rim.externalize:
+  confident it is of each; and what saying the steps costs. As `commands.reply`."""
+  if not predictor.config.rim.externalize:
     raise InputError('--externalize needs a model that was trained to say its steps; train '
                      'with --config.rim.externalize')
-  final = commands.reply(answerer, question).splitlines()[-1]
-  row = answerer.row(question)
+  final = commands.reply(predictor, question).splitlines()[-1]
+  row = predictor.row(question)
   columns = []
-  for prompt in (sequences.steps_prompt(row, answerer.symbols), row):
-    said = np.asarray(answerer.generate([prompt]))
-    confidence = np.exp(block_states.observe(answerer, [prompt], said)[1][0])
+  for prompt in (rim.steps_prompt(row, predictor.special), row):
+    said = np.asarray(predictor.generate([prompt]))
+    confidence = np.exp(block_states.observe(predictor, [prompt], said)[1][0])
     columns.append([(text, report.percent(share)) for text, share in zip(
-        answerer.read(said)[0], confidence, strict=True)])
+        predictor.read(said)[0], confidence, strict=True)])
   table = [['', 'step', 'confidence %', 'answer', 'confidence %'], *(
       [f'block {k}', *step, *answer] for k, (step, answer) in enumerate(
           itertools.zip_longest(*columns, fillvalue=('', '')), 1))]
   times = [], []
-  for _ in range(answerer.config.eval.latency_repeats):
-    for taken, prompt in zip(times, (row, sequences.steps_prompt(row, answerer.symbols)),
+  for _ in range(predictor.config.eval.latency_repeats):
+    for taken, prompt in zip(times, (row, rim.steps_prompt(row, predictor.special)),
                              strict=True):
       began = time.perf_counter()
-      jax.block_until_ready(answerer.generate([prompt]))
+      jax.block_until_ready(predictor.generate([prompt]))
       taken.append(1e3 * (time.perf_counter() - began))
   answers, steps = map(statistics.median, times)
   return (f'{report.table(table)}\n{final}\n{answers:.1f} ms for the answers, and '
@@ -59,43 +65,43 @@ def aloud(answerer: Answerer, question: str) -> str:
 TRAJECTORY = 300  # problems that older checkpoints are collected on
 
 
-def controls(run: Run) -> int:
-  """Prints the table of interventions, writes controls.json and draws it."""
+def intervene(run: Experiment) -> int:
+  """Prints the table of interventions, writes interventions.json and draws it."""
   block_states.require(run.config)
   found = restored(run)
-  result = {**_of(run, found.step), **activation_patching.controls(
-      run.answerer(found.state.params), run.test, run.splits.report['rules']['test'])}
-  workdir.write_json(run.workdir.controls, result)
-  print(f'{report.table(report.controls(result))}\n\ndonor: the problem whose blocks are put '
-        f'in, where it has another answer\n\nwritten to {run.workdir.controls}')
+  result = {**_of(run, found.step), **activation_patching.interventions(
+      run.predictor(found.state.params), run.test, run.splits.report['rules']['test'])}
+  workdir.write_json(run.workdir.interventions, result)
+  print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are put '
+        f'in, where it has another answer\n\nwritten to {run.workdir.interventions}')
   try:
-    print(f'figure {figures.controls(run.workdir.path, result)}')
+    print(f'figure {figures.interventions(run.workdir.path, result)}')
   except InputError as error:
     print(f'no figure: {error}')
   return 0
 
 
-def look_inside(run: Run) -> int:
-  """Collects states, prints what was found in them, writes inside.json and figures."""
+def analyze(run: Experiment) -> int:
+  """Collects states, prints what was found in them, writes analysis.json and figures."""
   block_states.require(run.config)
-  load_pyplot()  # said before minutes of work, not behind them
+  load_pyplot()  # said before minutes of work
   config, found = run.config, restored(run)
-  answerer, path = run.answerer(found.state.params), run.workdir.path
+  predictor, path = run.predictor(found.state.params), run.workdir.path
   say = tqdm.tqdm.write if sys.stderr.isatty() else print
   seen, rules = {}, run.splits.report['rules']
   valid = run.splits.valid[:run.config.eval.test_problems or None]
   for split, own in (('valid', valid), ('test', run.test)):
-    seen[split] = block_states.collect(answerer, own, rules[split])
+    seen[split] = block_states.collect(predictor, own, rules[split])
     seen[split].save(path / f'blocks_{split}.npz')
   valid, test = seen['valid'], seen['test']
   chosen = answer_selection.compare(valid, test)
-  budget = block_states.by_budget(_with_blocks(run, answerer), run.test, rules['test'])
+  budget = block_states.by_budget(_with_blocks(run, predictor), run.test, rules['test'])
   say(_choice(chosen, test, budget))
   examples = run.test
   before, steps = earlier(run, found.step, examples[:TRAJECTORY])
   path_of = probing.trajectories([*before, test])
-  values, lens = probing.value_probes(valid, test), probing.lens(answerer, test)
-  attention = probing.attention(answerer, examples)
+  values, lens = probing.value_probes(valid, test), probing.lens(predictor, test)
+  attention = probing.attention(predictor, examples)
   say(_states(path_of, values, lens, attention))
   truth = np.array([examples[i].answer for i in test.index])
   drawn = [
@@ -105,32 +111,32 @@ def look_inside(run: Run) -> int:
       figures.probes(path, values), figures.lens(path, lens),
       figures.attention(path, attention)]
   del path_of['points']
-  workdir.write_json(run.workdir.inside, _plain({
-      **_of(run, found.step), 'n': len(test.index), 'blocks': answerer.blocks,
+  workdir.write_json(run.workdir.analysis, _plain({
+      **_of(run, found.step), 'n': len(test.index), 'blocks': predictor.blocks,
       'per_block': test.correct.mean(0), 'confidence': test.confidence.mean(0),
       'choice': chosen, 'by_budget': budget, 'trajectories': path_of, 'values': values,
       'lens': lens, 'attention': attention, 'dataset': config.data.name}))
   print(f"\nstates in {path}/blocks_*.npz, figures {', '.join(f.name for f in drawn)}; "
-        f'written to {run.workdir.inside}')
+        f'written to {run.workdir.analysis}')
   return 0
 
 
-def _of(run: Run, step: int) -> dict[str, Any]:
+def _of(run: Experiment, step: int) -> dict[str, Any]:
   return {'method': run.config.method, 'seed': run.config.seed, 'step': step,
           'environment': environment()}
 
 
-def _with_blocks(run: Run, answerer):
+def _with_blocks(run: Experiment, predictor):
   """The same with twice as many blocks, or as many as the model has positions for."""
-  more = run.answerer(answerer.params)
-  longest = max(len(answerer.row(e.question).prefix) for e in run.test)
+  more = run.predictor(predictor.params)
+  longest = max(len(predictor.row(e.question).prefix) for e in run.test)
   room = run.config.model.max_positions - run.config.eval.max_new_tokens - longest
   size = run.config.rim.block_tokens + 2
-  more.blocks = answerer.blocks + max(0, min(answerer.blocks, room // size))
+  more.blocks = predictor.blocks + max(0, min(predictor.blocks, room // size))
   return more
 
 
-def earlier(run: Run, last: int, examples):
+def earlier(run: Experiment, last: int, examples):
   """What the checkpoints before a step hold: collected, and their steps."""
   checkpoints = run.checkpoints()
   steps = sorted(s for s in checkpoints.steps() if s < last)
@@ -138,7 +144,7 @@ def earlier(run: Run, last: int, examples):
   try:
     for step in steps:
       params = checkpoints.restore(run.like, step).state.params
-      seen.append(block_states.collect(run.answerer(params), examples,
+      seen.append(block_states.collect(run.predictor(params), examples,
                                        run.splits.report['rules']['test']))
   except InputError as error:
     raise InputError(f'{error}; move it away') from None

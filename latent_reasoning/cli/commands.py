@@ -19,19 +19,23 @@ from latent_reasoning import batching, report, sequences
 from latent_reasoning.analysis import verbalizer
 from latent_reasoning.data import contamination, splits
 from latent_reasoning.errors import InputError
-from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
+from latent_reasoning.eval import (
+  answer_matching,
+  checkpoint_selection,
+  language_modeling,
+  leakage,
+)
 from latent_reasoning.eval import latency as latency_lib
-from latent_reasoning.eval import leakage as audit_lib
-from latent_reasoning.eval.evaluator import Answerer
+from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
-from latent_reasoning.experiment import Run
+from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import export as export_lib
 from latent_reasoning.models import imm
 from latent_reasoning.train import flops, metrics, profiler, trainer, workdir
 from latent_reasoning.train.checkpoint import Restored, versions
 
 
-def restored(run: Run) -> Restored:
+def restored(run: Experiment) -> Restored:
   """The run's checkpoint; raises InputError where nothing was trained."""
   found = run.restore()
   if found is None:
@@ -46,7 +50,7 @@ def environment() -> dict[str, Any]:
           'devices': jax.device_count(), 'python': platform.python_version(), **versions()}
 
 
-def verify(run: Run) -> int:
+def verify(run: Experiment) -> int:
   """Says of every checkpoint whether it is sound; 1 where one is not."""
   checkpoints = run.checkpoints()
   found = checkpoints.verify(run.like, run.same_sources)
@@ -60,10 +64,16 @@ def verify(run: Run) -> int:
   return int(any(found.values()))
 
 
-def evaluate(run: Run) -> int:
+def train(run: Experiment) -> int:
+  """Trains, then evaluates."""
+  trainer.train(run)
+  return evaluate(run)
+
+
+def evaluate(run: Experiment) -> int:
   """Scores the test split and `eval.sets`; writes predictions and results."""
   config, found = run.config, restored(run)
-  if config.method == 'lm':
+  if config.method == 'language_model':
     return evaluate_text(run, found)
   scored = _score_all(run, found)
   result, *sets = (one for one, _ in scored)
@@ -71,7 +81,7 @@ def evaluate(run: Run) -> int:
     one['data'] = loaded
   result.update(
       step=found.step, trained_steps=run.curriculum.total, protocol='validation',
-      checkpoint=config.eval.checkpoint, blocks=run.answerer(found.state.params).blocks,
+      checkpoint=config.eval.checkpoint, blocks=run.predictor(found.state.params).blocks,
       validation_accuracy=found.meta['accuracy'],
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
       tokens=tokens(run, scored[0][1]), training=training(run),
@@ -96,20 +106,20 @@ def evaluate(run: Run) -> int:
   return 0
 
 
-def _score_all(run: Run, found: Restored) -> list[tuple[dict, list[dict]]]:
+def _score_all(run: Experiment, found: Restored) -> list[tuple[dict, list[dict]]]:
   """Result and records of the test split, then of each of `eval.sets`."""
-  answerer, rules = run.answerer(found.state.params), run.splits.report['rules']
-  scored = [_with_bar(answerer, run.test, run.config.data.name, 'test', rules['test'])]
+  predictor, rules = run.predictor(found.state.params), run.splits.report['rules']
+  scored = [_with_bar(predictor, run.test, run.config.data.name, 'test', rules['test'])]
   for entry, (examples, loaded) in run.sets.items():
     path = pathlib.Path(entry)
     # A file test.json is told by its folder.
     dataset, split = ((path.parent.name, path.stem) if path.stem in splits.STEMS and
                       path.parent.name else (path.stem, 'test'))
-    scored.append(_with_bar(answerer, examples, dataset, split, loaded['rule']))
+    scored.append(_with_bar(predictor, examples, dataset, split, loaded['rule']))
   return scored
 
 
-def _paper(run: Run, step: int, scored: list[tuple[dict, list[dict]]]) -> dict[str, Any]:
+def _paper(run: Experiment, step: int, scored: list[tuple[dict, list[dict]]]) -> dict[str, Any]:
   """The paper's protocol over every checkpoint kept; that of `step` is scored already."""
   steps, columns = [], []
   for found in run.kept():
@@ -122,7 +132,7 @@ def _paper(run: Run, step: int, scored: list[tuple[dict, list[dict]]]) -> dict[s
       test, run.config.seed, dict(zip(run.sets, others, strict=True)))}
 
 
-def evaluate_text(run: Run, found: Restored) -> int:
+def evaluate_text(run: Experiment, found: Restored) -> int:
   """Loss over the whole validation split, a sample, and results.json."""
   config, params = run.config, found.state.params
   result = {
@@ -148,7 +158,7 @@ def evaluate_text(run: Run, found: Restored) -> int:
   return 0
 
 
-def tokens(run: Run, records: list[dict[str, Any]]) -> dict[str, float]:
+def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:
   """Tokens generated for the headline's text with its end token: mean and median."""
   most = run.config.eval.max_new_tokens
   texts = [r['predictions'][-1] for r in records if r['predictions']]
@@ -156,13 +166,13 @@ def tokens(run: Run, records: list[dict[str, Any]]) -> dict[str, float]:
   return {'mean': statistics.mean(counts), 'median': statistics.median(counts)}
 
 
-def training(run: Run) -> dict[str, Any]:
+def training(run: Experiment) -> dict[str, Any]:
   """What the training cost: seconds as logged, FLOPs as counted."""
   logged = metrics.read(run.workdir.metrics) if run.workdir.metrics.exists() else []
   return {'seconds': metrics.seconds(logged), **flops.training(run)}
 
 
-def count(run: Run) -> int:
+def count(run: Experiment) -> int:
   """Counts training FLOPs before anything is trained; writes flops.json."""
   found = flops.training(run)
   workdir.write_json(run.workdir.flops, found)
@@ -176,26 +186,26 @@ def count(run: Run) -> int:
 SAMPLE_PROMPT = '\n'
 
 
-def _with_bar(answerer: Answerer, examples, dataset: str, split: str, rule: str):
+def _with_bar(predictor: Predictor, examples, dataset: str, split: str, rule: str):
   with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
                  disable=not sys.stderr.isatty()) as bar:
-    return score(answerer, examples, dataset, split, rule,
+    return score(predictor, examples, dataset, split, rule,
                  lambda done, _: bar.update(done - bar.n))
 
 
-def generate(run: Run, question: str | None, say: Callable | None = None) -> int:
+def generate(run: Experiment, question: str | None, say: Callable | None = None) -> int:
   """Answers one question, or those typed until the end of input, as `say` does it: None is
   `reply`."""
   if not run.config.causal:
     raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the future, which "
                      'does not exist while generating; expected a causal policy')
   params = restored(run).state.params
-  if run.config.method == 'lm':
+  if run.config.method == 'language_model':
     def answer(prompt):
       return language_modeling.generate(run.config, run.model(), params, run.tokenizer, prompt,
                                         run.config.eval.max_new_tokens)
   else:
-    answer = functools.partial(say or reply, run.answerer(params))
+    answer = functools.partial(say or reply, run.predictor(params))
 
   def ask(line):
     read = run.tokenizer.decode(run.tokenizer.encode(line))
@@ -218,28 +228,28 @@ def generate(run: Run, question: str | None, say: Callable | None = None) -> int
         print(f'error: {error}', file=sys.stderr)
 
 
-def reply(answerer: Answerer, question: str) -> str:
+def reply(predictor: Predictor, question: str) -> str:
   """What the model answers, block by block, the headline last.
 
   Raises:
     InputError: an empty question, or one longer than the model's positions.
   """
-  config = answerer.config
-  row = answerer.row(question)
-  if not answerer.fits(row):
+  config = predictor.config
+  row = predictor.row(question)
+  if not predictor.fits(row):
     raise InputError(
         f'the question takes {len(row.prefix)} positions with its blocks, and '
         f'config.eval.max_new_tokens {config.eval.max_new_tokens} more; the model has '
         f'{config.model.max_positions}. Ask a shorter question')
-  texts = next(iter(answerer.texts([question])))
+  texts = next(iter(predictor.texts([question])))
   several = texts if len(texts) > 1 else []
   lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
-  if answerer.method.trace:
+  if predictor.method.trace:
     lines.append(texts[-1])
   return '\n'.join([*lines, f'answer: {answer_matching.extract(texts[-1])}'])
 
 
-def export(run: Run, kind: str) -> int:
+def export(run: Experiment, kind: str) -> int:
   """Writes the model as a directory for other engines."""
   found = restored(run)
   results = run.workdir.results
@@ -250,59 +260,59 @@ def export(run: Run, kind: str) -> int:
   return 0
 
 
-def explain(run: Run, question: str | None) -> int:
-  """Trains the explicit decoder where there is none yet, then explains a question, or
+def verbalize(run: Experiment, question: str | None) -> int:
+  """Trains the reasoning decoder where there is none yet, then verbalizes a question, or
   scores and times it; status of `main.train`."""
   config, found = run.config, restored(run)
   e = config.reasoning_decoder
   if not e.source:
-    raise InputError("config.reasoning_decoder.source is ''; expected --config.reasoning_decoder.source=blocks "
-                     'for RiM, or memory for a model with config.imm.write_policy')
+    raise InputError("config.reasoning_decoder.source is ''; expected 'blocks' for RiM, or "
+                     "'memory' for a model with config.imm.write_policy")
   if run.joint:
-    own = found.state.params['explicit']
+    own = found.state.params['reasoning_decoder']
   else:
-    place = run.workdir.explicit
-    free = tuple(key for key in workdir.FREE if key != 'explicit.')
+    place = run.workdir.reasoning_decoder
+    free = tuple(key for key in workdir.FREE if key != 'reasoning_decoder.')
     workdir.open_workdir(place.path, config, False, free)
     if place.base.exists() and workdir.read_object(place.base) != {'step': found.step}:
-      raise InputError(f'{place.path} explains another checkpoint than that of step '
+      raise InputError(f'{place.path} verbalizes another checkpoint than that of step '
                        f'{found.step}; remove the folder to train it again')
     workdir.write_json(place.base, {'step': found.step})
     own = trainer.train(verbalizer.frozen(run, found.state.params)).params
-  explainer = verbalizer.Explainer(run, found.state.params, own)
+  own_verbalizer = verbalizer.Verbalizer(run, found.state.params, own)
   if question is not None:
-    print(reply(explainer.answerer, question))
-    for number, text_ in enumerate(explainer.explain(question), 1):
-      print(f'explicit {number}: {text_}')
+    print(reply(own_verbalizer.predictor, question))
+    for number, text_ in enumerate(own_verbalizer.verbalize(question), 1):
+      print(f'{e.source} {number}: {text_}')
     return 0
   test = run.test
   result = {
       'method': config.method, 'dataset': config.data.name, 'split': 'test',
       'source': e.source, 'joint': e.joint, 'seed': config.seed, 'step': found.step,
-      **verbalizer.score(explainer, test),
-      'foreign': verbalizer.score(explainer, test, foreign=True),
+      **verbalizer.score(own_verbalizer, test),
+      'foreign': verbalizer.score(own_verbalizer, test, foreign=True),
       'parameters': sum(a.size for a in jax.tree.leaves(own)),
-      'cost': verbalizer.cost(explainer, test, config.eval.latency_repeats),
+      'cost': verbalizer.cost(own_verbalizer, test, config.eval.latency_repeats),
       'environment': environment()}
-  workdir.write_json(run.workdir.explained, result)
-  print(f'{report.explicit(result)}\n\nwritten to {run.workdir.explained}')
+  workdir.write_json(run.workdir.verbalized, result)
+  print(f'{report.verbalized(result)}\n\nwritten to {run.workdir.verbalized}')
   return 0
 
 
-def attention(run: Run, question: str | None) -> int:
+def plot_memory(run: Experiment, question: str | None) -> int:
   """Draws which slots each token of a text reads, layer by layer."""
   config = run.config
   if not config.imm.write_policy:
-    raise InputError("config.imm.write_policy is '', so there are no slots to attend to; expected a "
-                     "policy such as 'gated'")
+    raise InputError("config.imm.write_policy is '', so there are no slots to attend to; "
+                     "expected a policy such as 'gated'")
   if not question:
     raise InputError('no text to read; give one with --question="..."')
   params = restored(run).state.params
-  if config.method == 'lm':
+  if config.method == 'language_model':
     ids = [*run.tokenizer.start, *run.tokenizer.encode(question)]
-    row = sequences.plain(ids, ())
+    row = sequences.causal(ids, ())
   else:
-    row = run.answerer(params).row(question)
+    row = run.predictor(params).row(question)
   if len(row.prefix) > config.model.max_positions:
     raise InputError(f'the text has {len(row.prefix)} tokens; the model has '
                      f'{config.model.max_positions} positions. Give a shorter text')
@@ -313,27 +323,27 @@ def attention(run: Run, question: str | None) -> int:
   return 0
 
 
-def audit(run: Run) -> int:
-  """Prints a line a check and writes audit.json; status 1 if one fails."""
+def check_leakage(run: Experiment) -> int:
+  """Prints a line a check and writes leakage.json; status 1 if one fails."""
   found = run.restore()
   state = found.state if found else run.init()
   examples = _real(run, run.config.eval.leakage_rows)
-  checks = audit_lib.run(audit_lib.Subject(run.config, run.model(), state.params,
+  checks = leakage.run(leakage.Subject(run.config, run.model(), state.params,
                                            run.tokenizer, examples))
   ok = all(check['ok'] for check in checks)
   weights = f'checkpoint of step {found.step}' if found else 'fresh weights'
-  workdir.write_json(run.workdir.audit, {
+  workdir.write_json(run.workdir.leakage, {
       'ok': ok, 'method': run.config.method, 'weights': weights, 'rows': len(examples),
       'checks': checks, 'environment': environment()})
-  print(f'{run.config.method}, {weights}, {len(examples)} rows\n{report.audit(checks)}')
-  print(f"{'all checks passed' if ok else 'AUDIT FAILED'}; written to {run.workdir.audit}")
+  print(f'{run.config.method}, {weights}, {len(examples)} rows\n{report.leakage(checks)}')
+  print(f"{'all checks passed' if ok else 'LEAKAGE FOUND'}; written to {run.workdir.leakage}")
   return 0 if ok else 1
 
 
-def latency(run: Run) -> int:
+def latency(run: Experiment) -> int:
   """Prints the table of times and writes latency.json."""
-  if run.config.method == 'lm':
-    raise InputError('--mode=latency times answers to questions; method lm has none')
+  if run.config.method == 'language_model':
+    raise InputError('--mode=latency times answers to questions; method language_model has none')
   found = run.restore()
   params = found.state.params if found else run.init().params
   with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
@@ -351,10 +361,10 @@ def latency(run: Run) -> int:
 AUDIT_TOKENS = 48  # of text in a row: enough for every rule, and quick to differentiate
 
 
-def _real(run: Run, count: int) -> list[sequences.Encoded]:
+def _real(run: Experiment, count: int) -> list[sequences.TokenizedExample]:
   """Training problems drawn by seed, encoded."""
   train = run.splits.train
-  if run.config.method == 'lm':
+  if run.config.method == 'language_model':
     return language_modeling.halves(train, min(run.config.data.seq_len, AUDIT_TOKENS), count,
                                     run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from latent_reasoning import experiment, sequences
+from latent_reasoning import experiment, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval.latency import Subject, in_turn, lengths
 from latent_reasoning.train import profiler, workdir
@@ -26,17 +26,17 @@ def subject(path: pathlib.Path, name: str) -> Subject:
   if not results or not isinstance(results.get('tokens'), dict):
     raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
                      'finished run')
-  if config.method == 'lm':
-    raise InputError(f'{path}: method lm answers no questions, so there is nothing to time')
+  if config.method == 'language_model':
+    raise InputError(f'{path}: method language_model answers no questions, so there is nothing to time')
   found = run.restore()
   if found is None:
     raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')
   test = [run.splits.test[i] for i in range(min(64, len(run.splits.test)))]
-  examples, symbols = sequences.encode(test, run.tokenizer), sequences.symbols(run.tokenizer)
-  answer = lengths(examples, symbols)[1]
+  examples, special = sequences.encode(test, run.tokenizer), sequences.special_tokens(run.tokenizer)
+  answer = lengths(examples, special)[1]
   before = max(0, round(results['tokens']['median']) - answer)
   return Subject(name, config, config.method, run.model(), found.state.params, examples,
-                 symbols, before if sequences.method(config.method).trace else 0, answer)
+                 special, before if methods.get(config.method).trace else 0, answer)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -76,7 +76,7 @@ def _logits(model, params, hidden, head_DV):
   return model.apply({'params': params}, hidden, head_DV, method='head')
 
 
-def likeliest(logits: chex.Array) -> chex.Array:
+def most_probable(logits: chex.Array) -> chex.Array:
   """argmax over the last axis, int32; on a CPU, two plain reductions are 8 times faster."""
   ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
   best = logits == logits.max(-1, keepdims=True)
@@ -109,7 +109,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
   """
   def pick(logits, step):
     if not sample:
-      return likeliest(logits)
+      return most_probable(logits)
     own = jax.random.fold_in(rng, step)
     if top_k:
       least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]

@@ -8,7 +8,7 @@ from typing import Any
 
 import chex
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import answer_matching, decoding
@@ -16,7 +16,7 @@ from latent_reasoning.parallel import multihost
 from latent_reasoning.train import train_step as step_lib
 
 
-class Answerer:
+class Predictor:
   """Answers questions with fixed parameters.
 
   Args:
@@ -29,21 +29,21 @@ class Answerer:
   def __init__(self, config: Config, model, params, tokenizer):
     self.config, self.model, self.params, self.tokenizer = config, model, params, tokenizer
     self.head = decoding.head_kernel(model, params)
-    self.method = sequences.method(config.method)
-    self.symbols = sequences.symbols(tokenizer)
+    self.method = methods.get(config.method)
+    self.special = sequences.special_tokens(tokenizer)
     self.blocks = config.eval.blocks or config.rim.blocks
 
-  def row(self, question: str, samples: int = 0) -> sequences.Row:
+  def row(self, question: str, samples: int = 0) -> sequences.PackedSequence:
     """The prompt of a question; `samples` readouts at its end instead of its own."""
     row = self.method.prompt(self.tokenizer.question(question), self.blocks,
-                             self.config.rim, self.symbols)
+                             self.config, self.special)
     if samples:
-      row = sequences.Row(row.prefix, row.visible_until, [row.readouts[-1]] * samples)
+      row = sequences.PackedSequence(row.prefix, row.visible_until, [row.readouts[-1]] * samples)
     return row
 
-  def fits(self, row: sequences.Row) -> bool:
+  def fits(self, row: sequences.PackedSequence) -> bool:
     """Whether the model has positions for the prompt and the tokens to come."""
-    last = max(out.until + len(out.inputs) for out in row.readouts)
+    last = max(out.visible_until + len(out.inputs) for out in row.readouts)
     return last + self.config.eval.max_new_tokens <= self.config.model.max_positions
 
   def texts(self, questions: Sequence[str], samples: int = 0) -> Iterator[list[str] | None]:
@@ -60,7 +60,7 @@ class Answerer:
       for row in rows:
         yield next(decoded) if self.fits(row) else None
 
-  def _decode(self, rows: list[sequences.Row], start: int, samples: int) -> list[list[str]]:
+  def _decode(self, rows: list[sequences.PackedSequence], start: int, samples: int) -> list[list[str]]:
     # A short batch is filled up, so that one shape serves all.
     filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
     rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
@@ -72,10 +72,10 @@ class Answerer:
             for row in tokens.tolist()]
 
   def _until_end(self, tokens: list[int]) -> list[int]:
-    end = self.symbols.end
+    end = self.special.end
     return tokens[:tokens.index(end)] if end in tokens else tokens
 
-  def generate(self, rows: Sequence[sequences.Row], rng: chex.PRNGKey | None = None,
+  def generate(self, rows: Sequence[sequences.PackedSequence], rng: chex.PRNGKey | None = None,
                edit: Callable | None = None):
     """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given.
 
@@ -84,13 +84,13 @@ class Answerer:
     """
     e = self.config.eval
     return multihost.fetch(decoding.generate(
-        self.model, self.params, self.head, prompt_batch(rows, self.config, self.symbols.pad),
+        self.model, self.params, self.head, prompt_batch(rows, self.config, self.special.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
-        end=self.symbols.end, pad=self.symbols.pad, max_tokens=e.max_tokens,
+        end=self.special.end, pad=self.special.pad, max_tokens=e.max_tokens,
         sample=rng is not None, top_k=e.top_k, edit=edit))
 
 
-def prefix_width(rows: Sequence[sequences.Row], config: Config) -> int:
+def prefix_width(rows: Sequence[sequences.PackedSequence], config: Config) -> int:
   """The static size of the prefix of these prompts.
 
   A prompt longer than the largest bucket takes the next power of two: nothing
@@ -101,13 +101,13 @@ def prefix_width(rows: Sequence[sequences.Row], config: Config) -> int:
               1 << (prefix - 1).bit_length())
 
 
-def prompt_batch(rows: Sequence[sequences.Row], config: Config, pad: int = 0) -> batching.Batch:
+def prompt_batch(rows: Sequence[sequences.PackedSequence], config: Config, pad: int = 0) -> batching.Batch:
   """Collates prompts, the prefix in the smallest bucket; a readout has one slot, or as
   many as are given of it."""
   return batching.collate(rows, prefix_width(rows, config), *batching.sizes(rows)[1:], pad)
 
 
-def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, split: str,
+def evaluate(predictor: Predictor, examples: Sequence[Example], dataset: str, split: str,
              rule: str, progress: Callable[[int, int], None] | None = None,
              ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Scores the answers to all examples.
@@ -122,12 +122,12 @@ def evaluate(answerer: Answerer, examples: Sequence[Example], dataset: str, spli
   Returns:
     the result (see `summarize`), and one record a problem.
   """
-  config = answerer.config
+  config = predictor.config
   questions = [e.question for e in examples]
-  sampled = (answerer.texts(questions, config.eval.samples) if config.eval.samples
+  sampled = (predictor.texts(questions, config.eval.samples) if config.eval.samples
              else iter([None] * len(questions)))
   records = []
-  greedy = answerer.texts(questions)
+  greedy = predictor.texts(questions)
   for index, (example, texts, draws) in enumerate(zip(examples, greedy, sampled, strict=True)):
     right = (example.answer, *example.others)
     record = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
@@ -50,7 +50,7 @@ class Batches(batching.Stepwise):
   def __init__(self, config: Config, ids: np.ndarray, curriculum: Curriculum,
                start: Sequence[int] = ()):
     self.config, self.ids, self.curriculum, self.start = config, ids, curriculum, start
-    self.method = sequences.method(config.method)
+    self.method = methods.get(config.method)
     if config.data.seq_len > config.model.max_positions:
       raise InputError(f'config.data.seq_len is {config.data.seq_len}, above config.model.'
                        f'max_positions {config.model.max_positions}{batching.window(config)}')
@@ -106,7 +106,7 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   Half a block at a time, each from the half block before it, so that a text may be
   longer than the model's positions.
   """
-  symbols, half = sequences.symbols(tokenizer), max(1, config.data.seq_len // 2)
+  special, half = sequences.special_tokens(tokenizer), max(1, config.data.seq_len // 2)
   ids = tokenizer.encode(prompt)
   if not ids:
     raise InputError('the prompt is empty; give one with --question="..."')
@@ -115,22 +115,22 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   head, said = decoding.head_kernel(model, params), 0
   while said < tokens:
     context = ids[-half:]
-    row = sequences.plain(context, [sequences.Readout(len(context))])
+    row = sequences.causal(context, [sequences.Readout(len(context))])
     out = decoding.generate(
-        model, params, head, batching.collate([row], half, 1, 1, symbols.pad),
+        model, params, head, batching.collate([row], half, 1, 1, special.pad),
         step_lib.key(config.seed, step_lib.SAMPLE, said), config.eval.temperature or 1.0,
-        end=-1, pad=symbols.pad, max_tokens=half, sample=config.eval.temperature > 0,
+        end=-1, pad=special.pad, max_tokens=half, sample=config.eval.temperature > 0,
         top_k=config.eval.top_k)
     ids += out[0, 0].tolist()
     said += half
   return tokenizer.decode(ids[len(start):len(ids) - (said - tokens)])
 
 
-def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[sequences.Encoded]:
+def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[sequences.TokenizedExample]:
   """Crops of a block for the audit: the second half as an answer to the first."""
   length = min(block, len(ids) - 1)
   if length < 4:
     raise InputError(f'config.data.seq_len is {block}; expected at least 4 to audit')
   at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
-  return [sequences.Encoded(ids[i:i + length // 2].tolist(), [],
+  return [sequences.TokenizedExample(ids[i:i + length // 2].tolist(), [],
                             ids[i + length // 2:i + length - 1].tolist()) for i in at]

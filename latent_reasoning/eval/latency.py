@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.eval import decoding
 from latent_reasoning.train import profiler
@@ -30,7 +30,7 @@ class Subject:
 
   Attributes:
     name: of its entries.
-    method: a row of sequences.METHODS.
+    method: a name of methods.METHODS.
     before: tokens it generates before its answer.
     answer: tokens of the answer, the end token included.
   """
@@ -39,14 +39,14 @@ class Subject:
   method: str
   model: Any
   params: Any
-  examples: Sequence[sequences.Encoded]
-  symbols: sequences.Symbols
+  examples: Sequence[sequences.TokenizedExample]
+  special: sequences.SpecialTokens
   before: int
   answer: int
 
 
 def measure(config: Config, model, params, tokenizer,
-            examples: Sequence[sequences.Encoded],
+            examples: Sequence[sequences.TokenizedExample],
             progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
   """Times every method at every batch size on the same weights.
 
@@ -56,10 +56,10 @@ def measure(config: Config, model, params, tokenizer,
   Returns:
     {'entries': [...], 'trace_tokens', 'answer_tokens', 'repeats', 'device'}.
   """
-  symbols = sequences.symbols(tokenizer)
-  trace, answer = lengths(examples, symbols)
-  subjects = [Subject(name, config, name, model, params, examples, symbols,
-                      trace if sequences.method(name).trace else 0, answer) for name in METHODS]
+  special = sequences.special_tokens(tokenizer)
+  trace, answer = lengths(examples, special)
+  subjects = [Subject(name, config, name, model, params, examples, special,
+                      trace if methods.get(name).trace else 0, answer) for name in METHODS]
   entries = in_turn(subjects, config.eval.latency_repeats, progress)
   for entry in entries:
     direct = next(e for e in entries
@@ -86,13 +86,13 @@ def in_turn(subjects: Sequence[Subject], repeats: int,
     programs = {}
     for subject, head in zip(subjects, heads, strict=True):
       batch = jax.device_put(prompt(subject.config, subject.method, subject.examples,
-                                    batch_size, subject.symbols))
+                                    batch_size, subject.special))
       for kind, tokens in (('first', subject.before + 1),
                            ('full', subject.before + subject.answer)):
         # Compiled ahead, so that looking a program up is no part of the time.
         compiled = decoding.generate.lower(
             subject.model, subject.params, head, batch, rng, 1.0, end=-1,
-            pad=subject.symbols.pad, max_tokens=tokens).compile()
+            pad=subject.special.pad, max_tokens=tokens).compile()
         programs[subject.name, kind] = (subject.params, head, batch, compiled)
     times = {key: [] for key in programs}
     # All first tokens, then all answers: each run finds the caches as another model left them.
@@ -118,28 +118,28 @@ def in_turn(subjects: Sequence[Subject], repeats: int,
   return entries
 
 
-def lengths(examples: Sequence[sequences.Encoded], symbols: sequences.Symbols
+def lengths(examples: Sequence[sequences.TokenizedExample], special: sequences.SpecialTokens
             ) -> tuple[int, int]:
   """Median tokens of a chain of thought with its answer mark, and of an answer
   with its end token."""
-  traces = [sum(map(len, e.steps)) + len(symbols.newline) * max(0, len(e.steps) - 1)
-            + len(symbols.answer) for e in examples]
+  traces = [sum(map(len, e.steps)) + len(special.newline) * max(0, len(e.steps) - 1)
+            + len(special.answer) for e in examples]
   answers = [len(e.answer) + 1 for e in examples]
   return round(statistics.median(traces)), round(statistics.median(answers))
 
 
-def prompt(config: Config, name: str, examples: Sequence[sequences.Encoded], size: int,
-           symbols: sequences.Symbols) -> batching.Batch:
+def prompt(config: Config, name: str, examples: Sequence[sequences.TokenizedExample], size: int,
+           special: sequences.SpecialTokens) -> batching.Batch:
   """Prompts of one method, headline readout only, at their own length.
 
   No buckets here: padding would hide what a method's prompt costs.
   """
   rows = []
   for example in (list(examples) * size)[:size]:
-    row = sequences.method(name).prompt(example.question, config.eval.blocks or
-                                        config.rim.blocks, config.rim, symbols)
-    rows.append(sequences.Row(row.prefix, row.visible_until, row.readouts[-1:]))
-  return batching.collate(rows, *batching.sizes(rows), symbols.pad)
+    row = methods.get(name).prompt(example.question, config.eval.blocks or config.rim.blocks,
+                                   config, special)
+    rows.append(sequences.PackedSequence(row.prefix, row.visible_until, row.readouts[-1:]))
+  return batching.collate(rows, *batching.sizes(rows), special.pad)
 
 
 def flops(model, params, head, batch, tokens: int) -> tuple[float, float]:

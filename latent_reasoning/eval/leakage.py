@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config
 from latent_reasoning.data import tokenizers
 from latent_reasoning.eval import decoding
 from latent_reasoning.eval.evaluator import prompt_batch
+from latent_reasoning.methods import rim
 from latent_reasoning.models import latents
 from latent_reasoning.train import losses
 from latent_reasoning.train import train_step as step_lib
@@ -29,28 +30,28 @@ TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.2, 'float16': 0.05}  # on log-probab
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is audited."""
+  """What is checked."""
   config: Config
   model: Any  # without dropout
   params: Any
   tokenizer: tokenizers.Tokenizer
-  examples: Sequence[sequences.Encoded]
+  examples: Sequence[sequences.TokenizedExample]
 
   @property
-  def symbols(self) -> sequences.Symbols:
-    return sequences.symbols(self.tokenizer)
+  def special(self) -> sequences.SpecialTokens:
+    return sequences.special_tokens(self.tokenizer)
 
-  def rows(self, stage: int) -> list[sequences.Row]:
+  def rows(self, stage: int) -> list[sequences.PackedSequence]:
     """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
-    whose stage 1 has parts, the last, where it has its thoughts."""
-    method, parts = sequences.method(self.config.method), self.config.baselines.parts
+    whose stage 1 has parts, the last, where it has its latents."""
+    method, parts = methods.get(self.config.method), self.config.baselines.parts
     progress = (parts - 1) / parts if method.parts else 0.0
-    return [method.train(e, stage, progress, self.config.rim, self.symbols)
+    return [method.sequence(e, stage, progress, self.config, self.special)
             for e in self.examples]
 
-  def prompts(self) -> list[sequences.Row]:
-    method = sequences.method(self.config.method)
-    return [method.prompt(e.question, self.config.rim.blocks, self.config.rim, self.symbols)
+  def prompts(self) -> list[sequences.PackedSequence]:
+    method = methods.get(self.config.method)
+    return [method.prompt(e.question, self.config.rim.blocks, self.config, self.special)
             for e in self.examples]
 
 
@@ -79,7 +80,7 @@ def run(subject: Subject) -> list[dict[str, Any]]:
   checks += [
       _check('cached decoding = uncached', caching, subject, subject.prompts()),
       *([_check('cached decoding of steps = uncached', caching, subject, [
-          sequences.steps_prompt(row, subject.symbols) for row in subject.prompts()])]
+          rim.steps_prompt(row, subject.special) for row in subject.prompts()])]
         if subject.config.method == 'rim' and subject.config.rim.externalize else []),
       _check('special tokens cannot be typed', typing_specials, subject)]
   return checks
@@ -90,22 +91,23 @@ def _check(name: str, check, *args) -> dict[str, Any]:
   return {'check': name, 'ok': bool(ok), 'found': found}
 
 
-def legal(config: Config, row: sequences.Row, question: int, batch: Batch) -> np.ndarray:
+def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
+                  batch: Batch) -> np.ndarray:
   """Returns bool [L, L]: which keys a query may attend to, from lengths alone.
 
-  Readout k of a fresh RiM row hangs off block k, and so does its second one, which
-  comes after all the first; the readouts of every other method hang off the end of
-  the prefix. What stands at a thought is seen by none.
+  Readout k of a RiM sequence is attached to block k, and so is its second one, which
+  comes after all the first; the readouts of every other method are attached to the end of
+  the prefix. What stands at a latent is seen by none.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   length = batch.tokens.shape[1]
   size = config.rim.block_tokens + 2
   n = len(row.prefix)
-  rim = config.method == 'rim'
+  has_blocks = methods.get(config.method).has_blocks
   blocks = max(1, (n - question) // size)
 
   def block(j):  # 0 for the question, and for pause tokens
-    return 1 + (j - question) // size if rim and j >= question else 0
+    return 1 + (j - question) // size if has_blocks and j >= question else 0
 
   may = np.zeros((length, length), bool)
   for i in range(n):
@@ -116,13 +118,14 @@ def legal(config: Config, row: sequences.Row, question: int, batch: Batch) -> np
     start = p + k * ((length - p) // count)
     for i in range(len(row.readouts[k].inputs)):
       for j in range(n):
-        blind = rim and not config.rim.readout_sees_question and block(j) == 0
-        may[start + i, j] = not blind and (block(j) <= k % blocks + 1 if rim else True)
-      may[start + i, start + row.readouts[k].thoughts:start + i + 1] = True
+        blind = has_blocks and not config.rim.readout_sees_question and block(j) == 0
+        may[start + i, j] = not blind and (
+            block(j) <= k % blocks + 1 if has_blocks else True)
+      may[start + i, start + row.readouts[k].latents:start + i + 1] = True
   return may
 
 
-def _real(row: sequences.Row, batch: Batch) -> np.ndarray:
+def _real(row: sequences.PackedSequence, batch: Batch) -> np.ndarray:
   """Positions of a batch's row that hold tokens, not padding."""
   p, count = batch.prefix, batch.anchors.shape[1]
   r = (batch.tokens.shape[1] - p) // count
@@ -135,7 +138,7 @@ def _real(row: sequences.Row, batch: Batch) -> np.ndarray:
 def _influence(model, params, batch: Batch) -> np.ndarray:
   """Returns [L, L]: size of the gradient of hidden state i by input embedding j."""
   inputs = model.apply({'params': params}, batch.tokens, method='embed')
-  direction = jax.random.normal(step_lib.key(0, step_lib.AUDIT), inputs.shape[-1:])
+  direction = jax.random.normal(step_lib.key(0, step_lib.LEAKAGE), inputs.shape[-1:])
 
   def outputs(embeddings):
     hidden, _ = latents.forward(model, params, batch, embeddings=embeddings)
@@ -150,7 +153,7 @@ def _influence(model, params, batch: Batch) -> np.ndarray:
 _influence = jax.jit(_influence, static_argnums=0)
 
 
-def _single(rows: Sequence[sequences.Row], index: int) -> Batch:
+def _single(rows: Sequence[sequences.PackedSequence], index: int) -> Batch:
   """One row in the shape that serves all of them, so that one compilation does."""
   return batching.collate([rows[index]], *batching.sizes(rows))
 
@@ -161,7 +164,7 @@ def _compare(subject: Subject, rows, model, params, expected):
   for index, (row, example) in enumerate(zip(rows, subject.examples, strict=True)):
     batch = _single(rows, index)
     influence = np.asarray(_influence(model, params, batch))
-    may = legal(subject.config, row, len(example.question), batch)
+    may = expected_mask(subject.config, row, len(example.question), batch)
     real = _real(row, batch)
     bad = expected(influence, may)[np.ix_(real, real)]
     pairs += bad.size
@@ -174,13 +177,13 @@ def _compare(subject: Subject, rows, model, params, expected):
 
 def direct_sight(subject: Subject, rows):
   """In a model of one layer, the gradient is the mask: nonzero exactly where legal."""
-  config = dataclasses.replace(subject.config.model, layers=1)
+  config = dataclasses.replace(subject.config.model, num_layers=1)
   imm = subject.config.imm
   model = subject.model.clone(
       config=config, imm=dataclasses.replace(imm, layers=(0,) if imm.layers else ()))
   # Shapes of parameters do not depend on the row's length: two tokens compile fast.
-  two = batching.collate([sequences.plain(rows[0].prefix[:2], ())], 2, 0, 0)
-  params = jax.jit(model.init)(step_lib.key(1, step_lib.AUDIT), two.tokens, two.positions,
+  two = batching.collate([sequences.causal(rows[0].prefix[:2], ())], 2, 0, 0)
+  params = jax.jit(model.init)(step_lib.key(1, step_lib.LEAKAGE), two.tokens, two.positions,
                                two.mask)['params']
   return _compare(subject, rows, model, params,
                   lambda influence, may: (influence > 0) != may)
@@ -226,7 +229,7 @@ def _by_readout(subject: Subject, batch: Batch, rows, model=None) -> list[np.nda
   found = []
   for b, row in enumerate(rows):
     for k, out in enumerate(row.readouts):
-      own = values[b, count + k * r + out.thoughts:count + k * r + len(out.inputs)]
+      own = values[b, count + k * r + out.latents:count + k * r + len(out.inputs)]
       found.append(own if out.start is not None else np.append(values[b, k], own))
   return found
 
@@ -244,19 +247,20 @@ def separate(subject: Subject, rows):
   other variants have no causal equal; they are compared to a row of one readout.
   """
   config = subject.config
-  if sequences.method(config.method).thinks:
+  if methods.get(config.method).has_latents:
     packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
     return _agree(subject, packed, [one_by_one(subject, row) for row in rows])
-  causal = config.method != 'rim' or (
+  causal = not methods.get(config.method).has_blocks or (
       config.rim.block_attention == 'causal' and config.rim.readout_sees_question)
   packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
   alone = []
   for row in rows:
     for out in row.readouts:
       if causal:
-        alone.append((sequences.plain([*row.prefix[:out.until], *out.inputs], ()), out))
+        alone.append((sequences.causal([*row.prefix[:out.visible_until], *out.inputs], ()), out))
       else:
-        cut = sequences.Row(row.prefix[:out.until], row.visible_until[:out.until], (out,))
+        n = out.visible_until
+        cut = sequences.PackedSequence(row.prefix[:n], row.visible_until[:n], (out,))
         alone.append((cut, out))
   if not causal:
     own = [row for row, _ in alone]
@@ -281,14 +285,14 @@ def _next_thought(model, params, batch: Batch, embeddings, place):
   return jax.lax.dynamic_update_index_in_dim(embeddings, thought, place + 1, 1)
 
 
-def one_by_one(subject: Subject, row: sequences.Row) -> np.ndarray:
+def one_by_one(subject: Subject, row: sequences.PackedSequence) -> np.ndarray:
   """Log-probabilities of a row with thoughts: no cache, no batch, no padding, each thought
   by a pass over all of the row as one plain causal sequence."""
   model, params, out = subject.model, subject.params, row.readouts[0]
   tokens = [*row.prefix, *out.inputs]
-  batch = batching.collate([sequences.plain(tokens, ())], len(tokens), 0, 0)
+  batch = batching.collate([sequences.causal(tokens, ())], len(tokens), 0, 0)
   embeddings = model.apply({'params': params}, batch.tokens, method='embed')
-  for place in range(len(row.prefix) - 1, len(row.prefix) - 1 + out.thoughts):
+  for place in range(len(row.prefix) - 1, len(row.prefix) - 1 + out.latents):
     embeddings = _next_thought(model, params, batch, embeddings, place)
   logits = _all_log_probabilities(model, params, batch, embeddings)[0]
   at = np.arange(len(tokens) - len(out.out), len(tokens))
@@ -296,29 +300,29 @@ def one_by_one(subject: Subject, row: sequences.Row) -> np.ndarray:
 
 
 def fast(subject: Subject) -> str:
-  """The attention that is configured, or 'split' where that is the oracle."""
+  """The attention that is configured, or 'shared_prefix' where that is the reference."""
   name = subject.config.model.attention
-  return 'split' if name == 'packed' else name
+  return 'shared_prefix' if name == 'dense' else name
 
 
 def implementations(subject: Subject, rows):
   batch = batching.collate(rows, *batching.sizes(rows))
   models = [subject.model.clone(config=dataclasses.replace(subject.config.model, attention=a))
-            for a in (fast(subject), 'packed')]
+            for a in (fast(subject), 'dense')]
   return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
 
 
 def memories(subject: Subject, rows):
   batch = batching.collate(rows, *batching.sizes(rows))
   models = [subject.model.clone(imm=dataclasses.replace(subject.config.imm, implementation=i))
-            for i in ('chunked', 'naive')]
+            for i in ('chunkwise', 'recurrent')]
   return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
 
 
 def padding(subject: Subject, rows):
   p, k, r = batching.sizes(rows)
   tight = _by_readout(subject, batching.collate(rows, p, k, r), rows)
-  wide = batching.collate(rows, p + 5, k + 2, r + 3, pad=subject.symbols.pad)
+  wide = batching.collate(rows, p + 5, k + 2, r + 3, pad=subject.special.pad)
   return _agree(subject, tight, _by_readout(subject, wide, rows))
 
 
@@ -343,7 +347,7 @@ def _decode_step(model, params, head, batch, cache, tokens, step):
 def caching(subject: Subject, rows):
   """Greedy decoding of the prompts, against a full forward pass over what it said."""
   tokens = min(8, subject.config.eval.max_new_tokens)
-  batch = prompt_batch(rows, subject.config, subject.symbols.pad)
+  batch = prompt_batch(rows, subject.config, subject.special.pad)
   head = decoding.head_kernel(subject.model, subject.params)
   logits, cache = _prefill(subject.model, subject.params, head, batch, tokens)
   said, spoken = [], []

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from latent_reasoning import sequences
+from latent_reasoning import methods
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
@@ -31,7 +31,7 @@ def check(config: Config) -> None:
   said = []
   if config.imm.write_policy:
     said.append(f"config.imm.write_policy '{config.imm.write_policy}', a memory inside the layers")
-  if sequences.method(config.method).thinks:
+  if methods.get(config.method).has_latents:
     said.append(f'continuous thoughts (method {config.method})')
   if config.method == 'rim' and rim.block_attention != 'causal':
     said.append(f"config.rim.block_attention '{rim.block_attention}'")

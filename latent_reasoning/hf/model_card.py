@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 from huggingface_hub import ModelCardData
 
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
@@ -91,7 +91,7 @@ def chat_template(config: Config, tokenizer: Tokenizer, held: dict[str, Any]) ->
   expected = [*tokenizer.question(QUESTION), *(ids[t] for t in re.findall('<.+?>', tail))]
   for space in ('', ' '):  # sentencepiece puts one in front of a text, but not behind BOS
     found = exported.encode(f'{bos}{space}{QUESTION}\n{tail}', add_special_tokens=False)
-    if found.ids == expected and config.method != 'lm':
+    if found.ids == expected and config.method != 'language_model':
       return (
           "{%- set last = namespace(text='') -%}"
           "{%- for message in messages if message['role'] == 'user' -%}"
@@ -129,7 +129,7 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
       tags=['latent-reasoning', config.method], pipeline_tag='text-generation',
       library_name={'hf': 'transformers', 'peft': 'peft'}[kind], base_model=start or None)
   tail, text = blocks(config, tokenizer), "' '.join(question.split()) + '\\n'"
-  if config.method == 'lm':
+  if config.method == 'language_model':
     text = 'question' if tokenizer.start else "'\\n' + question"
   more = f" + tokenizer({tail!r}, add_special_tokens=False)['input_ids']" if tail else ''
   most = config.eval.max_new_tokens
@@ -165,7 +165,7 @@ Plain causal attention: no code of its own. {ABOUT[kind]}{_trace(config)}
 
 def _trace(config: Config) -> str:
   return (f' The answer stands behind {code(sequences.ANSWER_MARK)}.'
-          if sequences.method(config.method).trace else '')
+          if methods.get(config.method).trace else '')
 
 
 def _measured(results: dict[str, Any] | None) -> str:

@@ -60,8 +60,8 @@ def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
   return jax.nn.softmax(jnp.where(mask, logits, NEGATIVE), axis=-1)
 
 
-def packed(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
-  """One dense mask over the whole row: the oracle of `split`."""
+def dense(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+  """One dense mask over the whole row: the reference of `shared_prefix`."""
   return jnp.einsum('BNTS,BSNH->BTNH', weights(q, k, mask).astype(v.dtype), _serve(v, q))
 
 
@@ -70,7 +70,7 @@ def weights(q: chex.Array, k: chex.Array, mask: Mask) -> chex.Array:
   return _softmax(_logits('BTNH,BSNH->BNTS', q, _serve(k, q)), masks.allowed(mask)[:, None])
 
 
-def split(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+def shared_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
   """The same by parts: the prefix by itself, each readout to prefix and itself.
 
   A readout's own keys are R instead of K·R, and the prefix has none of them:
@@ -156,7 +156,7 @@ def cudnn(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
   """The same by cuDNN's fused kernel, prefix and readouts in turn; keeps no weights.
 
   cuDNN takes the mask as a bias and skips nothing, so the prefix is kept from the keys of
-  the readouts, as in `split`. Our tests have no GPU: they run what is handed to it with
+  the readouts, as in `shared_prefix`. Our tests have no GPU: they run what is handed to it with
   `implementation` 'xla', not the kernel.
   """
   may, p, length = masks.allowed(mask), mask.prefix, q.shape[1]
@@ -223,14 +223,14 @@ def check(name: str) -> None:
   needs = KERNELS.get(name)
   if needs and jax.default_backend() != needs:
     raise InputError(f"config.model.attention is '{name}', a kernel for {needs.upper()}s, but "
-                     f"this machine has {jax.default_backend().upper()}s; expected 'split'")
+                     f"this machine has {jax.default_backend().upper()}s; expected 'shared_prefix'")
 
 
 def without_kernel(config: ModelConfig) -> ModelConfig:
-  """The same model with 'split' attention in place of a kernel, to be compiled anywhere."""
+  """The same model with 'shared_prefix' attention in place of a kernel, to be compiled anywhere."""
   return dataclasses.replace(
-      config, attention='split') if config.attention in KERNELS else config
+      config, attention='shared_prefix') if config.attention in KERNELS else config
 
 
-IMPLEMENTATIONS = {'split': split, 'packed': packed, 'cudnn': cudnn, 'splash': splash}
+IMPLEMENTATIONS = {'shared_prefix': shared_prefix, 'dense': dense, 'cudnn': cudnn, 'splash': splash}
 KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # and their backends

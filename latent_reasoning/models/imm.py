@@ -20,8 +20,8 @@ from latent_reasoning.models.masks import Mask
 from latent_reasoning.models.memory_policies import (
   IMPLEMENTATIONS,
   POLICIES,
-  Bank,
-  Writes,
+  MemoryBank,
+  MemoryWrites,
   empty,
   read,
   store,
@@ -85,7 +85,7 @@ class Memory(nn.Module):
                                                           dtype=self.dtype)
 
   def project(self, h: chex.Array, positions: chex.Array,
-              up: chex.Array | None) -> tuple[Writes | None, chex.Array]:
+              up: chex.Array | None) -> tuple[MemoryWrites | None, chex.Array]:
     """What each token of [B, T, D] writes, and its query in the bank's own space, scaled.
 
     One matrix product over all maps: reading h once is what counts.
@@ -112,7 +112,7 @@ class Memory(nn.Module):
     valid = (positions + 1) % c.write_interval == 0
     if 'write' in c.ablate:
       valid = jnp.zeros_like(valid)
-    return Writes(rest[0], w, beta, valid, jnp.zeros(shape, bool)), q
+    return MemoryWrites(rest[0], w, beta, valid, jnp.zeros(shape, bool)), q
 
   def _apply(self, x: chex.Array, kernel: chex.Array) -> chex.Array:
     """x W over flattened leading dimensions, out in float32."""
@@ -120,7 +120,7 @@ class Memory(nn.Module):
     return y.reshape(*x.shape[:-1], -1).astype(jnp.float32)
 
   def __call__(self, h: chex.Array, positions: chex.Array, mask: Mask,
-               banks: tuple[Bank, ...] | None, decoding: bool,
+               banks: tuple[MemoryBank, ...] | None, decoding: bool,
                shared: tuple | None = None):
     """Writes, reads and integrates, `rounds` times.
 
@@ -137,7 +137,7 @@ class Memory(nn.Module):
       h; the banks: forks [B, K, N, R] that readouts begin with, and after the row
       where there are none; and what layers that share the bank need.
     """
-    c, kept, told = self.config, [], []
+    c, kept, decoder_targets = self.config, [], []
     for i in range(c.rounds):
       if not self.writer:
         x, up, written = shared[i]
@@ -152,9 +152,9 @@ class Memory(nn.Module):
       else:
         bank, r = self._row(x, q, mask, banks[i] if banks else None)
       kept.append(bank)
-      told.append((x, up, bank))
+      decoder_targets.append((x, up, bank))
       h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.ablate else r, up)
-    return h, tuple(kept), tuple(told)
+    return h, tuple(kept), tuple(decoder_targets)
 
   def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
     """LayerNorm(h + g(W_up r))."""
@@ -163,7 +163,7 @@ class Memory(nn.Module):
     h = h + g.astype(h.dtype)
     return h if self.norm is None else self.norm(h)
 
-  def _row(self, x: Writes, q: chex.Array, mask: Mask, bank: Bank | None):
+  def _row(self, x: MemoryWrites, q: chex.Array, mask: Mask, bank: MemoryBank | None):
     """A prefix, and readouts that each go on from a copy of the bank at their anchor."""
     c, p, count = self.config, mask.prefix, mask.count
     policy, batch = POLICIES[c.write_policy], q.shape[0]
@@ -187,7 +187,7 @@ class Memory(nn.Module):
     r_own, _, _ = run(policy, start, own, own_q, size=c.chunk)
     return forks, jnp.concatenate([r, r_own.reshape(batch, -1, r.shape[-1])], axis=1)
 
-  def _watch(self, x: Writes, a: chex.Array | None, r: chex.Array) -> None:
+  def _watch(self, x: MemoryWrites, a: chex.Array | None, r: chex.Array) -> None:
     """Keeps what the prefix attended to, read and wrote, where `apply` asks for it."""
     if a is not None:
       self.sow('intermediates', 'attention', a)

@@ -48,7 +48,7 @@ def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
   Returns:
     hidden states [B, L, D], and [B, L, D] of each layer (stacked where it is scanned).
   """
-  if batch.thoughts:
+  if batch.latents:
     return think(model, params, batch, rng, embeddings)[:2]
   rngs = None if rng is None else {'dropout': rng}
   hidden, kept = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
@@ -64,7 +64,7 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
   A batch without thoughts is read the same way; its readouts' tokens all go at once.
   `edit` changes the cache of the prefix before a readout reads anything.
   """
-  p, count, n = batch.prefix, batch.anchors.shape[1], batch.thoughts
+  p, count, n = batch.prefix, batch.anchors.shape[1], batch.latents
   size, length = batch.tokens.shape
   r = (length - p) // count
   mask = batch.mask
@@ -101,7 +101,7 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
 
   def rows(a):  # [n, ..., B, K, D] -> [..., B, K, n, D]
     return jnp.moveaxis(a, 0, -2)
-  (_, cache), (thoughts, x) = jax.lax.scan(body, (h, cache), jnp.arange(n))
+  (_, cache), (latents, x) = jax.lax.scan(body, (h, cache), jnp.arange(n))
   tail = embeddings[:, p:].reshape(size, count, r, -1)[:, :, n:].reshape(
       size, count * (r - n), -1)
   hidden, (k, v, banks, last) = apply(n + 1, *slots(n, r), cache, n, tail)
@@ -110,6 +110,6 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
     *lead, width = behind.shape[:-2] + behind.shape[-1:]
     own = jnp.concatenate([rows(thought), behind.reshape(*lead, count, r - n, width)], axis=-2)
     return jnp.concatenate([before, own.reshape(*lead, count * r, width)], axis=-2)
-  return (join(prefix, thoughts, hidden),
+  return (join(prefix, latents, hidden),
           jax.tree.map(join, layers[0], x, last),
           cache.replace(own_k=k, own_v=v, banks=banks))

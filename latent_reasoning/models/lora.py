@@ -3,7 +3,7 @@
 LoRA (Hu et al., arXiv 2106.09685): x W + alpha / rank · x A B, B zero at first.
 
 With config.optim.trainable 'new', what pretraining did not know is trained alone: LoRA's
-maps, the rows of new tokens, and a memory or explicit decoder. Gradients and optimizer
+maps, the rows of new tokens, and a memory or reasoning decoder. Gradients and optimizer
 state exist for those only.
 """
 
@@ -16,7 +16,7 @@ from flax import traverse_util
 from latent_reasoning.config import LoraConfig
 
 NEW = ('lora_a', 'lora_b', 'new_embedding', 'new_head')  # leaves
-PARTS = ('memory', 'explicit', 'thought')  # whole parts
+PARTS = ('memory', 'reasoning_decoder', 'thought')  # whole parts
 
 
 def is_new(path: tuple[str, ...]) -> bool:
@@ -60,7 +60,7 @@ def merge(params: dict, lora: LoraConfig) -> dict:
   return traverse_util.unflatten_dict(merged)
 
 
-def growth(params: dict, lora: LoraConfig) -> dict[str, dict[int, float]]:
+def lora_norms(params: dict, lora: LoraConfig) -> dict[str, dict[int, float]]:
   """How much LoRA adds to each matrix, |A B| alpha / rank over |W| (Frobenius), by kind and
   layer: {'qkv': {0: share, …}, …}."""
   flat, found = traverse_util.flatten_dict(params), {}

@@ -13,8 +13,8 @@ u_t = β_t w_t; M_0 = 0:
 `gated` is close to gated slot attention (arXiv 2409.07146), `delta` to the delta rule of
 linear attention and its form by chunks (arXiv 2406.06484).
 
-Every causal policy has two implementations that are equal: `naive`, one token
-after another, and `chunked`, matrix products over chunks of tokens.
+Every causal policy has two implementations that are equal: `recurrent`, one token
+after another, and `chunkwise`, matrix products over chunks of tokens.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ MAX_SHARE = 1 - 1e-4  # of a slot overwritten by one token: keeps log(1 - u) abo
 
 
 @flax.struct.dataclass
-class Bank:
+class MemoryBank:
   """What a sequence remembers.
 
   Attributes:
@@ -41,7 +41,7 @@ class Bank:
 
 
 @flax.struct.dataclass
-class Writes:
+class MemoryWrites:
   """What the tokens of sequences write.
 
   Attributes:
@@ -63,9 +63,9 @@ class Writes:
     return jnp.minimum(self.beta[..., None] * self.w, MAX_SHARE) * self.valid[..., None]
 
 
-def empty(batch: tuple[int, ...], slots: int, rank: int) -> Bank:
+def empty(batch: tuple[int, ...], slots: int, rank: int) -> MemoryBank:
   """Zeros: the bank at the start of every sequence."""
-  return Bank(jnp.zeros((*batch, slots, rank), jnp.float32), jnp.zeros(batch, jnp.int32))
+  return MemoryBank(jnp.zeros((*batch, slots, rank), jnp.float32), jnp.zeros(batch, jnp.int32))
 
 
 def read(slots: chex.Array, q: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -77,26 +77,26 @@ def read(slots: chex.Array, q: chex.Array) -> tuple[chex.Array, chex.Array]:
 # --- one token ---------------------------------------------------------------
 
 
-def _mean_write(bank: Bank, s, w, beta):
+def _mean_write(bank: MemoryBank, s, w, beta):
   n = bank.count + 1
   mean = bank.slots[..., 0, :] + (s - bank.slots[..., 0, :]) / n[..., None]
-  return Bank(bank.slots.at[..., 0, :].set(mean), n)
+  return MemoryBank(bank.slots.at[..., 0, :].set(mean), n)
 
 
-def _ring_write(bank: Bank, s, w, beta):
+def _ring_write(bank: MemoryBank, s, w, beta):
   here = jax.nn.one_hot(bank.count % bank.slots.shape[-2], bank.slots.shape[-2])[..., None]
-  return Bank(jnp.where(here > 0, s[..., None, :], bank.slots), bank.count + 1)
+  return MemoryBank(jnp.where(here > 0, s[..., None, :], bank.slots), bank.count + 1)
 
 
-def _gated_write(bank: Bank, s, w, beta):
+def _gated_write(bank: MemoryBank, s, w, beta):
   u = jnp.minimum(beta[..., None] * w, MAX_SHARE)[..., None]
-  return Bank((1 - u) * bank.slots + u * s[..., None, :], bank.count + 1)
+  return MemoryBank((1 - u) * bank.slots + u * s[..., None, :], bank.count + 1)
 
 
-def _delta_write(bank: Bank, s, w, beta):
+def _delta_write(bank: MemoryBank, s, w, beta):
   u = jnp.minimum(beta[..., None] * w, MAX_SHARE)[..., None]
   held = jnp.einsum('...N,...NR->...R', w, bank.slots)
-  return Bank(bank.slots + u * (s - held)[..., None, :], bank.count + 1)
+  return MemoryBank(bank.slots + u * (s - held)[..., None, :], bank.count + 1)
 
 
 # --- a chunk of C tokens, as matrix products ----------------------------------
@@ -110,7 +110,7 @@ class _Marks:
   number: chex.Array  # int [B, C]: writes in t's segment up to and with t
 
   @classmethod
-  def of(cls, bank: Bank, x: Writes) -> '_Marks':
+  def of(cls, bank: MemoryBank, x: MemoryWrites) -> '_Marks':
     segment = jnp.cumsum(x.start, axis=1)
     within = (segment[:, :, None] == segment[:, None, :]) & jnp.tril(
         jnp.ones((x.s.shape[1],) * 2, bool))
@@ -120,7 +120,7 @@ class _Marks:
     return cls(carried.astype(jnp.float32), within, number)
 
 
-def _mean_chunk(bank: Bank, x: Writes, q):
+def _mean_chunk(bank: MemoryBank, x: MemoryWrites, q):
   marks, slots = _Marks.of(bank, x), bank.slots.shape[-2]
   n = jnp.maximum(marks.number, 1)[..., None].astype(jnp.float32)
   before = marks.carried * bank.count[:, None]
@@ -131,10 +131,10 @@ def _mean_chunk(bank: Bank, x: Writes, q):
   logits = jnp.sum(mean * q, -1, keepdims=True)
   a = jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, slots - 1))), axis=-1)
   last = bank.slots.at[:, 1:].mul(marks.carried[:, -1, None, None])
-  return Bank(last.at[:, 0].set(mean[:, -1]), marks.number[:, -1]), a[..., :1] * mean, a
+  return MemoryBank(last.at[:, 0].set(mean[:, -1]), marks.number[:, -1]), a[..., :1] * mean, a
 
 
-def _ring_chunk(bank: Bank, x: Writes, q):
+def _ring_chunk(bank: MemoryBank, x: MemoryWrites, q):
   """Attention to a band: the last N writes, in the chunk or still in the bank."""
   marks, slots = _Marks.of(bank, x), bank.slots.shape[-2]
   number = marks.number
@@ -158,10 +158,10 @@ def _ring_chunk(bank: Bank, x: Writes, q):
   a = a + jnp.where(zero, p[..., -1:] / jnp.maximum(free, 1)[..., None], 0)
   newest = (new[:, -1, :, None] * at).transpose(0, 2, 1)  # [B, N, C]
   after = jnp.where(old[:, -1, :, None], bank.slots, newest @ x.s)
-  return Bank(after, number[:, -1]), r, a
+  return MemoryBank(after, number[:, -1]), r, a
 
 
-def _gated_chunk(bank: Bank, x: Writes, q):
+def _gated_chunk(bank: MemoryBank, x: MemoryWrites, q):
   """Decay products in log space, centred at mid-chunk; exponents stay under 80 at C = 16.
 
   With G = cumsum log(1 - U), ρ = G at mid-chunk (no gradient) and ⊙ by element:
@@ -180,10 +180,10 @@ def _gated_chunk(bank: Bank, x: Writes, q):
   r = (a * whole) @ bank.slots + jnp.where(marks.within, (a * fall) @ rise.mT, 0) @ x.s
   left = jnp.exp(g[:, -1:] - g) * u * marks.within[:, -1, :, None]
   slots = whole[:, -1, :, None] * bank.slots + left.mT @ x.s
-  return Bank(slots, marks.number[:, -1]), r, a
+  return MemoryBank(slots, marks.number[:, -1]), r, a
 
 
-def _delta_chunk(bank: Bank, x: Writes, q):
+def _delta_chunk(bank: MemoryBank, x: MemoryWrites, q):
   """The WY form: what each token really adds, by one triangular system a chunk.
 
     (I + tril(W Uᵀ, -1)) V = S - W M_0,  M_t = M_0 + Σ_{j ≤ t} u_j v_jᵀ
@@ -201,7 +201,7 @@ def _delta_chunk(bank: Bank, x: Writes, q):
   r = carried * (a @ bank.slots) + jnp.where(marks.within, a @ u.mT, 0) @ v
   left = u * marks.within[:, -1, :, None]
   slots = marks.carried[:, -1, None, None] * bank.slots + left.mT @ v
-  return Bank(slots, marks.number[:, -1]), r, a
+  return MemoryBank(slots, marks.number[:, -1]), r, a
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ POLICIES = {
 # --- whole sequences ----------------------------------------------------------
 
 
-def store(policy: Policy, bank: Bank, s, w, beta, valid) -> Bank:
+def store(policy: Policy, bank: MemoryBank, s, w, beta, valid) -> MemoryBank:
   """One token writes, where `valid`.
 
   Args:
@@ -244,9 +244,9 @@ def store(policy: Policy, bank: Bank, s, w, beta, valid) -> Bank:
                                  new, old), written, bank)
 
 
-def naive(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
+def recurrent(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
           until: chex.Array | None = None, size: int = 0, watch: bool = False):
-  """One token after another: the oracle of `chunked`. Same arguments and result."""
+  """One token after another: the reference of `chunkwise`. Same arguments and result."""
   del size
   def body(bank, token):
     (s, w, beta, valid, start), q = token
@@ -266,7 +266,7 @@ def naive(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
   return jnp.moveaxis(r, 0, 1), forks, (jnp.moveaxis(a, 0, 1) if watch else None)
 
 
-def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
+def chunkwise(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
             until: chex.Array | None = None, size: int = 16, watch: bool = False):
   """The same by chunks of `size` tokens.
 
@@ -314,7 +314,7 @@ def chunked(policy: Policy, bank: Bank, x: Writes, q: chex.Array,
   return r, jax.tree.map(lambda f: f.reshape(*until.shape, *f.shape[1:]), forks), a
 
 
-def whole_mean(bank: Bank, x: Writes, q: chex.Array) -> chex.Array:
+def whole_mean(bank: MemoryBank, x: MemoryWrites, q: chex.Array) -> chex.Array:
   """`sequence_mean`: every token reads the mean over its whole segment, future included."""
   segment = jnp.cumsum(x.start, axis=1)
   together = (segment[:, :, None] == segment[:, None, :]) & x.valid[:, None]
@@ -325,4 +325,4 @@ def whole_mean(bank: Bank, x: Writes, q: chex.Array) -> chex.Array:
   return a[..., :1] * mean, a
 
 
-IMPLEMENTATIONS = {'chunked': chunked, 'naive': naive}
+IMPLEMENTATIONS = {'chunkwise': chunkwise, 'recurrent': recurrent}

@@ -1,4 +1,4 @@
-"""The explicit decoder: a small GPT that says as text what a memory holds.
+"""The reasoning decoder: a small GPT that says as text what a memory holds.
 
 It reads a few vectors, projected to its width, in place of a prompt: the hidden
 states of a RiM block, or what the memory of each IMM layer returned at some
@@ -40,13 +40,13 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
       mutable=['intermediates'] if kind == 'memory' else [])
   layers = imm.sown(found, 'retrieved') if kind == 'memory' else [hidden]
   vectors = jnp.stack(layers, axis=2)  # [B, P, n, E]
-  at = batch.told.at
+  at = batch.decoder_targets.at
   rows = jnp.arange(at.shape[0])[:, None, None]
   picked = vectors[rows, at]  # [B, C, S, n, E]
   return hidden, picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
 
 
-class ExplicitDecoder(nn.Module):
+class ReasoningDecoder(nn.Module):
   """Source vectors and text so far in, hidden states out.
 
   Attributes:
@@ -74,7 +74,7 @@ class ExplicitDecoder(nn.Module):
   def gpt(self) -> GPT:
     """The decoder by itself, to generate with."""
     none = dataclasses.replace(self.config.lora, rank=0)
-    own = dataclasses.replace(self.config, layers=self.layers, scan=False, lora=none)
+    own = dataclasses.replace(self.config, num_layers=self.layers, scan=False, lora=none)
     return GPT(own, self.vocab, self.dropout, parent=None)
 
   def read(self, source: chex.Array) -> chex.Array:
@@ -92,7 +92,7 @@ class ExplicitDecoder(nn.Module):
     """
     if tokens.shape[1] > self.config.max_positions:
       raise InputError(
-          f'the explicit decoder needs {tokens.shape[1]} positions, {source.shape[1]} of them '
+          f'the reasoning decoder needs {tokens.shape[1]} positions, {source.shape[1]} of them '
           'for what it reads; raise config.model.max_positions, which has '
           f'{self.config.max_positions}')
     own = self.decoder.embed(tokens[:, source.shape[1]:])
@@ -105,7 +105,7 @@ class ExplicitDecoder(nn.Module):
     return self.decoder.head(hidden)
 
 
-def init(decoder: ExplicitDecoder, kind: str, model, params, batch, rng: chex.PRNGKey):
+def init(decoder: ReasoningDecoder, kind: str, model, params, batch, rng: chex.PRNGKey):
   """Fresh parameters of a decoder for the source that `kind` names; shapes only count."""
   first = jax.tree.map(lambda a: a[:1], batch)
   source = jax.eval_shape(lambda p: hidden_and_source(model, p, first, kind)[1], params)

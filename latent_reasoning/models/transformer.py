@@ -7,7 +7,7 @@ Qwen: root-mean-square norm, fewer heads for keys and values (Ainslie et al. 202
 SwiGLU (Shazeer 2020), optional biases and norms of queries and keys.
 
 Dropout is on embeddings and on what each branch adds, not on attention weights, so
-that split and packed attention stay equal while training.
+that shared-prefix and dense attention stay equal while training.
 """
 
 import chex
@@ -97,7 +97,7 @@ class Block(nn.Module):
     return q, k, v
 
 
-class Thought(nn.Module):
+class LatentProjection(nn.Module):
   """A hidden state as the next input: dense, GELU, dense, layer norm, as in CODI."""
   width: int
   dtype: jnp.dtype
@@ -153,7 +153,7 @@ class GPT(nn.Module):
         self.new_head = self.param('new_head', normal, (c.embed_dim, new), jnp.float32)
     self.norm = norm(c)
     if self.projection:
-      self.thought = Thought(c.embed_dim, jnp.dtype(c.dtype))
+      self.thought = LatentProjection(c.embed_dim, jnp.dtype(c.dtype))
 
   def think(self, hidden: chex.Array) -> chex.Array:
     """The input after a hidden state [..., D] that no token is made of."""
@@ -216,9 +216,9 @@ class GPT(nn.Module):
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
         here = block(c, own, *args, writer, name=f'block_{i}')
-        x, kept, told = here(x, positions, mask, cache and cache.layer(i), step,
+        x, kept, decoder_targets = here(x, positions, mask, cache and cache.layer(i), step,
                              banks and banks[i], shared)
-        shared = told if imm and imm.shared else None
+        shared = decoder_targets if imm and imm.shared else None
         layers.append(kept)
       kept = tuple(zip(*layers, strict=True))
     return self.norm(x), kept

@@ -65,12 +65,12 @@ def count() -> int:
   return _place[1]
 
 
-def writes() -> bool:
+def is_primary() -> bool:
   """Whether this process writes what only one may write."""
   return _place[0] == 0
 
 
-def share(value: T) -> T:
+def broadcast(value: T) -> T:
   """The value of process 0, which JSON must hold, in all."""
   if count() == 1:
     return value
@@ -82,7 +82,7 @@ def share(value: T) -> T:
   return json.loads(bytes(np.asarray(utils.broadcast_one_to_all(padded), np.uint8)))
 
 
-def everywhere(true: bool) -> bool:
+def all_processes(true: bool) -> bool:
   """Whether it is true in all processes."""
   if count() == 1:
     return true
@@ -90,7 +90,7 @@ def everywhere(true: bool) -> bool:
   return bool(np.all(utils.process_allgather(np.int32(true))))
 
 
-def first(make: Callable[[], T]) -> T:
+def primary_first(make: Callable[[], T]) -> T:
   """What `make` returns, in process 0 before it is called in the others.
 
   Raises:
@@ -99,14 +99,14 @@ def first(make: Callable[[], T]) -> T:
   if count() == 1:
     return make()
   found, reason = None, ''
-  if writes():
+  if is_primary():
     try:
       found = make()
     except InputError as error:
       reason = str(error)
-  if reason := share(reason):
+  if reason := broadcast(reason):
     raise InputError(reason)
-  return found if writes() else make()
+  return found if is_primary() else make()
 
 
 def fetch(array: Any) -> np.ndarray:
@@ -130,12 +130,12 @@ def check_shared(path) -> None:
   """Raises InputError unless all processes see one folder, which must be there."""
   if count() == 1:
     return
-  token = path / f'.seen-{share(os.getpid())}'
-  if writes():
+  token = path / f'.seen-{broadcast(os.getpid())}'
+  if is_primary():
     token.write_text('')
-  share(0)  # it is written now
-  seen = everywhere(token.exists())
-  if writes():
+  broadcast(0)  # it is written now
+  seen = all_processes(token.exists())
+  if is_primary():
     token.unlink()
   if not seen:
     raise InputError(f'{path} is not one folder to all {count()} processes, but each writes '
@@ -166,12 +166,12 @@ class Watch:
     while True:
       time.sleep(min(1.0, self._patience / 4))
       if self._last is not None and time.monotonic() - self._last > self._patience:
-        leave(LOST, f'no step was finished within config.train.peer_timeout '
+        hard_exit(LOST, f'no step was finished within config.train.peer_timeout '
                     f'{self._patience:g} s: another process hangs or is gone')
 
 
 @contextlib.contextmanager
-def together():
+def exit_on_peer_loss():
   """Ends this process where an error of JAX's says that another one is gone, before
   anything else waits for that one."""
   import jax
@@ -180,10 +180,10 @@ def together():
   except jax.errors.JaxRuntimeError as error:
     if count() == 1:
       raise
-    leave(LOST, f'another process was lost ({str(error)[:200]})')
+    hard_exit(LOST, f'another process was lost ({str(error)[:200]})')
 
 
-def leave(status: int, reason: str = '') -> None:
+def hard_exit(status: int, reason: str = '') -> None:
   """Ends this process at once: nothing may wait for processes that are gone."""
   if reason:
     print(f'error: {reason}. The same command, in every process, goes on from the newest '
@@ -199,4 +199,4 @@ def finish(status: int) -> None:
   if count() > 1 and status in (0, 143):
     import jax
     jax.distributed.shutdown()
-  leave(status)
+  hard_exit(status)

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import SPECIAL
 from latent_reasoning.errors import InputError
-from latent_reasoning.experiment import Run
+from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, lora
@@ -85,7 +85,7 @@ def resolve(config: Config) -> tuple[Config, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned(Run):
+class Planned(Experiment):
   """A run of shapes alone: no data, no tokenizer, no folder."""
 
 
@@ -96,7 +96,7 @@ def planned(config: Config) -> Planned:
   tokenizer = SimpleNamespace(
       size=known, used=need,
       vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
-  if config.method == 'lm':
+  if config.method == 'language_model':
     p, count, r = config.data.seq_len, 0, 1
   else:
     buckets = config.data.buckets
@@ -109,7 +109,7 @@ def planned(config: Config) -> Planned:
                          ints[:, :count], p)
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
-                            method=sequences.method(config.method))
+                            method=methods.get(config.method))
   return Planned(config, None, None, tokenizer, batches, {})
 
 

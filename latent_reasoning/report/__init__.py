@@ -13,14 +13,13 @@ from latent_reasoning.report.mask_plots import leak, mask
 from latent_reasoning.report.page import write
 from latent_reasoning.report.runs import find
 from latent_reasoning.report.tables import (
-  audit,
   choice,
   compare,
   contamination,
-  controls,
   data,
-  explicit,
+  interventions,
   latency,
+  leakage,
   losses,
   markdown,
   paper,
@@ -28,10 +27,11 @@ from latent_reasoning.report.tables import (
   results,
   table,
   text,
+  verbalized,
 )
 
-__all__ = ['accuracy_and_time', 'adapters', 'audit', 'choice', 'compare',
-           'comparison_figures', 'contamination', 'controls', 'data', 'document', 'explicit',
+__all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
+           'comparison_figures', 'contamination', 'interventions', 'leakage', 'data', 'document', 'verbalized',
            'figure', 'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
            'mcnemar', 'paper', 'percent', 'results', 'slots', 'summarize', 'table', 'text',
            'write']

@@ -1,4 +1,4 @@
-"""Figures of --mode=inside, one function a PNG. Needs no JAX."""
+"""Figures of --mode=analyze, one function a PNG. Needs no JAX."""
 
 import pathlib
 from collections.abc import Sequence
@@ -172,9 +172,9 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   return save(pyplot, drawing, path / 'attention.png')
 
 
-def controls(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+def interventions(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   """Accuracy under each intervention, and how often the answer becomes that of the question
-  whose blocks were put in (activation_patching.controls)."""
+  whose blocks were put in (activation_patching.interventions)."""
   pyplot = load_pyplot()
   lines = [line for line in found['lines'] if line['n']]
   drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.4 + 0.3 * len(lines)),
@@ -192,4 +192,4 @@ def controls(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     right.axvline(100 * sum(chance) / len(chance), color='black', linestyle='--', linewidth=1)
     right.set_xlabel('% of problems whose donor says something else\n(dashed: by chance)')
   left.invert_yaxis()
-  return save(pyplot, drawing, path / 'controls.png')
+  return save(pyplot, drawing, path / 'interventions.png')

@@ -238,7 +238,7 @@ def _curves(groups: dict[str, list[runs.Folder]]) -> list[str]:
 
 
 def _one_model(page: Page, found: runs.Found) -> None:
-  """What other modes found of single runs: times, audits, blocks."""
+  """What other modes found of single runs: times, leakage checks, blocks."""
   for folder in found.folders:
     def of(name, folder=folder):
       file = folder.path / f'{name}.json'
@@ -249,16 +249,16 @@ def _one_model(page: Page, found: runs.Found) -> None:
                 f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries') or ()
                if e.get('first_vs_direct') is not None]
       page.table(rows, f'Latency of every method on the weights of {folder.name}')
-      if audit := of('audit'):
+      if leakage := of('leakage'):
         page.table([['check', '', 'found'], *([c['check'], 'ok' if c['ok'] else 'FAIL',
-                                               c['found']] for c in audit['checks'])],
-                   f"Audit of {folder.name}, {audit['weights']}")
-      if inside := of('inside'):
-        page.table(tables.choice(inside['choice']), f'Which block answers, {folder.name}')
-      if controls := of('controls'):
-        page.table(tables.controls(controls), f'Blocks changed, {folder.name}')
+                                               c['found']] for c in leakage['checks'])],
+                   f"Leakage checks of {folder.name}, {leakage['weights']}")
+      if analysis := of('analysis'):
+        page.table(tables.choice(analysis['choice']), f'Which block answers, {folder.name}')
+      if interventions := of('interventions'):
+        page.table(tables.interventions(interventions), f'Blocks changed, {folder.name}')
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-      page.text(f'{folder.path}: latency, audit, inside or controls is damaged '
+      page.text(f'{folder.path}: latency, leakage, analysis or interventions is damaged '
                 f'({type(error).__name__})', 'warning')
 
 

@@ -152,7 +152,7 @@ def _folder(path: pathlib.Path, problems: list[str]) -> Folder:
     problems.append(f'{path}/results.json: {bad} is not as it should be; left out')
     results = {}
   results = {k: v for k, v in results.items() if v is not None}
-  texts = config.get('method') == 'lm'
+  texts = config.get('method') == 'language_model'
   predictions = [] if texts else [
       r for r in read_lines(path / 'predictions.jsonl', problems, _PREDICTION)
       if r.get('dataset') == results.get('dataset', r.get('dataset'))]

@@ -108,8 +108,8 @@ def latency(found: dict[str, Any]) -> str:
   return table(rows)
 
 
-def explicit(found: dict[str, Any]) -> str:
-  """Accuracy and cost of an explicit decoder."""
+def verbalized(found: dict[str, Any]) -> str:
+  """Accuracy and cost of an reasoning decoder."""
   rows = [['text', 'said right %', "from another problem's memory %", 'texts']]
   foreign = found['foreign']
   for name, part, other in (
@@ -122,12 +122,12 @@ def explicit(found: dict[str, Any]) -> str:
   example = found['samples'][0] if found['samples'] else None
   said = (f"\n\n{example['question']!r}: meant {example['meant']!r}, said {example['said']!r}"
           if example else '')
-  return (f"explicit decoder of {found['source']}, {found['parameters']:,} parameters, {how}, "
+  return (f"reasoning decoder of {found['source']}, {found['parameters']:,} parameters, {how}, "
           f'exact match\n\n{table(rows)}\n\n{table(times)}{said}')
 
 
-def controls(found: dict[str, Any]) -> list[list[Any]]:
-  """Rows of `activation_patching.controls`: what becomes of the answer."""
+def interventions(found: dict[str, Any]) -> list[list[Any]]:
+  """Rows of `activation_patching.interventions`: what becomes of the answer."""
   rows = [['final answer, with', 'problems', 'accuracy %', 'answer changed %',
            "became the donor's %", 'by chance %']]
   for line in found['lines']:
@@ -146,7 +146,7 @@ def choice(found: dict[str, Any]) -> list[list[Any]]:
   return [*rows, ['any (no rule knows it)', percent(found['any']), '', '']]
 
 
-def audit(checks: Sequence[dict[str, Any]]) -> str:
+def leakage(checks: Sequence[dict[str, Any]]) -> str:
   """One line a check."""
   width = max(len(c['check']) for c in checks)
   return '\n'.join(f"{'ok  ' if c['ok'] else 'FAIL'}  {c['check'].ljust(width)}  {c['found']}"

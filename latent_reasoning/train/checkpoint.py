@@ -36,7 +36,7 @@ from latent_reasoning.parallel import multihost
 from latent_reasoning.train.train_step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
-FORMAT = 2  # of what a checkpoint holds; one of another is refused
+FORMAT = 3  # of what a checkpoint holds; one of another is refused
 TRIES = 3  # of reading, before an error is told
 WAIT = 0.5  # seconds before the second of them, then twice as long
 
@@ -239,7 +239,7 @@ class Checkpoints:
     if accuracy is not None:
       self._accuracy[step] = accuracy
     self.wait()
-    if multihost.writes():
+    if multihost.is_primary():
       self._seal_of(step).unlink(missing_ok=True)  # of an earlier one of this step
     with self._saving():
       self._manager.save(step, force=True, args=ocp.args.Composite(
@@ -258,7 +258,7 @@ class Checkpoints:
 
   def _seal(self) -> None:
     """Writes the seals that are missing, and removes those of checkpoints that are gone."""
-    if not multihost.writes():
+    if not multihost.is_primary():
       return
     folder, steps = self._seal_of(0).parent, self.steps()
     folder.mkdir(exist_ok=True)
@@ -327,7 +327,7 @@ class Checkpoints:
       TrainingError: one could not be read, and nothing was changed.
     """
     tried, reason = set(), ''
-    while steps := multihost.share([s for s in (
+    while steps := multihost.broadcast([s for s in (
         self.steps() if step is None else [step]) if s not in tried]):
       candidate = steps[0]
       tried.add(candidate)
@@ -336,12 +336,12 @@ class Checkpoints:
         found, reason = self._try(like if callable(like) else lambda _: like, candidate)
       except _Unreadable as error:
         unreadable = str(error)
-      if not multihost.everywhere(not unreadable):
+      if not multihost.all_processes(not unreadable):
         raise TrainingError(
             f'checkpoint {candidate} of {self.path} could not be read in {TRIES} tries '
             f'({unreadable or "by another process"}); nothing was changed. Mend the disk or '
             'free memory, and the same command goes on')
-      if multihost.everywhere(found is not None):
+      if multihost.all_processes(found is not None):
         return found
       reason = reason or 'another process could not read it'
       if step is not None:
@@ -439,14 +439,14 @@ class Checkpoints:
   def _set_aside(self, step: int) -> epath.Path:
     folder, number = self.path.parent / 'unsound', 0
     aside = folder / str(step)
-    if multihost.writes():
+    if multihost.is_primary():
       folder.mkdir(exist_ok=True)
       while aside.exists():
         number += 1
         aside = folder / f'{step}.{number}'
       (self.path / str(step)).rename(aside)
       self._seal_of(step).unlink(missing_ok=True)
-    aside = epath.Path(multihost.share(str(aside)))
+    aside = epath.Path(multihost.broadcast(str(aside)))
     self._accuracy.pop(step, None)
     self._manager.reload()
     return aside

@@ -11,7 +11,7 @@ from latent_reasoning.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Moment:
+class StageProgress:
   """One training step seen from its stage."""
   stage: int  # 1, 2
   step: int  # steps since the stage began
@@ -33,12 +33,12 @@ class Curriculum:
   def total(self) -> int:
     return sum(self.lengths)
 
-  def at(self, step: int) -> Moment:
+  def at(self, step: int) -> StageProgress:
     """Returns the moment of a global step in 0 … total - 1."""
     start = 0
     for stage, length in enumerate(self.lengths, 1):
       if step < start + length:
-        return Moment(stage, step - start, length)
+        return StageProgress(stage, step - start, length)
       start += length
     raise IndexError(f'step {step} is past the last one, {self.total - 1}')
 

@@ -17,7 +17,7 @@ from latent_reasoning.models import attention
 from latent_reasoning.train import train_step as step_lib
 
 if TYPE_CHECKING:
-  from latent_reasoning.experiment import Run
+  from latent_reasoning.experiment import Experiment
 
 SAMPLED = 16  # steps of a stage whose shapes are looked at
 
@@ -52,7 +52,7 @@ def _jaxprs(value: Any) -> list:
   return [value] if hasattr(value, 'eqns') else []
 
 
-def of_step(run: 'Run', stage: int, state, batch, remat: bool = True) -> float:
+def of_step(run: 'Experiment', stage: int, state, batch, remat: bool = True) -> float:
   """FLOPs of a training step, forward, backward and update.
 
   Args:
@@ -75,7 +75,7 @@ def shapes(batch) -> Hashable:
   return jax.tree.structure(batch), *(a.shape for a in jax.tree.leaves(batch))
 
 
-def training(run: 'Run') -> dict[str, Any]:
+def training(run: 'Experiment') -> dict[str, Any]:
   """FLOPs of a whole training, forward, backward and update.
 
   Steps of a stage differ in their static sizes only; `SAMPLED` of them, evenly spaced,

@@ -1,4 +1,4 @@
-"""Losses: pure functions (model, params, batch, rng) -> sums, found by name.
+"""Losses: pure functions (model, params, batch, rng) -> sums. A method's own stands in its file.
 
 Each returns weighted sums, never means: sums add over microbatches, devices and
 processes, and are divided once, by the weight of the whole batch. A term that is a mean over
@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from latent_reasoning.batching import Batch, Told
-from latent_reasoning.config import AuxConfig, PeersConfig
+from latent_reasoning.batching import Batch, DecoderTargets
+from latent_reasoning.config import AuxConfig
 from latent_reasoning.models import latents, masks
-from latent_reasoning.models.reasoning_decoder import ExplicitDecoder, hidden_and_source
+from latent_reasoning.models.reasoning_decoder import ReasoningDecoder, hidden_and_source
 
 
 def predictions(batch: Batch) -> tuple[chex.Array, chex.Array, chex.Array]:
@@ -47,14 +47,15 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     the sum, and a dict of float32 scalar sums: 'loss', 'weight' (the divisor),
     'correct' (weight of the predictions that are right).
   """
-  return _of_hidden(model, params, batch, latents.forward(model, params, batch, rng)[0])
+  return of_hidden(model, params, batch, latents.forward(model, params, batch, rng)[0])
 
 
-def _of_hidden(model, params, batch: Batch, hidden: chex.Array):
+def of_hidden(model, params, batch: Batch, hidden: chex.Array):
+  """`next_token` of final hidden states [B, L, D]."""
   at, targets, weights = predictions(batch)
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = model.apply({'params': params}, hidden, method='head')
-  return _sums(logits, targets, weights)
+  return sums_of_logits(logits, targets, weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,74 +79,17 @@ class BatchLoss:
     return self.terms(model, params, batch, rng, jax.lax.stop_gradient(statistics), first)
 
 
-def codi(peers: PeersConfig) -> BatchLoss:
-  """CODI (arXiv 2502.21074): a student that thinks, taught by its own chain of thought.
-
-    L = CE_student + teacher · CE_teacher + distil · mean_l smooth_L1(h_l, sg h*_l) / σ_l
-
-  Each CE is the mean over its own tokens. h_l and h*_l are the states behind layer l, the
-  last one normed, of student and teacher at the token that predicts the answer; smooth L1 is
-  the mean over problems and width, σ_l the standard deviation of h*_l over both.
-
-  The sums have those of the student, 'teacher_loss' and 'distance'.
-  """
-  def teach(model, params, batch: Batch, rng):
-    rng = None if rng is None else jax.random.split(rng)[1]
-    hidden, layers = latents.forward(model, params, batch.teacher, rng)
-    # An answer is as long in both rows, the last tokens of the chain of thought.
-    length = jnp.sum(batch.weights > 0, axis=1)
-    said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # before the answer
-    place = jnp.where(said == 0, batch.teacher.anchors[:, 0], batch.teacher.prefix + said - 1)
-    return hidden, jax.lax.stop_gradient(_states(hidden, layers, place))
-
-  def statistics(model, params, batch: Batch, rng):
-    return {'states': jnp.swapaxes(teach(model, params, batch, rng)[1], 0, 1),
-            'weight': jnp.sum(batch.weights, axis=1),
-            'teacher_weight': jnp.sum(batch.teacher.weights, axis=1)}
-
-  def terms(model, params, batch: Batch, rng, whole, first):
-    own_rng = None if rng is None else jax.random.split(rng)[0]
-    hidden, layers = latents.forward(model, params, batch, own_rng)
-    loss, sums = _of_hidden(model, params, batch, hidden)
-    own = _states(hidden, layers, batch.prefix + batch.thoughts)
-    hidden, theirs = teach(model, params, batch, rng)
-    taught, _ = _of_hidden(model, params, batch.teacher, hidden)
-    weight = whole['weight'].sum()  # by which the sums will be divided
-    spread = jnp.std(whole['states'], axis=(0, 2))[:, None, None] + 1e-6
-    distance = jnp.sum(_smooth_l1(own - theirs) / spread) / (
-        len(own) * own.shape[-1] * len(whole['states']))
-    sums = {**sums, 'teacher_loss': taught * weight / whole['teacher_weight'].sum(),
-            'distance': distance * weight}
-    return (loss + baselines.teacher_weight * sums['teacher_loss'] + baselines.distill_weight * sums['distance'], sums)
-  return BatchLoss(statistics, terms)
-
-
-def _smooth_l1(difference: chex.Array) -> chex.Array:
-  """|d| - 1/2 beyond 1, d² / 2 within (Girshick 2015)."""
-  size = jnp.abs(difference)
-  return jnp.where(size < 1, 0.5 * size**2, size - 0.5)
-
-
-def _states(hidden: chex.Array, layers, place) -> chex.Array:
-  """States behind each layer, the last one normed, at one position of each row: float32
-  [layers, B, D]."""
-  layers = [*layers][:-1] + [hidden]
-  place = jnp.broadcast_to(place, hidden.shape[0])[:, None, None]
-  return jnp.stack([jnp.take_along_axis(x, place, axis=1)[:, 0] for x in layers]).astype(
-      jnp.float32)
-
-
-def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
-         rng: chex.PRNGKey | None = None):
-  """The explicit decoder's loss: -log p(text | source), summed. As `next_token`.
+def decoder_loss(decoder: ReasoningDecoder, params, source: chex.Array, texts: DecoderTargets,
+                 rng: chex.PRNGKey | None = None):
+  """The reasoning decoder's loss: -log p(text | source), summed. As `next_token`.
 
   Args:
     decoder: with parameters `params`.
     source: [B·C, S, E], of `models.reasoning_decoder.hidden_and_source`.
-    told: the C texts of each row.
+    texts: the C texts of each sequence.
   """
   size, length = source.shape[:2]
-  targets, weights = (a.reshape(size, -1) for a in (told.targets, told.weights))
+  targets, weights = (a.reshape(size, -1) for a in (texts.targets, texts.weights))
   # The last source vector predicts the first token.
   whole = length + targets.shape[1] - 1
   tokens = jnp.pad(targets[:, :-1], ((0, 0), (length, 0)))
@@ -154,23 +98,25 @@ def told(decoder: ExplicitDecoder, params, source: chex.Array, told: Told,
   hidden = decoder.apply({'params': params}, source, tokens, places,
                          masks.plain(size, whole), rng is None, rngs=rngs)[:, length - 1:]
   logits = decoder.apply({'params': params}, hidden, method='head')
-  return _sums(logits, targets, weights)
+  return sums_of_logits(logits, targets, weights)
 
 
-def with_told(decoder: ExplicitDecoder, kind: str, weight: float):
-  """`next_token` with an explicit decoder trained jointly: its tokens' losses are added
+def with_decoder(decoder: ReasoningDecoder, kind: str, weight: float):
+  """`next_token` with a reasoning decoder trained jointly: its tokens' losses are added
   with a weight, and its gradient reaches the model.
 
   Returns:
-    (model, params, batch, rng) -> sums, where params has the decoder's as 'explicit'
+    (model, params, batch, rng) -> sums, where params has the decoder's as
+    'reasoning_decoder'
     and the sums tell its own loss beside the model's.
   """
   def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     hidden, source = hidden_and_source(model, params, batch, kind, rng)
-    loss, sums = _of_hidden(model, params, batch, hidden)
-    more, own = told(decoder, params['explicit'], source, batch.told, rng)
+    loss, sums = of_hidden(model, params, batch, hidden)
+    more, own = decoder_loss(decoder, params['reasoning_decoder'], source,
+                             batch.decoder_targets, rng)
     return loss + weight * more, {
-        **sums, **{f'explicit_{name}': value for name, value in own.items()}}
+        **sums, **{f'decoder_{name}': value for name, value in own.items()}}
   return objective
 
 
@@ -195,7 +141,7 @@ def with_aux(aux: AuxConfig) -> BatchLoss:
     rngs = None if rng is None else {'dropout': rng}
     hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                             deterministic=rng is None, rngs=rngs)
-    loss, sums = _of_hidden(model, params, batch, hidden)
+    loss, sums = of_hidden(model, params, batch, hidden)
     z = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1).astype(jnp.float32)
     weight = whole['weight'].sum()  # by which the sums will be divided
     if aux.align:
@@ -255,22 +201,9 @@ def _unit(a: chex.Array) -> chex.Array:
   return a * jax.lax.rsqrt(jnp.sum(a * a, axis=-1, keepdims=True) + 1e-12)
 
 
-def language_model(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
-  """Next-token loss at every position of rows of text. As `next_token`."""
-  rngs = None if rng is None else {'dropout': rng}
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          deterministic=rng is None, rngs=rngs)
-  logits = model.apply({'params': params}, hidden, method='head')
-  return _sums(logits, batch.targets, batch.weights)
-
-
-def _sums(logits, targets, weights):
+def sums_of_logits(logits, targets, weights):
+  """The sums of `next_token`, of logits [..., V] and their targets and weights [...]."""
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   loss = jnp.sum(losses * weights)
   correct = jnp.sum((jax.lax.stop_gradient(logits).argmax(-1) == targets) * weights)
   return loss, {'loss': loss, 'weight': jnp.sum(weights), 'correct': correct}
-
-
-# Each is made from the part of the configuration that weighs its terms.
-OBJECTIVES = {'next_token': lambda peers: next_token,
-              'language_model': lambda peers: language_model, 'codi': codi}

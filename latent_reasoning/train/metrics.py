@@ -33,7 +33,7 @@ class Metrics:
 
   def __init__(self, workdir: Workdir, step: int, causal: bool = True):
     self._mark = {} if causal else {'causal': False}  # beside every such number
-    if not multihost.writes():
+    if not multihost.is_primary():
       return
     self._path = workdir.metrics
     if self._path.exists():
@@ -42,7 +42,7 @@ class Metrics:
     self._events = _events(str(workdir.events), purge_step=step + 1)
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
-    if not multihost.writes():
+    if not multihost.is_primary():
       return
     values = {k: plain(v) for k, v in values.items()}
     record = {'step': step, 'stage': stage, 'split': split, **self._mark, **values}
@@ -54,7 +54,7 @@ class Metrics:
         self._events.add_scalar(f'{prefix}{split}/{name}', value, step)
 
   def close(self) -> None:
-    if not multihost.writes():
+    if not multihost.is_primary():
       return
     self._file.close()
     self._events.close()
@@ -124,7 +124,7 @@ class Progress:
   def __init__(self, total: int, start: int, every: int, causal: bool = True, stream=None):
     self._mark = '' if causal else ' (NOT CAUSAL)'  # beside every such loss
     self._total, self._start, self._every = total, start, every
-    self._stream = stream or (sys.stderr if multihost.writes() else open(os.devnull, 'w'))
+    self._stream = stream or (sys.stderr if multihost.is_primary() else open(os.devnull, 'w'))
     self._began = time.monotonic()
     self._bar = None
     notebook = type(self._stream).__module__.startswith('ipykernel')  # its output is kept

@@ -13,7 +13,7 @@ from latent_reasoning.train import flops, hardware
 from latent_reasoning.train.train_step import TrainState
 
 if TYPE_CHECKING:
-  from latent_reasoning.experiment import Run
+  from latent_reasoning.experiment import Experiment
 
 
 def machine() -> str:
@@ -35,7 +35,7 @@ class Speed:
     text: the last speeds in words.
   """
 
-  def __init__(self, run: 'Run'):
+  def __init__(self, run: 'Experiment'):
     self._run = run
     self._peak = hardware.of(jax.devices()[0].device_kind)
     self._flops: dict[Hashable, float] = {}  # of a step, by stage and shapes

@@ -14,7 +14,7 @@ from latent_reasoning.models import lora
 from latent_reasoning.train.losses import BatchLoss
 
 # What a random key is for; folded into the seed together with the step.
-INIT, DROPOUT, SAMPLE, AUDIT, EXPLICIT = range(5)
+INIT, DROPOUT, SAMPLE, LEAKAGE, DECODER = range(5)
 
 
 @flax.struct.dataclass

@@ -23,7 +23,7 @@ from latent_reasoning.train.profiler import Profile, Speed
 from latent_reasoning.train.train_step import TrainState
 
 if TYPE_CHECKING:
-  from latent_reasoning.experiment import Run
+  from latent_reasoning.experiment import Experiment
 
 
 class Interrupted(Exception):
@@ -96,7 +96,7 @@ class _Pending:
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def train(run: 'Run') -> TrainState:
+def train(run: 'Experiment') -> TrainState:
   """Trains to the end of the curriculum, from the newest sound checkpoint if any.
 
   Returns:
@@ -110,7 +110,7 @@ def train(run: 'Run') -> TrainState:
     return _train(run)
 
 
-def _train(run: 'Run') -> TrainState:
+def _train(run: 'Experiment') -> TrainState:
   config, curriculum = run.config, run.curriculum
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
@@ -139,7 +139,7 @@ def _train(run: 'Run') -> TrainState:
   if restored:
     progress.say(f'resuming from step {start}')
   try:
-    with multihost.together(), Signals() as signals, profile:
+    with multihost.exit_on_peer_loss(), Signals() as signals, profile:
       return loop.run_from(state, start, signals, profile)
   finally:
     loop.watch.stop()
@@ -148,7 +148,7 @@ def _train(run: 'Run') -> TrainState:
     checkpoints.close()
 
 
-def same(run: 'Run', meta: dict[str, Any]) -> None:
+def same(run: 'Experiment', meta: dict[str, Any]) -> None:
   """Raises InputError where a checkpoint's configuration, data, tokenizer or pretrained
   weights are not the run's."""
   run.same_sources(meta)
@@ -168,7 +168,7 @@ def same(run: 'Run', meta: dict[str, Any]) -> None:
 class _Loop:
   """What the steps share: where metrics go, and the step that is in flight."""
 
-  def __init__(self, run: 'Run', checkpoints, metrics: Metrics, progress: Progress):
+  def __init__(self, run: 'Experiment', checkpoints, metrics: Metrics, progress: Progress):
     self.run, self.checkpoints = run, checkpoints
     self.metrics, self.progress = metrics, progress
     self.speed = Speed(run)
@@ -255,9 +255,9 @@ class _Loop:
           p.step, p.stage, 'train', loss=loss, token_accuracy=sums['correct'] / sums['weight'],
           grad_norm=sums['grad_norm'], learning_rate=p.learning_rate,
           steps_per_second=steps / seconds, **self.speed.take(seconds),
-          **({'explicit_loss': sums['explicit_loss'] / max(1.0, sums['explicit_weight']),
-              'explicit_token_accuracy': sums['explicit_correct'] / max(
-                  1.0, sums['explicit_weight'])} if 'explicit_loss' in sums else {}),
+          **({'decoder_loss': sums['decoder_loss'] / max(1.0, sums['decoder_weight']),
+              'decoder_token_accuracy': sums['decoder_correct'] / max(
+                  1.0, sums['decoder_weight'])} if 'decoder_loss' in sums else {}),
           **{k: v / sums['weight'] for k, v in sums.items()
              if k.startswith('aux_') or k in ('teacher_loss', 'distance')},
           **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)

@@ -29,7 +29,7 @@ PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profil
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
-        'explicit.', 'sweep.')
+        'reasoning_decoder.', 'sweep.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +51,16 @@ class Workdir:
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')
-  audit = property(lambda self: self.path / 'audit.json')
+  leakage = property(lambda self: self.path / 'leakage.json')
   latency = property(lambda self: self.path / 'latency.json')
   flops = property(lambda self: self.path / 'flops.json')
-  explicit = property(lambda self: Workdir(  # a run of its own
-      self.path / 'explicit', self.remote and f'{self.remote}/explicit'))
+  reasoning_decoder = property(lambda self: Workdir(  # a run of its own
+      self.path / 'reasoning_decoder',
+      self.remote and f'{self.remote}/reasoning_decoder'))
   base = property(lambda self: self.path / 'base.json')  # what that one reads
-  explained = property(lambda self: self.path / 'explicit.json')
-  controls = property(lambda self: self.path / 'controls.json')
-  inside = property(lambda self: self.path / 'inside.json')
+  verbalized = property(lambda self: self.path / 'verbalized.json')
+  interventions = property(lambda self: self.path / 'interventions.json')
+  analysis = property(lambda self: self.path / 'analysis.json')
   commands = property(lambda self: self.path / 'commands.txt')
 
   def note(self, argv: Sequence[str]) -> None:
@@ -92,7 +93,7 @@ class Workdir:
     Raises:
       InputError: another process writes there; names it.
     """
-    if not multihost.writes() or self.path in _writing:
+    if not multihost.is_primary() or self.path in _writing:
       yield
       return
     try:
@@ -117,7 +118,7 @@ class Workdir:
 
   def push(self) -> None:
     """Brings what lies here to the bucket; of several processes, one does."""
-    if self.remote and multihost.writes():
+    if self.remote and multihost.is_primary():
       _copy(epath.Path(self.path), epath.Path(self.remote))
 
 
@@ -289,7 +290,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """As `write_json`; of several processes, one writes."""
-  if not multihost.writes():
+  if not multihost.is_primary():
     return
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   temporary.write_text(text, encoding='utf-8')

@@ -20,77 +20,77 @@ QUESTIONS = ['1+2*3', '4-1+2-9', '5*5+1', '7+0*0-1']
 
 
 @pytest.fixture(scope='module', params=['causal', 'bidirectional'])
-def answerer(request, tiny_config, make_run, tmp_path_factory):
+def predictor(request, tiny_config, make_run, tmp_path_factory):
   config = tiny_config(**{'rim.block_attention': request.param,
                           'model.scan': request.param == 'bidirectional'})
   run = make_run(config, tmp_path_factory.mktemp('run'))
-  return run.answerer(jax.tree.map(lambda a: 6 * a, run.init().params))
+  return run.predictor(jax.tree.map(lambda a: 6 * a, run.init().params))
 
 
-def asked(answerer, blocks_too=True):
-  rows = [answerer.row(q) for q in QUESTIONS]
-  return [activation_patching.reread(r, answerer.symbols.block_close) for r in rows], [
+def asked(predictor, blocks_too=True):
+  rows = [predictor.row(q) for q in QUESTIONS]
+  return [activation_patching.reread(r, predictor.special.block_close) for r in rows], [
       len(r.prefix) - 9 for r in rows]
 
 
-def edit(answerer, other, scale, block=None):
-  rows, lengths = asked(answerer)
-  return activation_patching.edit(rows, lengths, prefix_width(rows, answerer.config),
+def edit(predictor, other, scale, block=None):
+  rows, lengths = asked(predictor)
+  return activation_patching.edit(rows, lengths, prefix_width(rows, predictor.config),
                                   np.array(other), scale, block, 3)
 
 
-def said(answerer, edit=None):
-  return np.asarray(answerer.generate(asked(answerer)[0], edit=edit))[:, 0]
+def said(predictor, edit=None):
+  return np.asarray(predictor.generate(asked(predictor)[0], edit=edit))[:, 0]
 
 
 @pytest.mark.integration
-def test_rereading_changes_nothing(answerer):
+def test_rereading_changes_nothing(predictor):
   """The final answers are those of ordinary decoding."""
-  plain = np.asarray(answerer.generate([answerer.row(q) for q in QUESTIONS]))[:, -1]
-  np.testing.assert_array_equal(said(answerer), plain)
+  plain = np.asarray(predictor.generate([predictor.row(q) for q in QUESTIONS]))[:, -1]
+  np.testing.assert_array_equal(said(predictor), plain)
   assert len(np.unique(plain)) > 3
 
 
 @pytest.mark.integration
-def test_transplant(answerer):
+def test_transplant(predictor):
   """One pair: what each says untouched; the donor's blocks change it, the own do not."""
   one, two = QUESTIONS[:2]
-  plain = [texts[-1] for texts in answerer.texts([one, two])]
-  assert list(activation_patching.transplant(answerer, one, two)[:2]) == plain
-  assert activation_patching.transplant(answerer, one, one) == (plain[0],) * 3
-  assert len({activation_patching.transplant(answerer, q, d)[2] for q in QUESTIONS[:1]
+  plain = [texts[-1] for texts in predictor.texts([one, two])]
+  assert list(activation_patching.transplant(predictor, one, two)[:2]) == plain
+  assert activation_patching.transplant(predictor, one, one) == (plain[0],) * 3
+  assert len({activation_patching.transplant(predictor, q, d)[2] for q in QUESTIONS[:1]
               for d in QUESTIONS}) > 1
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize('block', [None, 1])
-def test_own_states_change_nothing(answerer, block):
+def test_own_states_change_nothing(predictor, block):
   """A question that is given its own states back says what it said."""
-  found = said(answerer, edit(answerer, range(4), 1, block))
-  np.testing.assert_array_equal(found, said(answerer))
+  found = said(predictor, edit(predictor, range(4), 1, block))
+  np.testing.assert_array_equal(found, said(predictor))
 
 
-def test_others_states_and_zeros_change_something(answerer):
-  plain = said(answerer)
-  for changed in (edit(answerer, [2, 3, 0, 1], 1), edit(answerer, range(4), 0)):
-    assert (said(answerer, changed) != plain).any()
+def test_others_states_and_zeros_change_something(predictor):
+  plain = said(predictor)
+  for changed in (edit(predictor, [2, 3, 0, 1], 1), edit(predictor, range(4), 0)):
+    assert (said(predictor, changed) != plain).any()
 
 
-def test_transplant_into_the_same_question(answerer):
+def test_transplant_into_the_same_question(predictor):
   """Where only blocks are seen, the donor's states give the donor's answer."""
-  rows, lengths = asked(answerer)
-  blind = [activation_patching.reread(answerer.row(q), answerer.symbols.block_close, False, n)
+  rows, lengths = asked(predictor)
+  blind = [activation_patching.reread(predictor.row(q), predictor.special.block_close, False, n)
            for q, n in zip(QUESTIONS, lengths, strict=True)]
   other = [2, 3, 0, 1]  # of the same length
-  plain = np.asarray(answerer.generate(blind))[:, 0]
-  found = np.asarray(answerer.generate(blind, edit=edit(answerer, other, 1)))[:, 0]
+  plain = np.asarray(predictor.generate(blind))[:, 0]
+  found = np.asarray(predictor.generate(blind, edit=edit(predictor, other, 1)))[:, 0]
   np.testing.assert_array_equal(found, plain[other])
   assert (plain[other] != plain).any()
 
 
 def test_edit_of_a_cache():
   """Positions of blocks alone, moved where the questions differ in length."""
-  rows = [sequences.plain(range(5), [sequences.Readout(4)]), sequences.plain(range(7), [
+  rows = [sequences.causal(range(5), [sequences.Readout(4)]), sequences.causal(range(7), [
       sequences.Readout(6)])]  # questions of 1 and 3, two blocks of 2, P = 8
   k = jnp.arange(2 * 8).reshape(1, 2, 1, 8, 1).astype(float)
   change = activation_patching.edit(rows, [1, 3], 8, np.array([1, 0]), 1, None, 2)
@@ -112,24 +112,24 @@ def test_donors():
 
 
 @pytest.mark.integration
-def test_no_blocks(answerer):
+def test_no_blocks(predictor):
   """An edit of no block leaves the cache as it is, to the bit."""
-  rows = [sequences.plain(answerer.row(q).prefix[:4], [sequences.Readout(4)])
+  rows = [sequences.causal(predictor.row(q).prefix[:4], [sequences.Readout(4)])
           for q in QUESTIONS]
   batch = batching.collate(rows, 12, 1, 1)
   none = activation_patching.edit(rows, [4] * 4, 12, np.array([1, 2, 3, 0]), 0, None, 3)
-  one, two = (decoding.prefill(answerer.model, answerer.params, answerer.head, batch, 2, edit=e)
+  one, two = (decoding.prefill(predictor.model, predictor.params, predictor.head, batch, 2, edit=e)
               for e in (None, none))
   jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.integration
-def test_table(answerer):
+def test_table(predictor):
   """Counts, and that the untouched line is the ordinary evaluation."""
   examples = [Example(q, (), '3') for q in QUESTIONS]
-  found = activation_patching.controls(answerer, [*examples, Example('1', (), '1')], 'numeric')
+  found = activation_patching.controls(predictor, [*examples, Example('1', (), '1')], 'numeric')
   lines = {line['name']: line for line in found['lines']}
-  texts = list(answerer.texts(QUESTIONS + ['1']))
+  texts = list(predictor.texts(QUESTIONS + ['1']))
   right = [t[-1] == a for t, a in zip(texts, '33331', strict=True)]
   assert lines['untouched']['accuracy'] == np.mean(right)
   assert lines['untouched']['changed'] == 0 and found['n'] == 5
@@ -137,9 +137,9 @@ def test_table(answerer):
   assert {'block 1 zeroed', 'block 3 transplanted', 'no blocks'} <= lines.keys()
 
 
-def test_blind_models_are_refused(answerer):
-  rim = dataclasses.replace(answerer.config.rim, readout_sees_question=False)
-  config = dataclasses.replace(answerer.config, rim=rim)
-  other = type(answerer)(config, answerer.model, answerer.params, answerer.tokenizer)
+def test_blind_models_are_refused(predictor):
+  rim = dataclasses.replace(predictor.config.rim, readout_sees_question=False)
+  config = dataclasses.replace(predictor.config, rim=rim)
+  other = type(predictor)(config, predictor.model, predictor.params, predictor.tokenizer)
   with pytest.raises(InputError, match='readout_sees_question'):
     activation_patching.controls(other, [], 'numeric')

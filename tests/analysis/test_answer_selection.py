@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latent_reasoning.analysis import answer_selection
-from latent_reasoning.analysis.block_states import Seen
+from latent_reasoning.analysis.block_states import BlockActivations
 
 VOTES = np.array([['1', '2', '2', '3'], ['1', '1', '2', '2'], ['4', '4', '4', '5'],
                   ['1', '2', '3', '4']])
@@ -79,7 +79,7 @@ def test_probe_finds_what_is_there(planted):
   assert right > 0.85 if planted else 0.25 < right < 0.42
 
 
-def made(seed: int, n: int = 300) -> Seen:
+def made(seed: int, n: int = 300) -> BlockActivations:
   """Three blocks, right more and more often; the state's first coordinate tells."""
   rng = np.random.default_rng(seed)
   correct = rng.random((n, 3)) < [0.2, 0.5, 0.9]
@@ -87,7 +87,7 @@ def made(seed: int, n: int = 300) -> Seen:
   states[..., -1, 0] += 4 * correct
   votes = np.where(correct, 'right', rng.integers(0, 5, (n, 3)).astype(str))
   blank = np.zeros((n, 3))
-  return Seen(np.arange(n), np.full(n, 4), states, votes, votes, correct,
+  return BlockActivations(np.arange(n), np.full(n, 4), states, votes, votes, correct,
               np.where(correct, -0.1, -1.0) + rng.normal(0, 0.3, (n, 3)), blank,
               blank.astype(int), blank[:, 0].astype(int))
 

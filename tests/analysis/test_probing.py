@@ -18,9 +18,9 @@ EXAMPLES = [Example('1+2*3', ('1+2=3', '3*3=9'), '9'), Example('5*5+1', ('5*5=5'
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['', 'scanned'])
-def answerer(request, tiny_config, make_run, tmp_path_factory):
+def predictor(request, tiny_config, make_run, tmp_path_factory):
   run = make_run(tiny_config(**{'model.scan': request.param}), tmp_path_factory.mktemp('run'))
-  return run.answerer(jax.tree.map(lambda a: 6 * a, run.init().params))
+  return run.predictor(jax.tree.map(lambda a: 6 * a, run.init().params))
 
 
 def test_principal():
@@ -28,7 +28,7 @@ def test_principal():
   rng = np.random.default_rng(0)
   axes = np.linalg.qr(rng.normal(size=(8, 2)))[0]
   points = rng.normal(size=(500, 3, 2)) * [3, 1]
-  mean, found, shares = probing.principal(points @ axes.T + 5)
+  mean, found, shares = probing.pca(points @ axes.T + 5)
   assert_close(np.abs(axes.T @ found), np.eye(2), tol=0.05)
   assert_close(mean, 5 + points.reshape(-1, 2).mean(0) @ axes.T)
   assert shares == pytest.approx([0.9, 0.1], abs=0.02)
@@ -37,7 +37,7 @@ def test_principal():
 def test_turns():
   """1 along a line, 0 at a right angle, -1 on the way back."""
   line = np.array([[[0, 0], [1, 0], [3, 0], [3, 2], [3, 1]]], float)
-  assert_close(probing.turns(line), [[1, 0, -1]])
+  assert_close(probing.curvature(line), [[1, 0, -1]])
 
 
 def test_values_are_read_where_they_are():
@@ -48,8 +48,8 @@ def test_values_are_read_where_they_are():
     states = rng.normal(size=(n, 2, 2, 6)).astype(np.float32)
     states[:, 1, 0, :4] += 6 * (values[:, :1] == np.arange(4))
     values[:, 1] = np.nan  # a step that no problem has
-    fields = [f.name for f in dataclasses.fields(block_states.Seen)]
-    return block_states.Seen(**{**dict.fromkeys(fields), 'states': states, 'values': values})
+    fields = [f.name for f in dataclasses.fields(block_states.BlockActivations)]
+    return block_states.BlockActivations(**{**dict.fromkeys(fields), 'states': states, 'values': values})
   found = probing.value_probes(made(0), made(1))
   assert found['accuracy'][0, 1, 0] > 0.97
   assert (found['accuracy'][0][[0, 0, 1], [0, 1, 1]] < 0.4).all()
@@ -57,20 +57,20 @@ def test_values_are_read_where_they_are():
 
 
 @pytest.mark.integration
-def test_lens_of_the_final_state(answerer):
+def test_lens_of_the_final_state(predictor):
   """There the lens says what the model says; the last two entries of a state agree."""
-  seen = block_states.collect(answerer, EXAMPLES, 'numeric')
-  said = np.asarray(answerer.generate([answerer.row(e.question) for e in EXAMPLES]))[:, :, 0]
-  found = probing.lens(answerer, seen)
+  seen = block_states.collect(predictor, EXAMPLES, 'numeric')
+  said = np.asarray(predictor.generate([predictor.row(e.question) for e in EXAMPLES]))[:, :, 0]
+  found = probing.lens(predictor, seen)
   for name, truth in (('next step', seen.next_token),
                       ('answer', seen.answer_token[:, None])):
     np.testing.assert_array_equal(found[name][:, -1], (said == truth).mean(0))
     np.testing.assert_array_equal(found[name][:, -2], found[name][:, -1])
 
 
-def test_attention_adds_to_one(answerer):
+def test_attention_adds_to_one(predictor):
   """Each query's shares add to 1, nothing looks ahead, and one length is averaged."""
-  found = probing.attention(answerer, EXAMPLES)
+  found = probing.attention(predictor, EXAMPLES)
   assert found['n'] == 3 and ''.join(found['tokens']) == '1+2*3\n'
   assert_close(found['question'].sum(-1) + found['blocks'].sum(-1), 1)
   assert_close(found['readouts'].sum(-1), 1)
@@ -79,11 +79,11 @@ def test_attention_adds_to_one(answerer):
   assert (np.triu(found['readouts'][0, :, 1:-1], 1) == 0).all()
 
 
-def test_weights_are_those_that_are_used(answerer):
+def test_weights_are_those_that_are_used(predictor):
   """Weights times values is what packed attention returns."""
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(2, 18, n, 4)).astype(np.float32) for n in (4, 2, 2))
-  batch = batching.collate([answerer.row(e.question) for e in EXAMPLES[:2]], 15, 3, 1)
+  batch = batching.collate([predictor.row(e.question) for e in EXAMPLES[:2]], 15, 3, 1)
   w = attention.weights(q, k, batch.mask)
   assert_close(w.sum(-1), 1)
   expected = np.einsum('bnts,bsnh->btnh', w, np.repeat(v, 2, axis=2))

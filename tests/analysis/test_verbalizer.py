@@ -1,4 +1,4 @@
-"""The explicit decoder of a run: resumes, leaves the model alone, is scored and timed."""
+"""The reasoning decoder of a run: resumes, leaves the model alone, is scored and timed."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from latent_reasoning import sequences
 from latent_reasoning.analysis import verbalizer
-from latent_reasoning.analysis.verbalizer import Explainer
+from latent_reasoning.analysis.verbalizer import Verbalizer
 from latent_reasoning.cli import commands
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
@@ -25,7 +25,7 @@ SMALL = {'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0
 
 @pytest.fixture(scope='module')
 def trained(tiny_config, make_run, tmp_path_factory):
-  """A run that was trained for two steps, with an explicit decoder still to come."""
+  """A run that was trained for two steps, with an reasoning decoder still to come."""
   run = make_run(tiny_config(**SMALL), tmp_path_factory.mktemp('trained'))
   return run, trainer.train(run).params
 
@@ -96,7 +96,7 @@ def test_explain(trained, capsys):
 def test_off_costs_nothing(trained):
   """Answering compiles to the same program with a decoder trained jointly and without."""
   run, params = trained
-  row = run.answerer(params).row('1+2-3')
+  row = run.predictor(params).row('1+2-3')
   from latent_reasoning.eval.evaluator import prompt_batch
   batch = prompt_batch([row], run.config)
   def text(params):
@@ -111,12 +111,12 @@ def test_off_costs_nothing(trained):
 
 @pytest.mark.slow
 def test_joint(tiny_config, make_run, tmp_path, capsys):
-  """Trained with the model, it is kept in its checkpoint and used by --mode=explain."""
+  """Trained with the model, it is kept in its checkpoint and used by --mode=verbalize."""
   run = make_run(tiny_config(**{**SMALL, 'reasoning_decoder.source': 'memory', 'reasoning_decoder.joint': True,
                                 'imm.write_policy': 'gated', 'train.log_every': 1}), tmp_path)
   trainer.train(run)
   last = json.loads(run.workdir.metrics.read_text().splitlines()[-2])
-  assert last['explicit_loss'] > 0 and 0 <= last['explicit_token_accuracy'] <= 1
+  assert last['decoder_loss'] > 0 and 0 <= last['decoder_token_accuracy'] <= 1
   assert commands.explain(run, None) == 0
   assert json.loads(run.workdir.explained.read_text())['joint']
   assert not run.workdir.explicit.path.exists()
@@ -127,21 +127,21 @@ def test_joint(tiny_config, make_run, tmp_path, capsys):
 def test_score(trained, monkeypatch):
   """Exact text counts, nothing else; a foreign memory is another problem's."""
   run, params = trained
-  explainer = Explainer(run, params, verbalizer.frozen(run, params).init().params)
+  verbalizer = Verbalizer(run, params, verbalizer.frozen(run, params).init().params)
   examples = [run.splits.test[i] for i in range(5)]  # more than a batch
   texts = {}
   for example in examples:
-    source = explainer.source(explainer.batch([example]))
+    source = verbalizer.source(verbalizer.batch([example]))
     for vectors, step in zip(np.asarray(source), example.steps, strict=False):
       texts[vectors.round(3).tobytes()] = step
 
   def say(source, max_tokens):
     return [texts.get(np.asarray(s).round(3).tobytes(), 'nothing') for s in source]
 
-  monkeypatch.setattr(explainer, 'say', say)
-  found = verbalizer.score(explainer, examples)
+  monkeypatch.setattr(verbalizer, 'say', say)
+  found = verbalizer.score(verbalizer, examples)
   assert found['n'] == sum(len(e.steps) for e in examples)
-  other = verbalizer.score(explainer, examples, foreign=True)
+  other = verbalizer.score(verbalizer, examples, foreign=True)
   assert other['accuracy'] < found['accuracy'] and found['accuracy'] > 0.9
   assert found['samples'][0]['meant'] == examples[0].steps[0]
 
@@ -158,8 +158,8 @@ def test_needs_a_source(trained):
 def test_layout_of_pause_and_cot(trained):
   """Whatever the prompt, its last token is what the trace is read out of."""
   run, _ = trained
-  example = sequences.Encoded([8, 9], [[12]], [9])
-  ids = sequences.symbols(run.tokenizer)
+  example = sequences.TokenizedExample([8, 9], [[12]], [9])
+  ids = sequences.special_tokens(run.tokenizer)
   row = sequences.pause(example, 1, 0.0, run.config.rim, ids)
-  told, = sequences.told('pause', example, row, run.config.rim, ids)
-  assert told.at == [len(row.prefix) - 1] and told.text == [12, ids.end]
+  decoder_targets, = sequences.decoder_targets('pause', example, row, run.config.rim, ids)
+  assert decoder_targets.at == [len(row.prefix) - 1] and decoder_targets.text == [12, ids.end]

@@ -1,4 +1,4 @@
-"""--mode=inside, --mode=controls and --externalize: files, tables, mistakes."""
+"""--mode=analyze, --mode=intervene and --externalize: files, tables, mistakes."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_controls(trained, capsys):
 @pytest.mark.integration
 def test_aloud(trained, capsys):
   """A line a block with its step and answer; the answer is that of plain generation."""
-  assert commands.generate(trained, '1+2-3', block_commands.aloud) == 0
+  assert commands.generate(trained, '1+2-3', block_commands.decode_steps) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line.split()[:2] for line in lines[2:5]] == [['block', str(k)] for k in (1, 2, 3)]
   assert 'more for the steps' in lines[-1]
@@ -75,4 +75,4 @@ def test_aloud_needs_training_for_it(trained):
   rim = dataclasses.replace(trained.config.rim, externalize=False)
   other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, rim=rim))
   with pytest.raises(InputError, match='--config.rim.externalize'):
-    commands.generate(other, '1+2-3', block_commands.aloud)
+    commands.generate(other, '1+2-3', block_commands.decode_steps)

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from latent_reasoning import experiment as run_lib
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.cli import commands
 from latent_reasoning.errors import InputError
 from latent_reasoning.train import trainer
@@ -39,7 +39,7 @@ class Said:
 
   def __init__(self, config, texts, method='rim', fits=True):
     self.config, self.said, self.room = config, texts, fits
-    self.method = sequences.METHODS[method]
+    self.method = methods.METHODS[method]
 
   def row(self, question):
     return types.SimpleNamespace(prefix=range(len(question)))
@@ -204,9 +204,9 @@ def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkey
   run = make_run(config, tmp_path / 'run')
   trainer.train(run)
   scored, own = [], commands.score
-  def counted(answerer, examples, *args):
+  def counted(predictor, examples, *args):
     scored.append(len(examples))
-    return own(answerer, examples, *args)
+    return own(predictor, examples, *args)
   monkeypatch.setattr(commands, 'score', counted)
   assert commands.evaluate(run) == 0
   result = json.loads(run.workdir.results.read_text())

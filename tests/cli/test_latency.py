@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from latent_reasoning.cli import latency
 from latent_reasoning.eval import latency as eval_latency
 from latent_reasoning.train import trainer

@@ -32,7 +32,7 @@ def result(place: pathlib.Path, loss: float, seed: int, causal: bool = True):
   """What a finished run leaves."""
   place.mkdir(parents=True, exist_ok=True)
   (place / 'results.json').write_text(json.dumps({
-      'method': 'lm', 'loss': loss, 'train': {'loss': loss - 0.1}, 'causal': causal,
+      'method': 'language_model', 'loss': loss, 'train': {'loss': loss - 0.1}, 'causal': causal,
       'seed': seed, 'parameters': 1000, 'memory_zeroed': {'loss': 3.0}}))
   mark = {} if causal else {'causal': False}
   (place / 'metrics.jsonl').write_text(''.join(

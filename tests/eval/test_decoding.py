@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.eval import decoding
 from latent_reasoning.models.transformer import GPT
-from latent_reasoning.sequences import Row
+from latent_reasoning.sequences import PackedSequence
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 VOCAB, TOKENS = 24, 5
-IDS = sequences.Symbols(16, 17, 18, 19, 20, 21, (22,), (10,), (11,))
+IDS = sequences.SpecialTokens(16, 17, 18, 19, 20, 21, (22,), (10,), (11,))
 QUESTIONS = [[1, 2, 3, 4], [5, 6], [9, 8, 7]]  # of different length: padded
 PREFIX = 16
 
@@ -37,8 +37,8 @@ class Case:
   params: dict
   head: jax.Array
 
-  def rows(self, blocks: int = 3) -> list[Row]:
-    prompt = sequences.method(self.config.method).prompt
+  def rows(self, blocks: int = 3) -> list[PackedSequence]:
+    prompt = methods.get(self.config.method).prompt
     return [prompt(q, blocks, self.config.rim, IDS) for q in QUESTIONS]
 
   def generate(self, rows, end=-1, seed=0, temperature=1.0, sample=False, tokens=TOKENS):
@@ -56,7 +56,7 @@ def make(tiny_config, random_params):
   def build(variant):
     config = tiny_config(**VARIANTS[variant])
     model = GPT(config.model, VOCAB)
-    batch = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
+    batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
     params = random_params(model, batch, std=0.4)
     return Case(config, model, params, decoding.head_kernel(model, params))
   return build
@@ -72,14 +72,14 @@ def uncached(case: Case, rows) -> np.ndarray:
   """Greedy: the whole row again for each token."""
   said = [[[] for _ in row.readouts] for row in rows]
   for step in range(TOKENS):
-    full = [Row(row.prefix, row.visible_until, [
+    full = [PackedSequence(row.prefix, row.visible_until, [
         dataclasses.replace(out, out=[*said[b][k], 0])
         for k, out in enumerate(row.readouts)]) for b, row in enumerate(rows)]
     batch = batching.collate(full, PREFIX, len(rows[0].readouts), TOKENS)
     found = np.asarray(logits(case.model, case.params, batch))
     for b, row in enumerate(rows):
       for k, out in enumerate(row.readouts):
-        at = PREFIX + k * TOKENS + step - 1 if step else out.until - 1
+        at = PREFIX + k * TOKENS + step - 1 if step else out.visible_until - 1
         said[b][k].append(int(found[b, at].argmax()))
   return np.array(said)
 
@@ -108,7 +108,7 @@ def test_readouts_of_one_prefill(make):
     cut = []
     for row in rows:
       out = row.readouts[k]
-      cut.append(Row(row.prefix[:out.until], row.visible_until[:out.until], [out]))
+      cut.append(PackedSequence(row.prefix[:out.visible_until], row.visible_until[:out.visible_until], [out]))
     np.testing.assert_array_equal(case.generate(cut)[:, 0], together[:, k])
 
 
@@ -169,10 +169,10 @@ def test_distribution(make, temperature):
   case, count = make('rim'), 500
   row = case.rows()[0]
   out = row.readouts[-1]
-  many = Row(row.prefix, row.visible_until, [out] * count)
+  many = PackedSequence(row.prefix, row.visible_until, [out] * count)
   drawn = case.generate([many], sample=True, temperature=temperature, tokens=1).ravel()
   batch = batching.collate([dataclasses.replace(row, readouts=[out])] * 3, PREFIX, 1, 1)
-  scores = np.asarray(logits(case.model, case.params, batch))[0, out.until - 1]
+  scores = np.asarray(logits(case.model, case.params, batch))[0, out.visible_until - 1]
   expected = jax.nn.softmax(jnp.asarray(scores) / temperature)
   found = np.bincount(drawn, minlength=VOCAB) / count
   # Total variation; of 500 draws from 24 tokens it is about 0.05.
@@ -183,7 +183,7 @@ def test_distribution(make, temperature):
 def test_two_samples_of_one_readout_differ(make):
   """Readouts of the same prefix draw by themselves."""
   case = make('rim')
-  rows = [Row(r.prefix, r.visible_until, [r.readouts[-1]] * 3) for r in case.rows()]
+  rows = [PackedSequence(r.prefix, r.visible_until, [r.readouts[-1]] * 3) for r in case.rows()]
   found = case.generate(rows, sample=True, temperature=3.0)
   assert (found[:, 0] != found[:, 1]).any() and (found[0] != found[1]).any()
 
@@ -201,7 +201,7 @@ def test_likeliest():
   """argmax, the first of equals, also where all are equal."""
   logits = np.random.default_rng(0).integers(5, size=(3, 40, 17)).astype(np.float32)
   logits[0, 0] = -np.inf
-  np.testing.assert_array_equal(decoding.likeliest(jnp.asarray(logits)), logits.argmax(-1))
+  np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(-1))
 
 
 def test_head_of_few_and_many(make):

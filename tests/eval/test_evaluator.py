@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import evaluator
 from latent_reasoning.eval.evaluator import summarize
@@ -38,10 +38,10 @@ def test_scores_by_hand(tiny_config):
               problem('d', '3', 3)]
   said = {'a': ['7', '7', '7.0'], 'b': ['8', '1', '2'], 'c': ['1', '2', '9'],
           'd': ['x', '', '4']}
-  told = []
+  decoder_targets = []
   result, records = evaluator.evaluate(
       Said(tiny_config(seed=5), said), examples, 'toy', 'test', 'numeric',
-      lambda *a: told.append(a))
+      lambda *a: decoder_targets.append(a))
   assert result['accuracy'] == {'final': 0.5, 'any': 0.75, 'per_block': [0.5, 0.25, 0.5]}
   error = result['standard_error']
   assert error['final'] == pytest.approx(0.25)  # √(½ · ½ / 4)
@@ -57,7 +57,7 @@ def test_scores_by_hand(tiny_config):
       'dataset': 'toy', 'split': 'test', 'index': 1, 'question': 'b', 'steps': 2,
       'answer': '8', 'too_long': False, 'predictions': ['8', '1', '2'],
       'correct': [True, False, False]}
-  assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+  assert decoder_targets == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_pass_at_k(tiny_config):
@@ -143,10 +143,10 @@ def params(run):
   return jax.tree.map(lambda a: 6 * a, run.init().params)
 
 
-def answerer(run, params, **changes):
+def predictor(run, params, **changes):
   config = dataclasses.replace(
       run.config, eval=dataclasses.replace(run.config.eval, **changes))
-  return run.answerer(params, config)
+  return run.predictor(params, config)
 
 
 @pytest.fixture(scope='module')
@@ -156,7 +156,7 @@ def questions(run):
 
 @pytest.fixture(scope='module')
 def expected(run, params, questions):
-  found = list(answerer(run, params, batch_size=1).texts(questions))
+  found = list(predictor(run, params, batch_size=1).texts(questions))
   assert len({tuple(texts) for texts in found}) > 2, 'the answers are too alike to test'
   return found
 
@@ -165,12 +165,12 @@ def expected(run, params, questions):
 @pytest.mark.parametrize('size', [4, 16])
 def test_batch_size_does_not_change_answers(run, params, questions, expected, size):
   """Batches, whole, short or larger than the set, give the answers of single questions."""
-  assert list(answerer(run, params, batch_size=size).texts(questions)) == expected
+  assert list(predictor(run, params, batch_size=size).texts(questions)) == expected
 
 
 def test_order_is_kept(run, params, questions, expected):
   """Answers come in the order of the questions, of mixed lengths."""
-  found = list(answerer(run, params, batch_size=4).texts(questions[::-1]))
+  found = list(predictor(run, params, batch_size=4).texts(questions[::-1]))
   assert found == expected[::-1]
 
 
@@ -183,9 +183,9 @@ def test_question_without_room(run, params, questions, expected):
   """A question with too many positions yields None and leaves its neighbours alone."""
   long = '1+' * 40 + '1'
   asked = [questions[0], long, questions[1], long]
-  found = list(answerer(run, params, batch_size=4).texts(asked))
+  found = list(predictor(run, params, batch_size=4).texts(asked))
   assert found == [expected[0], None, expected[1], None]
-  assert list(answerer(run, params, batch_size=2).texts([long, long])) == [None, None]
+  assert list(predictor(run, params, batch_size=2).texts([long, long])) == [None, None]
 
 
 def test_fits_to_the_last_position(run, params):
@@ -193,14 +193,14 @@ def test_fits_to_the_last_position(run, params):
   config = run.config
   room = config.model.max_positions - config.eval.max_new_tokens - config.rim.blocks * (
       config.rim.block_tokens + 2)
-  a = answerer(run, params)
+  a = predictor(run, params)
   assert a.fits(a.row('1' * (room - 1)))  # and a newline
   assert not a.fits(a.row('1' * room))
 
 
 def test_samples(run, params, questions):
   """k draws after the last block: the same for the same seed, and not all alike."""
-  a = answerer(run, params, samples=5, temperature=3.0)
+  a = predictor(run, params, samples=5, temperature=3.0)
   one, two = list(a.texts(questions, 5)), list(a.texts(questions, 5))
   assert one == two
   assert all(len(draws) == 5 for draws in one)
@@ -210,14 +210,14 @@ def test_samples(run, params, questions):
 @pytest.mark.integration
 def test_cold_samples_are_greedy(run, params, questions, expected):
   """At a temperature near 0 every sample is the headline answer."""
-  a = answerer(run, params, samples=3, temperature=1e-6)
+  a = predictor(run, params, samples=3, temperature=1e-6)
   assert list(a.texts(questions, 3)) == [[texts[-1]] * 3 for texts in expected]
 
 
 def test_text_stops_at_the_end_token(run, params):
   """What follows the end token is no part of the answer."""
-  a = answerer(run, params)
-  end = a.symbols.end
+  a = predictor(run, params)
+  end = a.special.end
   assert a._until_end([1, 2, end, 3, end]) == [1, 2]
   assert a._until_end([1, 2]) == [1, 2]
   assert a._until_end([end]) == []
@@ -225,17 +225,17 @@ def test_text_stops_at_the_end_token(run, params):
 
 def test_blocks_at_inference(run, params, questions):
   """eval.blocks asks for another number of blocks than was trained."""
-  a = answerer(run, params, blocks=2)
+  a = predictor(run, params, blocks=2)
   assert [len(texts) for texts in a.texts(questions[:2])] == [2, 2]
 
 
 def test_prompt_beyond_the_buckets(run):
   """A prompt longer than the largest bucket is laid out all the same."""
-  symbols = sequences.symbols(run.tokenizer)
-  row = sequences.METHODS['direct'].prompt(list(range(1, 22)), 0, run.config.rim, symbols)
-  batch = evaluator.prompt_batch([row], run.config, symbols.pad)
+  special = sequences.special_tokens(run.tokenizer)
+  row = methods.METHODS['direct'].prompt(list(range(1, 22)), 0, run.config.rim, special)
+  batch = evaluator.prompt_batch([row], run.config, special.pad)
   assert run.config.data.buckets.prefix[-1] < 21 <= batch.prefix == 32
-  short = sequences.METHODS['direct'].prompt([1, 2, 3], 0, run.config.rim, symbols)
+  short = methods.METHODS['direct'].prompt([1, 2, 3], 0, run.config.rim, special)
   assert evaluator.prompt_batch([short], run.config).prefix == 12
 
 
@@ -253,7 +253,7 @@ def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
   for i in range(150):
     state, _ = stepper(state, batch, run.curriculum.learning_rate(i))
   examples = [run.splits.train[i] for i in range(8)]
-  result, records = evaluator.evaluate(run.answerer(state.params), examples, 'toy', 'train',
+  result, records = evaluator.evaluate(run.predictor(state.params), examples, 'toy', 'train',
                                        'numeric')
   assert result['accuracy']['final'] == 1.0, [r['predictions'] for r in records]
   for record, example in zip(records, examples, strict=True):

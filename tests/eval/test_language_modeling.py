@@ -15,7 +15,7 @@ from latent_reasoning.train import losses, metrics, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-LM = {'method': 'lm', 'data.name': 'text', 'data.seq_len': 8, 'imm.write_policy': 'gated',
+LM = {'method': 'language_model', 'data.name': 'text', 'data.seq_len': 8, 'imm.write_policy': 'gated',
       'model.num_layers': 1, 'model.max_positions': 16, 'optim.stage1.steps': 4,
       'optim.stage2.steps': 0, 'train.eval_every': 2, 'train.save_every': 0,
       'eval.batch_size': 3, 'eval.max_new_tokens': 12, 'eval.top_k': 5}
@@ -33,7 +33,7 @@ def file(tmp_path_factory):
 def make(tiny_config, make_run, file, tmp_path_factory):
   def build(**changes):
     config = tiny_config(**{**LM, 'data.path': file, **changes})
-    return make_run(config, tmp_path_factory.mktemp('lm'))
+    return make_run(config, tmp_path_factory.mktemp('language_model'))
   return build
 
 
@@ -141,8 +141,8 @@ def test_reading_the_future(make, capsys):
   """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
   run = make(**{'imm.write_policy': 'sequence_mean'})
   trainer.train(run)
-  told = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
-  assert told and all('NOT CAUSAL' in line for line in told)
+  decoder_targets = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
+  assert decoder_targets and all('NOT CAUSAL' in line for line in decoder_targets)
   assert all(r['causal'] is False for r in metrics.read(run.workdir.metrics))
   assert commands.evaluate(run) == 0
   out = capsys.readouterr().out

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.eval import latency
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -23,10 +23,10 @@ def examples(run):
 
 @pytest.fixture(scope='module')
 def measured(run, examples):
-  told = []
+  decoder_targets = []
   found = latency.measure(run.config, run.model(), run.init().params, run.tokenizer,
-                          examples, told.append)
-  assert told
+                          examples, decoder_targets.append)
+  assert decoder_targets
   return found
 
 
@@ -109,26 +109,26 @@ def test_flops_grow_with_the_batch(measured):
 
 def test_lengths(run):
   """Median tokens of steps, newlines and mark, and of an answer with its end token."""
-  symbols = sequences.symbols(run.tokenizer)
-  assert len(symbols.newline) == 1 and len(symbols.answer) == 5  # '\\n####'
-  examples = [sequences.Encoded([1], [[1] * 5, [1] * 7], [1]),  # 5 + 1 + 7 + 5 = 18, 2
-              sequences.Encoded([1], [[1] * 3], [1, 1, 1]),  # 3 + 5 = 8, 4
-              sequences.Encoded([1], [], [1, 1])]  # 5, 3
-  assert latency.lengths(examples, symbols) == (8, 3)
+  special = sequences.special_tokens(run.tokenizer)
+  assert len(special.newline) == 1 and len(special.answer) == 5  # '\\n####'
+  examples = [sequences.TokenizedExample([1], [[1] * 5, [1] * 7], [1]),  # 5 + 1 + 7 + 5 = 18, 2
+              sequences.TokenizedExample([1], [[1] * 3], [1, 1, 1]),  # 3 + 5 = 8, 4
+              sequences.TokenizedExample([1], [], [1, 1])]  # 5, 3
+  assert latency.lengths(examples, special) == (8, 3)
 
 
 def test_lengths_are_those_of_the_training_row(run, examples):
   """Trace and answer together are the tokens that chain of thought is trained on."""
-  symbols = sequences.symbols(run.tokenizer)
+  special = sequences.special_tokens(run.tokenizer)
   for example in examples:
-    row = sequences.METHODS['cot'].train(example, 2, 0.0, run.config.rim, symbols)
-    assert sum(latency.lengths([example], symbols)) == len(row.readouts[0].out)
+    row = methods.METHODS['cot'].train(example, 2, 0.0, run.config.rim, special)
+    assert sum(latency.lengths([example], special)) == len(row.readouts[0].out)
 
 
 def test_prompt_has_the_headline_only(run, examples):
   """One readout, the last one, however many blocks there are; rows repeat to fill up."""
-  symbols = sequences.symbols(run.tokenizer)
-  batch = latency.prompt(run.config, 'rim', examples[:2], 5, symbols)
+  special = sequences.special_tokens(run.tokenizer)
+  batch = latency.prompt(run.config, 'rim', examples[:2], 5, special)
   assert batch.anchors.shape == (5, 1)
   question = len(examples[0].question)
   blocks = run.config.rim.blocks * (run.config.rim.block_tokens + 2)

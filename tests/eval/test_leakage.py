@@ -6,10 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.data import tokenizers
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.eval import decoding, leakage
+from latent_reasoning.methods import rim
 from latent_reasoning.models import attention, imm, latents, masks, memory_policies
 from latent_reasoning.models.transformer import GPT
 
@@ -72,7 +73,7 @@ def make(tiny_config, tokenizer, random_params):
     # Programs are cached by model: one that differs shares none with sound code.
     model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
                 config.imm, projection=config.baselines.projection)
-    batch = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
+    batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
     return leakage.Subject(config, model, random_params(model, batch), tokenizer,
                            sequences.encode([one, two], tokenizer))
   return build
@@ -103,7 +104,7 @@ def test_leaking_memory(make, monkeypatch):
 @pytest.mark.integration
 def test_memory_that_reads_the_future(make):
   """The leak of the published reference is reported, by both checks."""
-  subject = make(**{'method': 'lm', 'data.name': 'text', 'data.seq_len': 8,
+  subject = make(**{'method': 'language_model', 'data.name': 'text', 'data.seq_len': 8,
                     'imm.write_policy': 'sequence_mean'})
   checks = leakage.run(subject)
   assert len(checks) == 2 and not any(c['ok'] for c in checks)
@@ -128,7 +129,7 @@ def test_a_thought_that_sees_the_answer(make, monkeypatch):
   def leaky(model, params, batch, rng=None, embeddings=None, room=0):
     if embeddings is None:
       embeddings = model.apply({'params': params}, batch.tokens, method='embed')
-    answer = embeddings[:, batch.prefix + batch.thoughts:].mean(1, keepdims=True)
+    answer = embeddings[:, batch.prefix + batch.latents:].mean(1, keepdims=True)
     first = embeddings.at[:, batch.prefix - 1:batch.prefix].add(answer)
     return sound(model, params, batch, rng, first, room)
   subject = make(own=True, method='coconut', **{'baselines.parts': 3, 'model.num_layers': 2})
@@ -183,14 +184,14 @@ def test_a_readout_that_sees_a_later_block(make, monkeypatch):
   Packed and separate rows are then wrong alike: only the rule, worked out from
   lengths, tells.
   """
-  sound = sequences.METHODS['rim']
+  sound = methods.METHODS['rim']
   def train(example, stage, progress, rim, ids):
     row = sound.train(example, stage, progress, rim, ids)
     size = rim.block_tokens + 2
-    readouts = [dataclasses.replace(out, until=min(out.until + size, len(row.prefix)))
+    readouts = [dataclasses.replace(out, until=min(out.visible_until + size, len(row.prefix)))
                 for out in row.readouts]
     return dataclasses.replace(row, readouts=readouts)
-  monkeypatch.setitem(sequences.METHODS, 'rim', dataclasses.replace(sound, train=train))
+  monkeypatch.setitem(methods.METHODS, 'rim', dataclasses.replace(sound, train=train))
   fails(make(own=True), SIGHT, GRADIENTS)
 
 
@@ -254,5 +255,5 @@ def test_sound_externalized(make):
   assert [len(row.readouts) for row in rows] == [3, 4]
   for check in (leakage.direct_sight, leakage.separate, leakage.implementations):
     assert check(subject, rows)[0], check
-  steps = [sequences.steps_prompt(row, subject.symbols) for row in subject.prompts()]
+  steps = [rim.steps_prompt(row, subject.special) for row in subject.prompts()]
   assert leakage.caching(subject, steps)[0]

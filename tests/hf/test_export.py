@@ -92,15 +92,15 @@ def answers(run, kind):
   with contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()) as out:
     exec(snippets(pathlib.Path('README.md').read_text())[0], names)
   questions = [run.splits.test[i].question for i in range(PROBLEMS)]
-  answerer = run.answerer(run.restore().state.params)
-  ours = [texts[-1] for texts in answerer.texts([model_card.QUESTION, 'What is 2 + 3?'])]
+  predictor = run.predictor(run.restore().state.params)
+  ours = [texts[-1] for texts in predictor.texts([model_card.QUESTION, 'What is 2 + 3?'])]
   said = out.getvalue()
   assert said.startswith(f'{ours[0]}\n') and f'What is 2 + 3? {ours[1]}\n' in said
   for question in (*questions[:50], ' 1  +\t2\n', '<m>1</b> <|endoftext|>', '<think>+'):
-    assert names['prompt'](question)['input_ids'] == list(answerer.row(question).prefix)
+    assert names['prompt'](question)['input_ids'] == list(predictor.row(question).prefix)
   # Asked as one text, as a server is, where no question spells a special token.
   whole = f"1+ 2\n{model_card.blocks(run.config, run.tokenizer)}"
-  assert names['tokenizer'](whole)['input_ids'] == list(answerer.row('1+ 2').prefix)
+  assert names['tokenizer'](whole)['input_ids'] == list(predictor.row('1+ 2').prefix)
   parts = [names['ask'](questions[start:start + 50]) for start in range(0, PROBLEMS, 50)]
   return [text for part in parts for text in part], names['model']
 
@@ -110,7 +110,7 @@ def own(trained):
   """What we say to them."""
   params = trained.restore().state.params
   questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
-  said = [texts[-1] for texts in trained.answerer(params).texts(questions)]
+  said = [texts[-1] for texts in trained.predictor(params).texts(questions)]
   assert len(set(said)) > 1
   return said
 
@@ -140,7 +140,7 @@ def test_comes_back(trained, own, tmp_path):
   assert run.tokenizer.special() == trained.tokenizer.special()
   assert run.tokenizer.encode('<m>1') == trained.tokenizer.encode('<m>1')
   questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
-  assert [t[-1] for t in run.answerer(run.init().params).texts(questions)] == own
+  assert [t[-1] for t in run.predictor(run.init().params).texts(questions)] == own
   assert run_lib.reopen(tmp_path).tokenizer.known == run.tokenizer.known > run.tokenizer.size
   new = dataclasses.replace(optim, trained='new')
   again = dataclasses.replace(run, config=dataclasses.replace(run.config, optim=new))
@@ -271,7 +271,7 @@ def test_chat(trained):
   assert len(snippets((path / 'README.md').read_text())) == 2 + talks
   if not talks:
     return
-  answerer = trained.answerer(trained.restore().state.params)
+  predictor = trained.predictor(trained.restore().state.params)
   for content in ('1+2', ' 1 +\u20282\t', "{{ 'a' }}", [{'type': 'text', 'text': '1 +'},
                                                         {'type': 'text', 'text': ' 2'}]):
     text = content if isinstance(content, str) else '1 + 2'
@@ -279,7 +279,7 @@ def test_chat(trained):
         [{'role': 'system', 'content': 'a'}, {'role': 'user', 'content': 'b'},
          {'role': 'assistant', 'content': 'c'}, {'role': 'user', 'content': content}],
         add_generation_prompt=True, return_dict=True)['input_ids']
-    assert ids == list(answerer.row(text).prefix)
+    assert ids == list(predictor.row(text).prefix)
 
 
 EVIL = ['a\nlicense: evil', '---\nlicense: evil\n---', '[x](http://x) ![](y)', '<script>',

@@ -49,7 +49,7 @@ def models(tiny_config, random_params, folder):
     model_config = dataclasses.replace(
         config.model, **({'rope': rope, 'head_size': 8} if rope else {}))
     config, model = dataclasses.replace(config, model=model_config), GPT(model_config, 16)
-    batch = batching.collate([sequences.plain(TOKENS[0].tolist(), ())], 40, 0, 0)
+    batch = batching.collate([sequences.causal(TOKENS[0].tolist(), ())], 40, 0, 0)
     params = random_params(model, batch)
     path = folder / name
     path.mkdir()

@@ -76,7 +76,7 @@ def ours(folder, base, tokens=37, vocab=40, **changes):
 
 
 def batch(texts):
-  rows = [sequences.plain(t, ()) for t in texts]
+  rows = [sequences.causal(t, ()) for t in texts]
   made = batching.collate(rows, max(map(len, texts)), 0, 0)
   return made.tokens, made.positions, made.mask
 

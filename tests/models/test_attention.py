@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import attention, masks
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-IDS = sequences.Symbols(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
+IDS = sequences.SpecialTokens(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
 SHAPE = (20, 3, 6)  # P, K, R that hold every method but chain of thought
 N, H = 2, 4
 
@@ -36,9 +36,9 @@ def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> batching.Bat
     return rng.integers(1, 90, rng.integers(low, high + 1)).tolist()
   rows = []
   for _ in range(2):
-    example = sequences.Encoded(text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))],
+    example = sequences.TokenizedExample(text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))],
                                 text(1, 2))
-    rows.append(sequences.method(config.method).train(example, stage, 0.0, config.rim, IDS))
+    rows.append(methods.get(config.method).train(example, stage, 0.0, config.rim, IDS))
   return batching.collate(rows, *shape)
 
 

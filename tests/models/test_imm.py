@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 @pytest.fixture(scope='module')
 def rim_batch(tiny_config):
   """Two RiM rows of different length in a batch, and their prompts."""
-  ids = sequences.Symbols(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
+  ids = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
   rim = tiny_config().rim
-  found = [sequences.Encoded([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
   rows = [sequences.rim(e, 1, 0.0, rim, ids) for e in found]
-  prompts = [sequences.rim_prompt(e.question, 2, rim, ids) for e in found]
+  prompts = [rim.prompt(e.question, 2, rim, ids) for e in found]
   return batching.collate(rows, *batching.sizes(rows)), prompts
 
 
@@ -62,9 +62,9 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   plain, places = [], []
   for b, row in enumerate(prompts):
     for k, out in enumerate(row.readouts):
-      plain.append(sequences.plain(
-          [*row.prefix[:out.until], *(int(t[b, k]) for t in said)], ()))
-      places.append((b, k, out.until))
+      plain.append(sequences.causal(
+          [*row.prefix[:out.visible_until], *(int(t[b, k]) for t in said)], ()))
+      places.append((b, k, out.visible_until))
   alone = batching.collate(plain, max(len(row.prefix) for row in plain), 0, 0)
   logits = model.apply({'params': params}, apply(model, params, alone), method='head')
   for i, (b, k, until) in enumerate(places):
@@ -93,7 +93,7 @@ def test_low_rank_is_exact(tiny_config):
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.ablate': ('norm',)})
   layer = imm.Memory(config.imm, 8, jnp.float32, False)
   h = np.random.default_rng(0).normal(size=(1, 9, 8)).astype(np.float32)
-  batch = batching.collate([sequences.plain(range(9), ())], 9, 0, 0)
+  batch = batching.collate([sequences.causal(range(9), ())], 9, 0, 0)
   params = layer.init(jax.random.key(0), h, batch.positions, batch.mask, None, False)['params']
   found, _, _ = layer.apply({'params': params}, h, batch.positions, batch.mask, None, False)
   k = {name: np.asarray(p['kernel']) for name, p in params.items()}
@@ -126,7 +126,7 @@ def test_banks_between_segments(tiny_config, random_params):
   """A model that is given the banks of a first part remembers it: memory = in one row."""
   config = tiny_config(**{'imm.write_policy': 'gated'})
   model = GPT(config.model, 16, imm=config.imm)
-  row = batching.collate([sequences.plain(range(3, 9), ())], 6, 0, 0)
+  row = batching.collate([sequences.causal(range(3, 9), ())], 6, 0, 0)
   params = random_params(model, row)
   mask = row.mask.replace(until=np.full((1, 1), 6, np.int32))
   @jax.jit
@@ -142,7 +142,7 @@ def test_watched(tiny_config, random_params):
   """Entropy, slot use and gate of a fresh and of a collapsed memory, and its warnings."""
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.slots': 4})
   model = GPT(config.model, 16, imm=config.imm)
-  batch = batching.collate([sequences.plain(range(3, 9), ())] * 2, 6, 0, 0)
+  batch = batching.collate([sequences.causal(range(3, 9), ())] * 2, 6, 0, 0)
   params = random_params(model, batch)
   found = {k: float(v) for k, v in imm.watched(model, params, batch).items()}
   assert 0 < found['read_entropy'] <= 1 and 0.25 <= found['top_slot'] <= 1

@@ -16,10 +16,10 @@ from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-IDS = sequences.Symbols(pad=20, end=21, block_open=22, memory=23, block_close=24, pause=25,
+IDS = sequences.SpecialTokens(pad=20, end=21, block_open=22, memory=23, block_close=24, pause=25,
                         steps=(26, 27, 28), newline=(10,), answer=(10, 11))
-EXAMPLES = [sequences.Encoded([1, 2, 3], [[4, 5], [6, 7]], [8]),
-            sequences.Encoded([3, 1, 2, 9, 4], [[5, 5]], [9, 1])]
+EXAMPLES = [sequences.TokenizedExample([1, 2, 3], [[4, 5], [6, 7]], [8]),
+            sequences.TokenizedExample([3, 1, 2, 9, 4], [[5, 5]], [9, 1])]
 VOCABULARY = 32
 
 
@@ -39,7 +39,7 @@ def build(scanned, tiny_config, random_params):
   config = tiny_config(**{'method': 'coconut', 'baselines.parts': 3, 'baselines.latents': 2,
                           'baselines.projection': scanned, 'model.scan': scanned})
   model = GPT(config.model, VOCABULARY, projection=scanned)
-  two = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
+  two = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
   return leakage.Subject(config, model, random_params(model, two), None, EXAMPLES)
 
 
@@ -88,11 +88,11 @@ def test_gradient_reaches_the_question_through_thoughts(subject):
 
   def loss(embeddings):
     hidden, _ = latents.forward(subject.model, subject.params, batch, embeddings=embeddings)
-    return jnp.sum(hidden[:, batch.prefix + batch.thoughts]**2)
+    return jnp.sum(hidden[:, batch.prefix + batch.latents]**2)
   grads = np.asarray(jax.jit(jax.grad(loss))(embeddings))
   assert np.isfinite(grads).all()
   assert (np.abs(grads[0, :3]).max(-1) > 0).all()
-  thought = slice(batch.prefix, batch.prefix + batch.thoughts)
+  thought = slice(batch.prefix, batch.prefix + batch.latents)
   assert not grads[:, thought].any()  # what stands there is not read
 
 
@@ -102,7 +102,7 @@ def test_decoding_equals_a_full_pass(subject):
   config = subject.config
   prompts = [sequences.coconut_prompt(e.question, 0, config.rim, IDS) for e in EXAMPLES]
   batch = batching.collate(prompts, *batching.sizes(prompts))
-  assert batch.started and batch.thoughts == 4 and decoding.given(batch) == 5
+  assert batch.started and batch.latents == 4 and decoding.given(batch) == 5
   head = decoding.head_kernel(subject.model, subject.params)
   said = np.asarray(decoding.generate(
       subject.model, subject.params, head, batch, jax.random.key(0), 1.0, end=-1, pad=20,
@@ -112,7 +112,7 @@ def test_decoding_equals_a_full_pass(subject):
   batch = batching.collate(full, *batching.sizes(full))
   hidden, _ = latents.forward(subject.model, subject.params, batch)
   logits = subject.model.apply({'params': subject.params}, hidden, method='head')
-  at = slice(batch.prefix + batch.thoughts, batch.prefix + batch.thoughts + 4)
+  at = slice(batch.prefix + batch.latents, batch.prefix + batch.latents + 4)
   np.testing.assert_array_equal(np.asarray(logits[:, at].argmax(-1)), said[:, 0])
 
 
@@ -171,7 +171,7 @@ def test_codi_distance_by_hand(one, codi):
     hidden, layers = latents.forward(one.model, one.params, own)
     own_length = (np.asarray(batch.weights) > 0).sum(1)
     said = (np.asarray(own.weights) > 0).sum(1) - own_length
-    at = own.prefix + (batch.thoughts if name == 'student' else said - 1)
+    at = own.prefix + (batch.latents if name == 'student' else said - 1)
     states = np.stack([*np.asarray(layers)[:-1], hidden])
     rows[name] = np.stack([states[:, b, p] for b, p in enumerate(
         np.broadcast_to(at, len(states[0])))], 1).astype(np.float64)
@@ -192,7 +192,7 @@ def test_codi_compares_where_the_answer_is_predicted(one, codi):
   def changed(tokens, b, at):
     return np.where(np.arange(tokens.size).reshape(tokens.shape) == b * tokens.shape[1] + at,
                     tokens + 1, tokens)
-  teacher, first = batch.teacher, batch.prefix + batch.thoughts
+  teacher, first = batch.teacher, batch.prefix + batch.latents
   said = [int((np.asarray(teacher.weights[b]) > 0).sum()) - len(e.answer) - 1
           for b, e in enumerate(EXAMPLES)]
   base = distance(batch)

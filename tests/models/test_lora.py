@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 LORA = {'model.lora.rank': 3, 'model.lora.alpha': 6.0, 'optim.trainable': 'new'}
 SHORT = {**LORA, 'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 2,
          'train.save_every': 2, 'eval.valid_problems': 4}
-BATCH = batching.collate([sequences.plain([3, 12, 5, 14], ())] * 2, 4, 0, 0)
+BATCH = batching.collate([sequences.causal([3, 12, 5, 14], ())] * 2, 4, 0, 0)
 
 
 def flat(params):
@@ -50,7 +50,7 @@ def test_growth(tiny_config, random_params, changes):
   config = tiny_config(**LORA, **changes)
   params = random_params(GPT(config.model, 16, known=11), BATCH)
   before, after = flat(params), flat(lora.merge(params, config.model.lora))
-  found = lora.growth(params, config.model.lora)
+  found = lora.lora_norms(params, config.model.lora)
   assert {tuple(own) for own in found.values()} == {(0, 1)}
   def at(tree, layer):
     return (tree['blocks', 'up', 'kernel'][layer] if config.model.scan else

@@ -7,7 +7,7 @@ import pytest
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.models import masks
-from latent_reasoning.sequences import Readout, Row
+from latent_reasoning.sequences import PackedSequence, Readout
 
 # Question q q, two blocks of one memory token, readouts a and b of two tokens.
 LETTERS = 'qq<m><m>aabb'
@@ -69,10 +69,10 @@ def draw(may: np.ndarray) -> str:
   return '\n' + '\n'.join(lines) + '\n'
 
 
-def make_row(config) -> Row:
+def make_row(config) -> PackedSequence:
   """The row of the drawing: a question of two tokens and two steps."""
-  ids = sequences.Symbols(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
-  example = sequences.Encoded([1, 2], [[3, 4], [5, 6]], [7, 8])
+  ids = sequences.SpecialTokens(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
+  example = sequences.TokenizedExample([1, 2], [[3, 4], [5, 6]], [7, 8])
   return sequences.rim(example, 1, 0.0, config.rim, ids)
 
 
@@ -122,7 +122,7 @@ def test_part(tiny_config):
 
 def test_visible_from_and_until():
   """A readout sees prefix[since:until], and no other readout of the same prefix."""
-  row = sequences.plain([5] * 6, [Readout(4, [1, 2], since=2), Readout(4, [1, 2], since=0)])
+  row = sequences.causal([5] * 6, [Readout(4, [1, 2], visible_from=2), Readout(4, [1, 2], visible_from=0)])
   may = np.asarray(masks.allowed(batching.collate([row], 6, 2, 1).mask))[0]
   assert np.flatnonzero(may[6]).tolist() == [2, 3, 6]
   assert np.flatnonzero(may[7]).tolist() == [0, 1, 2, 3, 7]

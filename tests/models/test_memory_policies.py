@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from latent_reasoning.models import memory_policies
-from latent_reasoning.models.memory_policies import POLICIES, Bank, Writes
+from latent_reasoning.models.memory_policies import POLICIES, MemoryBank, MemoryWrites
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -24,7 +24,7 @@ def draw(seed, batch, length, slots, rank, valid=0.8, start=0.1):
   rng = np.random.default_rng(seed)
   shares = rng.dirichlet(np.ones(slots), (batch, length))
   gate = 1 / (1 + np.exp(-3 * rng.normal(size=(batch, length))))
-  x = Writes(rng.normal(size=(batch, length, rank)).astype(np.float32),
+  x = MemoryWrites(rng.normal(size=(batch, length, rank)).astype(np.float32),
              shares.astype(np.float32), gate.astype(np.float32),
              rng.random((batch, length)) < valid, rng.random((batch, length)) < start)
   return x, rng.normal(size=(batch, length, rank)).astype(np.float32), rng
@@ -32,7 +32,7 @@ def draw(seed, batch, length, slots, rank, valid=0.8, start=0.1):
 
 def begin(rng, batch, slots, rank):
   """A bank that already remembers something."""
-  return Bank(rng.normal(size=(batch, slots, rank)).astype(np.float32) * (
+  return MemoryBank(rng.normal(size=(batch, slots, rank)).astype(np.float32) * (
       np.arange(slots)[:, None] < 3), np.full(batch, 3, np.int32))
 
 

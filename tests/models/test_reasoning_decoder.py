@@ -1,4 +1,4 @@
-"""The explicit decoder: reads its source alone, and nothing flows back unless asked."""
+"""The reasoning decoder: reads its source alone, and nothing flows back unless asked."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import masks, reasoning_decoder
 from latent_reasoning.models.transformer import GPT, stack_layers
@@ -16,17 +16,17 @@ from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-IDS = sequences.Symbols(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
+IDS = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
 
 
 def rows(config, name):
   """Two problems of different length as a batch with what it should tell."""
-  found = [sequences.Encoded([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
-  made = [sequences.METHODS[name].train(e, 2, 0.0, config.rim, IDS) for e in found]
-  told = [sequences.told(name, e, row, config.rim, IDS)
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
+  made = [methods.METHODS[name].train(e, 2, 0.0, config.rim, IDS) for e in found]
+  decoder_targets = [sequences.decoder_targets(name, e, row, config.rim, IDS)
           for e, row in zip(found, made, strict=True)]
   return batching.collate(made, *batching.sizes(made)).replace(
-      told=batching.collate_told(told))
+      decoder_targets=batching.collate_decoder_targets(decoder_targets))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def world(tiny_config, random_params):
     batch = rows(config, config.method)
     model = GPT(config.model, 16, imm=config.imm)
     params = random_params(model, batch)
-    decoder = reasoning_decoder.ExplicitDecoder(config.model, 16, 1)
+    decoder = reasoning_decoder.ReasoningDecoder(config.model, 16, 1)
     own = reasoning_decoder.init(decoder, kind, model, params, batch, jax.random.key(0))
     return config, model, params, batch, decoder, own
   return make
@@ -46,18 +46,18 @@ def world(tiny_config, random_params):
 def test_what_is_told(tiny_config):
   """Step t out of block t; without blocks, all steps out of the question's end."""
   config = tiny_config(**{'rim.blocks': 3, 'rim.block_tokens': 1})
-  told = rows(config, 'rim').told
-  assert told.at[0].tolist() == [[2, 3, 4], [5, 6, 7]]
-  assert told.at[1].tolist() == [[4, 5, 6], [7, 8, 9]]
-  assert told.targets[0].tolist() == [[12, 13, 1, 0], [14, 1, 0, 0]]
-  assert told.weights[0].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
-  told = rows(config, 'direct').told
-  assert told.at.tolist() == [[[1]], [[3]]]
-  assert told.targets[1, 0, :5].tolist() == [12, 13, 6, 14, 1]
-  none = sequences.told('direct', sequences.Encoded([8, 9], [], [9]),
-                        sequences.plain([8, 9], ()),
+  decoder_targets = rows(config, 'rim').decoder_targets
+  assert decoder_targets.at[0].tolist() == [[2, 3, 4], [5, 6, 7]]
+  assert decoder_targets.at[1].tolist() == [[4, 5, 6], [7, 8, 9]]
+  assert decoder_targets.targets[0].tolist() == [[12, 13, 1, 0], [14, 1, 0, 0]]
+  assert decoder_targets.weights[0].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+  decoder_targets = rows(config, 'direct').decoder_targets
+  assert decoder_targets.at.tolist() == [[[1]], [[3]]]
+  assert decoder_targets.targets[1, 0, :5].tolist() == [12, 13, 6, 14, 1]
+  none = sequences.decoder_targets('direct', sequences.TokenizedExample([8, 9], [], [9]),
+                        sequences.causal([8, 9], ()),
                         config.rim, IDS)
-  assert none == [] and not batching.collate_told([none]).weights.any()
+  assert none == [] and not batching.collate_decoder_targets([none]).weights.any()
 
 
 @pytest.mark.integration
@@ -68,11 +68,11 @@ def test_reads_its_own_block(world, kind, changes):
   """A text's source is of its own positions; nothing after them can be in it."""
   _, model, params, batch, _, _ = world(kind, **changes)
   find = jax.jit(lambda b: reasoning_decoder.hidden_and_source(model, params, b, kind)[1])
-  whole, count = find(batch), batch.told.at.shape[1]
+  whole, count = find(batch), batch.decoder_targets.at.shape[1]
   for b in range(2):
     for c in range(count):
-      if batch.told.weights[b, c].any():
-        last = int(batch.told.at[b, c].max())
+      if batch.decoder_targets.weights[b, c].any():
+        last = int(batch.decoder_targets.at[b, c].max())
         later = np.roll(batch.tokens, 1, axis=0)  # the other row and the future differ
         later[b, :last + 1] = batch.tokens[b, :last + 1]
         found = find(batch.replace(tokens=later))[b * count + c]
@@ -89,7 +89,7 @@ def test_loss_is_the_text_after_the_source(world):
   _, model, params, batch, decoder, own = world('blocks', method='rim')
   source = jax.jit(lambda b: reasoning_decoder.hidden_and_source(
       model, params, b, 'blocks')[1])(batch)
-  loss, sums = jax.jit(lambda s: losses.told(decoder, own, s, batch.told))(source)
+  loss, sums = jax.jit(lambda s: losses.decoder_loss(decoder, own, s, batch.decoder_targets))(source)
   total, count = 0.0, 0
   length = source.shape[1]
 
@@ -99,7 +99,7 @@ def test_loss_is_the_text_after_the_source(world):
                            masks.plain(1, length + 4))
     return jax.nn.log_softmax(decoder.apply({'params': own}, hidden, method='head'))
   for i, (targets, weights) in enumerate(zip(
-      batch.told.targets.reshape(len(source), -1), batch.told.weights.reshape(len(source), -1),
+      batch.decoder_targets.targets.reshape(len(source), -1), batch.decoder_targets.weights.reshape(len(source), -1),
       strict=True)):
     text = targets[:int(weights.sum())]
     for n, token in enumerate(text):
@@ -119,7 +119,7 @@ def test_joint_gradient(world, kind, changes):
   both = {**params, 'explicit': own}
   @jax.jit
   def grad(both, weight):
-    objective = losses.with_told(decoder, kind, weight)
+    objective = losses.with_decoder(decoder, kind, weight)
     return jax.grad(lambda p: objective(model, p, batch), has_aux=True)(both)
   zero, sums = grad(both, 0.0)
   some, more = grad(both, 1.0)
@@ -132,7 +132,7 @@ def test_joint_gradient(world, kind, changes):
   assert np.abs(some['embedding'] - plain['embedding']).max() > 1e-3
   assert any(a.any() for a in jax.tree.leaves(some['explicit']))
   assert_close(more['loss'], alone['loss'])
-  assert sums['explicit_weight'] == 10
+  assert sums['decoder_weight'] == 10
 
 
 @pytest.mark.integration

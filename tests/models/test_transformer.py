@@ -23,7 +23,7 @@ TEXT = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH)).tolist()
 
 def plain_rows(texts, length=LENGTH) -> batching.Batch:
   """Plain causal sequences."""
-  return batching.collate([sequences.plain(t, ()) for t in texts], length, 0, 0)
+  return batching.collate([sequences.causal(t, ()) for t in texts], length, 0, 0)
 
 
 BATCH = plain_rows(TEXT)

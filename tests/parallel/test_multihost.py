@@ -186,8 +186,8 @@ def test_mistakes(flags, words, capsys):
 
 def test_alone():
   """With one process there is nothing to agree on."""
-  assert multihost.share([1]) == [1] and multihost.everywhere(False) is False
-  assert multihost.first(lambda: 3) == 3 and multihost.writes()
+  assert multihost.broadcast([1]) == [1] and multihost.all_processes(False) is False
+  assert multihost.primary_first(lambda: 3) == 3 and multihost.is_primary()
 
 
 def test_one_process_alone_fails(monkeypatch):
@@ -195,4 +195,4 @@ def test_one_process_alone_fails(monkeypatch):
   monkeypatch.setattr(multihost, '_place', [1, 2])
   monkeypatch.setattr(multihost, 'share', lambda value: 'no such file')
   with pytest.raises(InputError, match='no such file'):
-    multihost.first(lambda: pytest.fail('it must not be called'))
+    multihost.primary_first(lambda: pytest.fail('it must not be called'))

@@ -13,7 +13,7 @@ import pytest
 from close import assert_close
 from jax.sharding import PartitionSpec as P
 
-from latent_reasoning import sequences
+from latent_reasoning import methods
 from latent_reasoning.errors import InputError
 from latent_reasoning.parallel import sharding
 
@@ -24,7 +24,7 @@ RUNS = {
     'rim': {'optim.stage1.dropout': 0.1, 'optim.stage2.optimizer': 'muon'},
     'gated': {'imm.write_policy': 'gated', 'imm.linformer_rank': 4, 'imm.slots': 3},
     'llama, LoRA': LLAMA}
-PEERS = {m: {'method': m} for m in sequences.METHODS if m not in ('rim', 'lm')}
+PEERS = {m: {'method': m} for m in methods.METHODS if m not in ('rim', 'language_model')}
 PEERS['codi, projected'] = {'method': 'codi', 'baselines.projection': True}
 COMMON = {'tokenizer.pad_to': 8, 'model.num_heads': 4, 'optim.batch_size': 16}
 

@@ -130,9 +130,9 @@ def test_nothing_to_report(tmp_path):
 def test_losses_and_the_future(tmp_path):
   """Language models have losses; what reads the future says so, and why."""
   for name, causal in (('gpt', True), ('leak', False)):
-    run(tmp_path / f'{name}-0', 'lm', 0, [1, 1])
+    run(tmp_path / f'{name}-0', 'language_model', 0, [1, 1])
     (tmp_path / f'{name}-0/results.json').write_text(json.dumps({
-        'method': 'lm', 'seed': 0, 'causal': causal, 'loss': 1.5, 'train': {'loss': 1.4},
+        'method': 'language_model', 'seed': 0, 'causal': causal, 'loss': 1.5, 'train': {'loss': 1.4},
         'parameters': 7}))
   report.write([str(tmp_path)], None, False)
   text = ' '.join(parsed(tmp_path).text)
@@ -165,7 +165,7 @@ def test_charts_of_nothing():
 
 
 @pytest.mark.parametrize('name', ['a.png', 'predictions.jsonl', 'commands.txt', 'metrics.jsonl',
-                                  'audit.json', 'rim-0/results.json'])
+                                  'leakage.json', 'rim-0/results.json'])
 def test_links_show_no_file_of_the_machine(folder, tmp_path_factory, name):  # noqa: F811
   """A link in a run's folder could point anywhere: what it points to is not shown."""
   secret = tmp_path_factory.mktemp('elsewhere') / 'secret'
@@ -178,7 +178,7 @@ def test_links_show_no_file_of_the_machine(folder, tmp_path_factory, name):  # n
   text = (folder / 'report.html').read_text() + (folder / 'report.md').read_text()
   assert 'SECRET' not in text and 'U0VDUkVU' not in text  # nor in base64
   assert 'a link or no regular file' in text or name in ('metrics.jsonl', 'predictions.jsonl',
-                                                         'audit.json')
+                                                         'leakage.json')
 
 
 def test_odd_pictures(folder):  # noqa: F811
@@ -238,8 +238,8 @@ def test_one_bad_value_does_not_end_the_page(folder, changes):  # noqa: F811
     ('predictions.jsonl', '{"question": "a\u2028b", "correct": [true]}\n'),
     ('config.json', '{"sweep": {"seeds": "abc", "runs": 5}}'),
     ('config.json', '{"seed": "(("}'), ('latency.json', '{"entries": 5}'),
-    ('audit.json', '{"checks": 5}'),
-    ('inside.json', '{"choice": []}'), ('controls.json', '{"lines": [5]}')])
+    ('leakage.json', '{"checks": 5}'),
+    ('analysis.json', '{"choice": []}'), ('interventions.json', '{"lines": [5]}')])
 def test_bad_records_do_not_end_the_page(folder, name, text):  # noqa: F811
   (folder / 'rim-0' / name).write_text(text, encoding='utf-8')
   report.write([str(folder)], None, False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.models.transformer import GPT
 from latent_reasoning.sequences import Readout
 from latent_reasoning.train import losses
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 VOCAB = 12
 ROWS = [
     # Two blocks' worth of prefix, readouts at 4 and 7, one with a start token.
-    sequences.plain([1, 2, 3, 4, 5, 6, 7], [Readout(4, [8, 9, 10], 0.25), Readout(7, [3, 10]),
+    sequences.causal([1, 2, 3, 4, 5, 6, 7], [Readout(4, [8, 9, 10], 0.25), Readout(7, [3, 10]),
                                             Readout(7, [5, 6, 10], 0.5, start=11)]),
-    sequences.plain([4, 2, 9], [Readout(3, [1, 1, 10], 0.75)])]
+    sequences.causal([4, 2, 9], [Readout(3, [1, 1, 10], 0.75)])]
 
 
 @pytest.fixture(scope='module')
@@ -73,9 +73,9 @@ def test_packed_is_the_sum_of_sequences(model, params):
   total = 0.0
   for row in ROWS:
     for out in row.readouts:
-      tokens = [*row.prefix[:out.until], *out.inputs]
+      tokens = [*row.prefix[:out.visible_until], *out.inputs]
       logp = log_softmax(logits(model, params, batching.collate(
-          [sequences.plain(tokens, ())], 12, 0, 0)))[0]
+          [sequences.causal(tokens, ())], 12, 0, 0)))[0]
       first = len(tokens) - len(out.out)
       total -= out.weight * sum(logp[first + i, t] for i, t in enumerate(out.out))
   assert_close(loss, total)
@@ -139,13 +139,13 @@ def test_dropout_needs_a_key():
 
 def test_every_method_names_an_objective():
   """The table of methods and the table of losses fit together."""
-  assert {m.objective for m in sequences.METHODS.values()} <= set(losses.OBJECTIVES)
+  assert {m.objective for m in methods.METHODS.values()} <= set(losses.OBJECTIVES)
 
 
 def rim_rows(tiny_config):
   """Three problems after three blocks; the first two have the same answer."""
-  ids = sequences.Symbols(11, 10, 7, 8, 9, 6, (), (), ())
-  return [sequences.rim(sequences.Encoded(q, [[1], [2]], a), 2, 0.0, tiny_config().rim, ids)
+  ids = sequences.SpecialTokens(11, 10, 7, 8, 9, 6, (), (), ())
+  return [sequences.rim(sequences.TokenizedExample(q, [[1], [2]], a), 2, 0.0, tiny_config().rim, ids)
           for q, a in (([1, 2, 3], [4, 5]), ([2, 2], [4, 5]), ([3, 1, 1], [1]))]
 
 

@@ -74,7 +74,7 @@ def test_clipping_matters(tiny_config):
 def test_what_decays(tiny_config, scan, tied):
   """Matrices inside the layers and the head; no bias, norm or embedding table."""
   model = GPT(tiny_config(**{'model.scan': scan, 'model.tie_embeddings': tied}).model, 8)
-  batch = batching.collate([sequences.plain([1, 2], ())], 2, 0, 0)
+  batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
   params = jax.eval_shape(model.init, jax.random.key(0), batch.tokens, batch.positions,
                           batch.mask)['params']
   decays = {'/'.join(k.key for k in path) for path, yes in

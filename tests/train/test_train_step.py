@@ -27,7 +27,7 @@ def make_batch() -> batching.Batch:
     prefix = rng.integers(0, VOCAB, 6).tolist()
     outs = [sequences.Readout(u, rng.integers(0, VOCAB, 1 + b % 3).tolist(), (b + 1) / 8)
             for u in (4, 6)]
-    rows.append(sequences.plain(prefix, outs[b % 2:]))
+    rows.append(sequences.causal(prefix, outs[b % 2:]))
   return batching.collate(rows, 6, 2, 2)
 
 

@@ -1,0 +1,53 @@
+"""Chain of continuous thought (Hao et al., arXiv 2412.06769): x <b> h … h </b> …, where each
+latent h reads the hidden state before it."""
+
+from collections.abc import Sequence
+
+from latent_reasoning.config import Config
+from latent_reasoning.methods.icot import passed, rest
+from latent_reasoning.sequences import (
+  Method,
+  PackedSequence,
+  Readout,
+  SpecialTokens,
+  TokenizedExample,
+  causal,
+)
+
+
+def internalize(example: TokenizedExample, progress: float, config: Config,
+                ids: SpecialTokens) -> PackedSequence:
+  """Part n of stage 1: n steps are gone and n·c latents stand for them, also where a problem
+  has fewer steps.
+
+    L = -log p(r_{n+1} … r_T y | x, h_1 … h_{n·c})
+  """
+  gone = passed(progress, config)
+  return _sequence(example, gone, gone * config.baselines.latents, ids)
+
+
+def answer(example: TokenizedExample, progress: float, config: Config,
+           ids: SpecialTokens) -> PackedSequence:
+  """Stage 2: no step is left."""
+  return _sequence(example, len(example.steps), _all(config), ids)
+
+
+def _all(config: Config) -> int:
+  return (config.baselines.parts - 1) * config.baselines.latents
+
+
+def _sequence(example: TokenizedExample, gone: int, latents: int,
+              ids: SpecialTokens) -> PackedSequence:
+  x = [*example.question, ids.block_open]
+  return causal(x, [Readout(len(x), rest(example, gone, ids), start=ids.block_close,
+                            latents=latents)])
+
+
+def prompt(question: Sequence[int], blocks: int, config: Config,
+           ids: SpecialTokens) -> PackedSequence:
+  """The question and all latents."""
+  x = [*question, ids.block_open]
+  return causal(x, [Readout(len(x), start=ids.block_close, latents=_all(config))])
+
+
+COCONUT = Method('coconut', (internalize, answer), prompt, parts=True, has_latents=True)
