@@ -91,8 +91,9 @@ VARIED = {
     'width': lambda c: _mapped('width', MAPPED, {
         n: f'model.embed_dim={n} model.mlp_dim={4 * n}' for n in (32, 64, 128)}),
     'blocks': lambda c: _mapped('blocks', ('rim', 'pause_steps'), {
-        n: f'rim.blocks={n} baselines.pause_tokens={4 * n} data.buckets.prefix=(10,{10 + 4 * n})'
-        f' data.buckets.count={(*range(1, max(4, n) + 1),)}'.replace(', ', ',')
+        n: f'rim.blocks={n} baselines.pause_tokens={4 * n} '
+        f'data.buckets.prefix=(10,{10 + 4 * n}) '
+        f'data.buckets.count={(*range(1, max(4, n) + 1),)}'.replace(', ', ',')
         for n in (1, 2, 4, 6, 8)}),
     'scale': lambda c: _mapped('size', MAPPED, {
         size: f'model.num_layers={layers} model.embed_dim={width} model.num_heads={heads} '

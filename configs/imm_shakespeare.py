@@ -19,9 +19,9 @@ import ml_collections
 
 from latent_reasoning import config
 
-POLICIES = ('gpt imm.write_policy=', 'prefix_mean imm.write_policy=prefix_mean', 'ring imm.write_policy=ring',
-            'gated imm.write_policy=gated', 'delta imm.write_policy=delta',
-            'sequence_mean imm.write_policy=sequence_mean')
+GPT, GATED = 'gpt imm.write_policy=', 'gated imm.write_policy=gated'
+POLICIES = (GPT, *(f'{name} imm.write_policy={name}' for name in (
+    'prefix_mean', 'ring', 'gated', 'delta', 'sequence_mean')))
 
 
 def _blocks(*sizes: int) -> tuple[str, ...]:
@@ -37,15 +37,16 @@ SWEEPS = {
     'replication_full': _blocks(64, 128, 256),
     # 13.9k parameters a layer are an MLP wider by 54; on two cores a step of gated takes as
     # long as 1.2 of the GPT alone.
-    'controls': ('gpt imm.write_policy=', 'gated imm.write_policy=gated', 'delta imm.write_policy=delta',
+    'controls': (GPT, GATED, 'delta imm.write_policy=delta',
                  'gpt_as_large imm.write_policy= model.mlp_dim=566',
                  'gpt_as_long imm.write_policy= optim.stage1.steps=2400'),
-    'slots': ('gpt imm.write_policy=', *(f'slots_{n} imm.slots={n}' for n in (1, 2, 4, 8, 16, 32, 64)),
-              *(f'rank_{r} imm.linformer_rank={r}' for r in (4, 8, 16, 32, 64)), 'rank_full imm.linformer_rank=0'),
-    'mechanisms': ('gpt imm.write_policy=', 'gated imm.write_policy=gated', "no_write imm.ablate=('write',)",
+    'slots': (GPT, *(f'slots_{n} imm.slots={n}' for n in (1, 2, 4, 8, 16, 32, 64)),
+              *(f'rank_{r} imm.linformer_rank={r}' for r in (4, 8, 16, 32, 64)),
+              'rank_full imm.linformer_rank=0'),
+    'mechanisms': (GPT, GATED, "no_write imm.ablate=('write',)",
                    "no_query imm.ablate=('query',)", "no_norm imm.ablate=('norm',)",
                    'full_rank imm.linformer_rank=0', 'write_every_16 imm.write_interval=16'),
-    'initialisation': ('gpt imm.write_policy=', 'gated imm.write_policy=gated', 'out_zero imm.out_scale=0.0',
+    'initialisation': (GPT, GATED, 'out_zero imm.out_scale=0.0',
                        'gate_low imm.gate_bias=-2.0', 'gate_high imm.gate_bias=2.0',
                        'before imm.place=before', 'two_rounds imm.rounds=2',
                        'shared imm.shared=True', 'last_layer imm.layers=(3,)'),
@@ -67,7 +68,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.optim.stage1.update(steps=2000, warmup=0.05)
   c.optim.stage2.learning_rate = 0.0  # there is one stage alone
   c.train.update(log_every=100, save_every=1000)
-  c.eval.update(batch_size=128, max_new_tokens=300, temperature=0.8, top_k=40, checkpoint='last')
+  c.eval.update(batch_size=128, max_new_tokens=300, temperature=0.8, top_k=40,
+                checkpoint='last')
   c.sweep.update(runs=SWEEPS.get(variant, ()), control='gpt')
   if variant == 'replication_full':
     c.sweep.seeds = (0, 1, 2, 3, 4)

@@ -139,7 +139,8 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
       inputs, start = out.inputs, prefix + k * readout
       stop, begin = start + len(inputs), start + out.latents
       tokens[b, start:stop] = inputs
-      positions[b, start:start + readout] = np.arange(out.visible_until, out.visible_until + readout)
+      positions[b, start:start + readout] = np.arange(out.visible_until,
+                                                      out.visible_until + readout)
       visible_from[b, start:start + readout] = out.visible_from
       visible_until[b, start:start + readout] = out.visible_until
       if out.start is None:
@@ -176,14 +177,16 @@ def fit(needed: int, buckets: Sequence[int], name: str) -> int:
                    f'is {buckets[-1]}; add a bucket')
 
 
-def bucketed(rows: Sequence[sequences.PackedSequence], buckets: BucketConfig, pad: int = 0) -> Batch:
+def bucketed(rows: Sequence[sequences.PackedSequence], buckets: BucketConfig,
+             pad: int = 0) -> Batch:
   """Collates rows into the smallest static shape that holds them."""
   p, k, r = sizes(rows)
   return collate(rows, fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
                  fit(r, buckets.readout, 'readout'), pad)
 
 
-def collate_decoder_targets(rows: Sequence[Sequence[sequences.DecoderTarget]]) -> DecoderTargets:
+def collate_decoder_targets(
+    rows: Sequence[Sequence[sequences.DecoderTarget]]) -> DecoderTargets:
   """Lays out what each row tells; sizes are powers of two, so that few shapes arise."""
   def size(numbers):
     return 1 << (max([1, *numbers]) - 1).bit_length()

@@ -92,7 +92,8 @@ class TokenizerConfig:
       'char', 'characters, a trained BPE, or a given file')
   path: str = key(
       '', 'tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder '
-                  "of them, for kind file; with pretrained weights, in place of the checkpoint's")
+                  "of them, for kind file; with pretrained weights, in place of the "
+                  "checkpoint's")
   add_bos: Literal['auto', 'true', 'false'] = key(
       'auto', "BOS in front of a question; auto: as the tokenizer's post-processor says")
   vocab_size: int = key(0, 'most entries of a trained BPE, special tokens not counted')
@@ -323,7 +324,8 @@ class SweepConfig:
 class Config:
   """All of it."""
   method: str = key(
-      'rim', 'rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi | '
+      'rim', 'rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi '
+             '| '
       'language_model (methods)')
   seed: int = key(0, 'of parameters, data and order')
   data: DataConfig = group(DataConfig)

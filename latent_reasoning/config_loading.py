@@ -118,7 +118,8 @@ def _check(config: Config) -> None:
                      f"'{data.name}'; expected method language_model with one of {TEXTS}, "
                      'and any other method with none of them')
   if config.method == 'language_model' and config.eval.checkpoint_selection == 'paper':
-    raise InputError("config.eval.checkpoint_selection is 'paper', but method language_model answers no test items; "
+    raise InputError("config.eval.checkpoint_selection is 'paper', but method language_model "
+                     "answers no test items; "
                      "expected 'validation'")
   if optim.batch_size % optim.grad_accum_steps:
     raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
@@ -148,7 +149,8 @@ def _check_imm(config: Config) -> None:
     raise InputError(f'config.imm.layers is {imm.layers}; expected layers from 0 to '
                      f'{model.num_layers - 1}, or () for all')
   if imm.linformer_rank > model.embed_dim:
-    raise InputError(f'config.imm.linformer_rank is {imm.linformer_rank}, above config.model.embed_dim '
+    raise InputError(f'config.imm.linformer_rank is {imm.linformer_rank}, above '
+                     f'config.model.embed_dim '
                      f'{model.embed_dim}; 0 is full rank')
   if not imm.write_policy:
     return
@@ -162,7 +164,8 @@ def _check_imm(config: Config) -> None:
     raise InputError(f'config.imm.chunk is {imm.chunk}; expected at most 16 for gated')
   if not config.causal and config.method != 'language_model':
     raise InputError(
-        f"config.imm.write_policy '{imm.write_policy}' reads the future, so method '{config.method}' "
+        f"config.imm.write_policy '{imm.write_policy}' reads the future, so method "
+        f"'{config.method}' "
         "would be shown its answers; it is for method 'language_model', to reproduce a paper. "
         "Causal policies: 'prefix_mean', 'ring', 'gated', 'delta'")
 
@@ -172,13 +175,17 @@ def _check_reasoning_decoder(config: Config) -> None:
   if not decoder.source:
     return
   if config.method == 'language_model':
-    raise InputError(f"config.reasoning_decoder.source is '{decoder.source}', but method language_model has no "
+    raise InputError(f"config.reasoning_decoder.source is '{decoder.source}', but method "
+                     f"language_model has no "
                      'reasoning to say; expected a method that answers questions')
   if decoder.source == 'blocks' and config.method != 'rim':
-    raise InputError(f"config.reasoning_decoder.source is 'blocks', but method {config.method} has "
-                     "none; expected method rim, or source 'memory' with config.imm.write_policy")
+    raise InputError(f"config.reasoning_decoder.source is 'blocks', but method "
+                     f"{config.method} has "
+                     "none; expected method rim, or source 'memory' with "
+                     "config.imm.write_policy")
   if decoder.source == 'memory' and not config.imm.write_policy:
-    raise InputError("config.reasoning_decoder.source is 'memory', but config.imm.write_policy is ''; "
+    raise InputError("config.reasoning_decoder.source is 'memory', but "
+                     "config.imm.write_policy is ''; "
                      "expected a policy such as 'gated'")
 
 

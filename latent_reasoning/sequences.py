@@ -112,7 +112,8 @@ def causal(tokens: Sequence[int], readouts: Sequence[Readout]) -> PackedSequence
   return PackedSequence(tokens, range(1, len(tokens) + 1), readouts)
 
 
-def chain_of_thought(steps: Sequence[Sequence[int]], answer: Sequence[int], ids: SpecialTokens) -> list[int]:
+def chain_of_thought(steps: Sequence[Sequence[int]], answer: Sequence[int],
+                     ids: SpecialTokens) -> list[int]:
   """Steps line by line, then the marked answer."""
   out = [i for step in steps for i in (*ids.newline, *step)][len(ids.newline):]
   return [*out, *ids.answer, *answer, ids.end]

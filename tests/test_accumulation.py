@@ -18,7 +18,8 @@ CASES = {name: {'method': name} for name in methods.METHODS if name != 'language
 CASES |= {
     'codi, projected': {'method': 'codi', 'baselines.projection': True},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
-    'reasoning decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
+    'reasoning decoder': {'reasoning_decoder.source': 'blocks',
+                          'reasoning_decoder.joint': True},
     'externalized': {'rim.externalize': True, 'optim.stage1.steps': 0},
     'scanned Llama': {
         'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,

@@ -187,11 +187,13 @@ def test_no_negative_numbers(raw):
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),
     ({'data.graphs.max_hops': 2}, 'min_hops 3, max_hops 2 and 28 nodes; expected min_hops <='),
     ({'data.graphs.nodes': 8}, 'max_hops 6 and 8 nodes'),
-    ({'eval.checkpoint_selection': 'paper', 'method': 'language_model', 'data.name': 'text'}, 'method language_model answers no'),
+    ({'eval.checkpoint_selection': 'paper', 'method': 'language_model', 'data.name': 'text'},
+     'method language_model answers no'),
     ({'tokenizer.kind': 'file'}, 'tokenizer.path is empty'),
     ({'reasoning_decoder.source': 'memory'}, "imm.write_policy is ''; expected a policy"),
     ({'reasoning_decoder.source': 'blocks', 'method': 'direct'}, 'method direct has none'),
-    ({'reasoning_decoder.source': 'memory', 'method': 'language_model', 'data.name': 'text'}, 'no reasoning to say')
+    ({'reasoning_decoder.source': 'memory', 'method': 'language_model', 'data.name': 'text'},
+     'no reasoning to say')
     ])
 def test_keys_together(raw, changes, message):
   """What two keys say together must make sense."""

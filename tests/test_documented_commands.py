@@ -284,12 +284,14 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 SHORT = {
     'data.arithmetic.train_size': 64, 'data.arithmetic.valid_size': 40,
     'data.arithmetic.test_size': 40, 'data.graphs.train_size': 16, 'data.graphs.valid_size': 8,
-    'data.graphs.test_size': 8, 'data.seq_len': 16, 'model.num_layers': 1, 'model.embed_dim': 16,
+    'data.graphs.test_size': 8, 'data.seq_len': 16, 'model.num_layers': 1,
+    'model.embed_dim': 16,
     'model.num_heads': 2, 'model.mlp_dim': 32, 'model.lora.rank': 4, 'model.dtype': 'float32',
     'optim.batch_size': 8, 'optim.stage1.steps': 2, 'train.log_every': 1,
     'train.eval_every': 0, 'train.save_every': 0, 'train.compilation_cache': '',
     'eval.batch_size': 20, 'eval.valid_problems': 4, 'eval.test_problems': 40,
-    'eval.max_new_tokens': 8, 'eval.latency_repeats': 1, 'eval.leakage_rows': 2, 'reasoning_decoder.steps': 2,
+    'eval.max_new_tokens': 8, 'eval.latency_repeats': 1, 'eval.leakage_rows': 2,
+    'reasoning_decoder.steps': 2,
     'sweep.seeds': (0,)}
 
 

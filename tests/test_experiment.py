@@ -12,7 +12,8 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.models.transformer import parameter_count
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1, 'model.mlp_dim': 8}
+ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1,
+             'model.mlp_dim': 8}
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,8 @@ FILE = pathlib.Path(__file__).parent / 'golden/numbers.json'
 BASE = {'data.arithmetic.test_size': 50, 'eval.batch_size': 10, 'optim.stage1.steps': 20,
         'optim.stage2.steps': 20, 'train.log_every': 1, 'train.eval_every': 0,
         'train.save_every': 0, 'baselines.latents': 1, 'baselines.parts': 2}
-TEXT = {'method': 'language_model', 'data.name': 'text', 'data.seq_len': 16, 'optim.stage2.steps': 0,
+TEXT = {'method': 'language_model', 'data.name': 'text', 'data.seq_len': 16,
+        'optim.stage2.steps': 0,
         'model.max_positions': 32}
 CASES = {
     **{name: {'method': name} for name in (
@@ -37,7 +38,8 @@ CASES = {
     'rim_externalize': {'rim.externalize': True, 'data.buckets.count': (1, 3, 6)},
     'rim_decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
     'rim_aux': {'aux.align': 0.5, 'aux.smooth': 0.1},
-    'rim_llama': {'model.family': 'llama', 'model.num_kv_heads': 1, 'model.position_embedding': 'rotary',
+    'rim_llama': {'model.family': 'llama', 'model.num_kv_heads': 1,
+                  'model.position_embedding': 'rotary',
                   'model.bias': False},
     'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.grad_accum_steps': 2},
     'rim_dense': {'model.attention': 'packed'},
@@ -47,7 +49,8 @@ CASES = {
        for policy in ('prefix_mean', 'ring', 'gated', 'delta')},
     'imm_recurrent': {'imm.write_policy': 'delta', 'imm.shared': True, 'imm.rounds': 2,
                       'imm.implementation': 'naive'},
-    'imm_decoder': {'imm.write_policy': 'gated', 'reasoning_decoder.source': 'memory', 'reasoning_decoder.joint': True},
+    'imm_decoder': {'imm.write_policy': 'gated', 'reasoning_decoder.source': 'memory',
+                    'reasoning_decoder.joint': True},
     'text': TEXT, 'text_gated': {**TEXT, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4},
     'text_sequence_mean': {**TEXT, 'imm.write_policy': 'sequence_mean'}}
 

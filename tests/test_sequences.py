@@ -11,7 +11,8 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.sequences import Readout, TokenizedExample
 
 # <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
-IDS = sequences.SpecialTokens(pad=90, end=91, block_open=92, memory=93, block_close=94, pause=95,
+IDS = sequences.SpecialTokens(pad=90, end=91, block_open=92, memory=93, block_close=94,
+                              pause=95,
                         steps=(96, 97, 98), newline=(10,), answer=(10, 35))
 BLOCK = [92, 93, 94]
 QUESTION, STEPS, ANSWER = [1, 2], [[3, 4], [5, 6], [7]], [8, 9]
@@ -209,7 +210,8 @@ def test_prompt_with_another_number_of_blocks(rim):
   for blocks in (1, 5):
     row = rim.prompt(QUESTION, blocks, rim, IDS)
     assert list(row.prefix) == QUESTION + BLOCK * blocks
-    assert [out.visible_until for out in row.readouts] == [2 + 3 * k for k in range(1, blocks + 1)]
+    assert [out.visible_until for out in row.readouts] == [2 + 3 * k for k in range(1,
+                                                                                    blocks + 1)]
 
 
 def test_encode_by_piece(tiny_config, tmp_path):

@@ -75,7 +75,8 @@ def donors(groups: Sequence[Any], seed: int = 0) -> np.ndarray:
   return other
 
 
-def edit(rows: Sequence[sequences.PackedSequence], lengths: Sequence[int], width: int, other: np.ndarray,
+def edit(rows: Sequence[sequences.PackedSequence], lengths: Sequence[int], width: int,
+         other: np.ndarray,
          scale: float, block: int | None, size: int) -> Edit:
   """An edit of block positions, of one block (from 0) or of all.
 
@@ -116,7 +117,8 @@ def transplant(predictor: Predictor, question: str, donor: str,
   return own, other, changed
 
 
-def interventions(predictor: Predictor, examples: Sequence[Example], rule: str) -> dict[str, Any]:
+def interventions(predictor: Predictor, examples: Sequence[Example],
+                  rule: str) -> dict[str, Any]:
   """Accuracy of the final answer under each intervention.
 
   Donors are in the same batch: for 'transplanted', a question of the same length, so

@@ -172,7 +172,8 @@ def compare(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
           'adaptive': adaptive(valid, test, probe)}
 
 
-def adaptive(valid: BlockActivations, test: BlockActivations, probe: Probe, points: int = 21) -> dict[str, Any]:
+def adaptive(valid: BlockActivations, test: BlockActivations, probe: Probe,
+             points: int = 21) -> dict[str, Any]:
   """Reads blocks 1, 2, … until a score passes a threshold; one curve a score.
 
   Thresholds are quantiles of the validation scores; all are on the curve. 'chosen' is

@@ -61,7 +61,8 @@ def require(config: Config) -> None:
   if config.method != 'rim':
     raise InputError(f'method {config.method} has no blocks; expected method rim')
   if config.imm.write_policy:
-    raise InputError("config.imm.write_policy is set, and its banks would carry what the blocks' "
+    raise InputError("config.imm.write_policy is set, and its banks would carry what the "
+                     "blocks' "
                      "keys and values do not; expected ''")
 
 
@@ -181,7 +182,7 @@ def by_budget(predictor: Predictor, examples: Sequence[Example], rule: str) -> l
   size, hits = predictor.config.eval.batch_size, []
   for index, rows in parts(predictor, examples):
     with_none = [dataclasses.replace(row, readouts=[
-        sequences.Readout(row.readouts[0].visible_until - predictor.config.rim.block_tokens - 2),
+        sequences.Readout(row.readouts[0].visible_until - size_of_block),
         *row.readouts]) for row in rows]
     texts = predictor.read(predictor.generate(fill(with_none, size))[:len(rows)])
     hits += [[answer_matching.correct(rule, t, (examples[i].answer, *examples[i].others))

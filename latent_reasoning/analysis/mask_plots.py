@@ -53,7 +53,8 @@ def _parts(config, laid: sequences.PackedSequence, question: int) -> list[tuple[
   return parts + [('after it', question, n)] * (n > question)
 
 
-def prediction_shift(run: Experiment, params, text: str, place: int, other: str) -> dict[str, Any]:
+def prediction_shift(run: Experiment, params, text: str, place: int,
+                     other: str) -> dict[str, Any]:
   """How far each next-token prediction moves when one later token is another.
 
   Args:

@@ -104,7 +104,8 @@ def read(model, params, tokens: chex.Array,
     float32 logits [B, T, V], and the state for the next segment.
   """
   if not model.imm or not model.imm.write_policy:
-    raise InputError("the model has no memory; expected config.imm.write_policy, such as 'gated'")
+    raise InputError("the model has no memory; expected config.imm.write_policy, such as "
+                     "'gated'")
   batch = language_modeling.rows(jnp.pad(tokens, ((0, 0), (0, 1))))
   until = jnp.full((tokens.shape[0], 1), tokens.shape[1], jnp.int32)
   hidden, (_, _, banks, _) = model.apply(

@@ -101,7 +101,8 @@ class Frozen(Experiment):
 
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     params = reasoning_decoder.init(
-        self.decoder(), self.config.reasoning_decoder.source, self.base.model(), self.base_params,
+        self.decoder(), self.config.reasoning_decoder.source, self.base.model(),
+        self.base_params,
         self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.DECODER))
     return step_lib.start(params, self.tx(1))
 
@@ -175,7 +176,8 @@ class Verbalizer:
     return self.say(source, min(room, self.run.config.eval.max_new_tokens))[:texts]
 
   def source(self, batch: batching.Batch) -> chex.Array:
-    return extract(self.run.model(), self.params, batch, self.run.config.reasoning_decoder.source).source
+    return extract(self.run.model(), self.params, batch,
+                   self.run.config.reasoning_decoder.source).source
 
   def say(self, source: chex.Array, max_tokens: int) -> list[str]:
     """Decodes a text from each source, greedily."""

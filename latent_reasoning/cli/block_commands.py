@@ -72,7 +72,8 @@ def intervene(run: Experiment) -> int:
   result = {**_of(run, found.step), **activation_patching.interventions(
       run.predictor(found.state.params), run.test, run.splits.report['rules']['test'])}
   workdir.write_json(run.workdir.interventions, result)
-  print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are put '
+  print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
+        f'put '
         f'in, where it has another answer\n\nwritten to {run.workdir.interventions}')
   try:
     print(f'figure {figures.interventions(run.workdir.path, result)}')

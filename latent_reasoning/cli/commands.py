@@ -197,7 +197,8 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   """Answers one question, or those typed until the end of input, as `say` does it: None is
   `reply`."""
   if not run.config.causal:
-    raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the future, which "
+    raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the "
+                     f"future, which "
                      'does not exist while generating; expected a causal policy')
   params = restored(run).state.params
   if run.config.method == 'language_model':
@@ -343,7 +344,8 @@ def check_leakage(run: Experiment) -> int:
 def latency(run: Experiment) -> int:
   """Prints the table of times and writes latency.json."""
   if run.config.method == 'language_model':
-    raise InputError('--mode=latency times answers to questions; method language_model has none')
+    raise InputError('--mode=latency times answers to questions; method language_model has '
+                     'none')
   found = run.restore()
   params = found.state.params if found else run.init().params
   with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:

@@ -27,12 +27,14 @@ def subject(path: pathlib.Path, name: str) -> Subject:
     raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
                      'finished run')
   if config.method == 'language_model':
-    raise InputError(f'{path}: method language_model answers no questions, so there is nothing to time')
+    raise InputError(f'{path}: method language_model answers no questions, so there is '
+                     f'nothing to time')
   found = run.restore()
   if found is None:
     raise InputError(f'{path}: no checkpoint; expected the folder of a finished run')
   test = [run.splits.test[i] for i in range(min(64, len(run.splits.test)))]
-  examples, special = sequences.encode(test, run.tokenizer), sequences.special_tokens(run.tokenizer)
+  examples = sequences.encode(test, run.tokenizer)
+  special = sequences.special_tokens(run.tokenizer)
   answer = lengths(examples, special)[1]
   before = max(0, round(results['tokens']['median']) - answer)
   return Subject(name, config, config.method, run.model(), found.state.params, examples,

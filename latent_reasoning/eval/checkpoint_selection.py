@@ -24,7 +24,8 @@ def check(count: int) -> None:
   """Raises InputError where a test split of `count` items is too small for `paper`."""
   if count <= SELECTION:
     raise InputError(
-        f"config.eval.checkpoint_selection is 'paper', which chooses the checkpoint on {SELECTION} test "
+        f"config.eval.checkpoint_selection is 'paper', which chooses the checkpoint on "
+        f"{SELECTION} test "
         f'items and scores the rest; found {count} test items, expected at least '
         f"{SELECTION + 1}; raise config.eval.test_problems, or set "
         "config.eval.checkpoint_selection='validation'")

@@ -38,7 +38,8 @@ class Predictor:
     row = self.method.prompt(self.tokenizer.question(question), self.blocks,
                              self.config, self.special)
     if samples:
-      row = sequences.PackedSequence(row.prefix, row.visible_until, [row.readouts[-1]] * samples)
+      row = sequences.PackedSequence(row.prefix, row.visible_until,
+                                     [row.readouts[-1]] * samples)
     return row
 
   def fits(self, row: sequences.PackedSequence) -> bool:
@@ -60,7 +61,8 @@ class Predictor:
       for row in rows:
         yield next(decoded) if self.fits(row) else None
 
-  def _decode(self, rows: list[sequences.PackedSequence], start: int, samples: int) -> list[list[str]]:
+  def _decode(self, rows: list[sequences.PackedSequence], start: int,
+              samples: int) -> list[list[str]]:
     # A short batch is filled up, so that one shape serves all.
     filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
     rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
@@ -101,7 +103,8 @@ def prefix_width(rows: Sequence[sequences.PackedSequence], config: Config) -> in
               1 << (prefix - 1).bit_length())
 
 
-def prompt_batch(rows: Sequence[sequences.PackedSequence], config: Config, pad: int = 0) -> batching.Batch:
+def prompt_batch(rows: Sequence[sequences.PackedSequence], config: Config,
+                 pad: int = 0) -> batching.Batch:
   """Collates prompts, the prefix in the smallest bucket; a readout has one slot, or as
   many as are given of it."""
   return batching.collate(rows, prefix_width(rows, config), *batching.sizes(rows)[1:], pad)

@@ -126,7 +126,8 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   return tokenizer.decode(ids[len(start):len(ids) - (said - tokens)])
 
 
-def halves(ids: np.ndarray, block: int, count: int, seed: int) -> Sequence[sequences.TokenizedExample]:
+def halves(ids: np.ndarray, block: int, count: int,
+           seed: int) -> Sequence[sequences.TokenizedExample]:
   """Crops of a block for the audit: the second half as an answer to the first."""
   length = min(block, len(ids) - 1)
   if length < 4:

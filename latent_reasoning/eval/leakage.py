@@ -257,7 +257,8 @@ def separate(subject: Subject, rows):
   for row in rows:
     for out in row.readouts:
       if causal:
-        alone.append((sequences.causal([*row.prefix[:out.visible_until], *out.inputs], ()), out))
+        alone.append((sequences.causal([*row.prefix[:out.visible_until], *out.inputs], ()),
+                      out))
       else:
         n = out.visible_until
         cut = sequences.PackedSequence(row.prefix[:n], row.visible_until[:n], (out,))

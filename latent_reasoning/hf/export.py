@@ -30,7 +30,8 @@ def check(config: Config) -> None:
   model, rim = config.model, config.rim
   said = []
   if config.imm.write_policy:
-    said.append(f"config.imm.write_policy '{config.imm.write_policy}', a memory inside the layers")
+    said.append(f"config.imm.write_policy '{config.imm.write_policy}', a memory inside the "
+                f"layers")
   if methods.get(config.method).has_latents:
     said.append(f'continuous thoughts (method {config.method})')
   if config.method == 'rim' and rim.block_attention != 'causal':
@@ -94,7 +95,8 @@ def adapter(config: Config, params: dict,
     raise InputError(
         f"an adapter is LoRA on pretrained weights; found config.model.init_from "
         f"{model.init_from!r}, config.model.lora.rank {lora.rank} and config.optim.trainable "
-        f"'{config.optim.trainable}'. Expected weights to start from, a rank above 0 and 'new'; "
+        f"'{config.optim.trainable}'. Expected weights to start from, a rank above 0 and "
+        f"'new'; "
         'or export whole weights with --format=hf')
   found, modules, rows = {}, {}, {}
   for theirs, (name, layer) in families.names(model).items():

@@ -176,7 +176,8 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
   ensure(values.get('head_dim') or not config.embed_dim % config.num_heads,
          f'{where}: {config.num_heads} heads do not divide the width {config.embed_dim}')
   ensure(not config.num_heads % (config.num_kv_heads or config.num_heads),
-         f'{where}: {config.num_kv_heads} heads of keys and values do not divide {config.num_heads}')
+         f'{where}: {config.num_kv_heads} heads of keys and values do not divide '
+         f'{config.num_heads}')
   ensure(config.position_embedding != 'rotary' or not size % 2,
          f'{where}: heads are {size} wide; rotary positions need an even number')
   read.size('vocab_size')
@@ -313,7 +314,8 @@ def hf_config(config: ModelConfig, vocab: int, **ids: int) -> dict[str, Any]:
   """A config.json from which `model_config` and transformers build this model."""
   if config.family == 'gpt':
     return {'model_type': 'gpt2', 'architectures': ['GPT2LMHeadModel'], 'vocab_size': vocab,
-            'n_layer': config.num_layers, 'n_embd': config.embed_dim, 'n_head': config.num_heads,
+            'n_layer': config.num_layers, 'n_embd': config.embed_dim,
+            'n_head': config.num_heads,
             'n_inner': config.mlp_dim, 'n_positions': config.max_positions,
             'layer_norm_epsilon': config.norm_epsilon, 'activation_function': 'gelu_new',
             'tie_word_embeddings': config.tie_embeddings, 'dtype': 'float32', **ids}

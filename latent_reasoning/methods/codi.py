@@ -1,4 +1,4 @@
-"""CODI (Shen et al., arXiv 2502.21074): latents that a chain of thought teaches, in one model."""
+"""CODI (Shen et al., arXiv 2502.21074): latents taught by the same model's chain of thought."""
 
 from collections.abc import Sequence
 
@@ -49,9 +49,10 @@ def loss(config: Config) -> BatchLoss:
 
     L = CE_student + w_t · CE_teacher + w_d · mean_l smooth_L1(h_l, sg h*_l) / σ_l
 
-  w_t and w_d are baselines.teacher_weight and distill_weight. Each CE is the mean over its own tokens. h_l and h*_l are the states behind layer l, the
-  last one normed, of student and teacher at the token that predicts the answer; smooth L1 is
-  the mean over problems and width, σ_l the standard deviation of h*_l over both.
+  w_t and w_d are baselines.teacher_weight and distill_weight. Each CE is the mean over its own
+  tokens. h_l and h*_l are the states after layer l, the last one normed, of student and
+  teacher at the token that predicts the answer; smooth L1 is the mean over problems and
+  width, σ_l the standard deviation of h*_l over both.
 
   The sums have those of the student, 'teacher_loss' and 'distance'.
   """

@@ -223,14 +223,16 @@ def check(name: str) -> None:
   needs = KERNELS.get(name)
   if needs and jax.default_backend() != needs:
     raise InputError(f"config.model.attention is '{name}', a kernel for {needs.upper()}s, but "
-                     f"this machine has {jax.default_backend().upper()}s; expected 'shared_prefix'")
+                     f"this machine has {jax.default_backend().upper()}s; expected "
+                     f"'shared_prefix'")
 
 
 def without_kernel(config: ModelConfig) -> ModelConfig:
-  """The same model with 'shared_prefix' attention in place of a kernel, to be compiled anywhere."""
+  """The same model without a kernel in its attention, to be compiled anywhere."""
   return dataclasses.replace(
       config, attention='shared_prefix') if config.attention in KERNELS else config
 
 
-IMPLEMENTATIONS = {'shared_prefix': shared_prefix, 'dense': dense, 'cudnn': cudnn, 'splash': splash}
+IMPLEMENTATIONS = {'shared_prefix': shared_prefix, 'dense': dense, 'cudnn': cudnn,
+                   'splash': splash}
 KERNELS = {'cudnn': 'gpu', 'splash': 'tpu'}  # and their backends

@@ -237,7 +237,8 @@ class GPT(nn.Module):
         a large table inside the decoding loop costs more than the layers.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    if kernel_DV is not None and self.config.tie_embeddings and not self.known and len(flat) >= MANY:
+    tied = self.config.tie_embeddings and not self.known
+    if kernel_DV is not None and tied and len(flat) >= MANY:
       logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
                           preferred_element_type=jnp.float32).T
       return self._of_tokens(logits, hidden.shape[:-1])
@@ -260,7 +261,8 @@ def parameter_count(config: ModelConfig, vocab: int) -> int:
   size, few = c.head_dim or c.embed_dim // c.num_heads, c.num_kv_heads or c.num_heads
   attended = c.embed_dim * size * (2 * c.num_heads + 2 * few)
   mlp = (3 if c.family == 'llama' else 2) * c.embed_dim * c.mlp_dim
-  tables = vocab * (1 if c.tie_embeddings else 2) + (c.position_embedding == 'learned') * c.max_positions
+  tables = vocab * (1 if c.tie_embeddings
+                    else 2) + (c.position_embedding == 'learned') * c.max_positions
   return c.num_layers * (attended + mlp) + tables * c.embed_dim
 
 

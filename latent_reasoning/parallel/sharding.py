@@ -40,7 +40,8 @@ COLUMN, ROW = r'(qkv|q|k|v|up|gate|project)', r'(out|down)'
 # The first that matches holds. Vectors are whole everywhere.
 TABLE = (
     Rule(r'memory/(gate/\w+|norm/\w+)$', P(), lambda c: bool(c.imm.write_policy)),
-    Rule(r'memory/\w+_up/kernel$', P(None, 'fsdp'), lambda c: bool(c.imm.write_policy and c.imm.linformer_rank)),
+    Rule(r'memory/\w+_up/kernel$', P(None, 'fsdp'), lambda c: bool(c.imm.write_policy
+                                                                   and c.imm.linformer_rank)),
     Rule(r'memory/\w+/kernel$', P('fsdp', None), lambda c: bool(c.imm.write_policy)),
     Rule(rf'(^|/){COLUMN}/kernel$', P('fsdp', 'tensor')),
     Rule(rf'(^|/){ROW}/kernel$', P('tensor', 'fsdp')),

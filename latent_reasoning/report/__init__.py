@@ -31,7 +31,8 @@ from latent_reasoning.report.tables import (
 )
 
 __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
-           'comparison_figures', 'contamination', 'interventions', 'leakage', 'data', 'document', 'verbalized',
+           'comparison_figures', 'contamination', 'interventions', 'leakage', 'data',
+           'document', 'verbalized',
            'figure', 'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
            'mcnemar', 'paper', 'percent', 'results', 'slots', 'summarize', 'table', 'text',
            'write']

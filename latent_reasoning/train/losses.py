@@ -1,4 +1,5 @@
-"""Losses: pure functions (model, params, batch, rng) -> sums. A method's own stands in its file.
+"""Losses: pure functions (model, params, batch, rng) -> sums. Those of one method are in its
+file.
 
 Each returns weighted sums, never means: sums add over microbatches, devices and
 processes, and are divided once, by the weight of the whole batch. A term that is a mean over

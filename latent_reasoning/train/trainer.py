@@ -244,7 +244,8 @@ class _Loop:
       raise TrainingError(
           f'step {p.step}: loss {loss:.4g}, gradient norm {sums["grad_norm"]:.4g}; a finite '
           f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
-          f'stopped and {way}. Lower the learning rate or config.optim.max_grad_norm in a new workdir')
+          f'stopped and {way}. Lower the learning rate or config.optim.max_grad_norm in a new '
+          f'workdir')
     self.timer = (self.timer[0], self.timer[1] + 1)
     self.speed.add(p.work)
     if _due(p.step, self.run.config.train.log_every) or p.step == self.run.curriculum.total:

@@ -118,7 +118,8 @@ def test_no_blocks(predictor):
           for q in QUESTIONS]
   batch = batching.collate(rows, 12, 1, 1)
   none = activation_patching.edit(rows, [4] * 4, 12, np.array([1, 2, 3, 0]), 0, None, 3)
-  one, two = (decoding.prefill(predictor.model, predictor.params, predictor.head, batch, 2, edit=e)
+  one, two = (decoding.prefill(predictor.model, predictor.params, predictor.head, batch, 2,
+                               edit=e)
               for e in (None, none))
   jax.tree.map(np.testing.assert_array_equal, one, two)
 

@@ -42,13 +42,14 @@ def test_row_of_others(tiny_config, make_run, tmp_path, method):
 
 @pytest.fixture(scope='module')
 def texts(tiny_config, make_run, tmp_path_factory):
-  """Makes a run of method language_model with a write policy, and parameters larger than fresh ones."""
+  """Makes a language model's run with a write policy, and parameters larger than fresh ones."""
   file = tmp_path_factory.mktemp('text') / 'file'
   file.write_text('to be or not to be, that is the question. ' * 6)
 
   def make(write):
     run = make_run(tiny_config(**{
-        'method': 'language_model', 'data.name': 'text', 'data.path': str(file), 'data.seq_len': 12,
+        'method': 'language_model', 'data.name': 'text', 'data.path': str(file),
+        'data.seq_len': 12,
         'imm.write_policy': write, 'optim.stage2.steps': 0, **ONE_LAYER}),
         tmp_path_factory.mktemp('run'))
     return run, jax.tree.map(lambda a: 2 * a, run.init().params)

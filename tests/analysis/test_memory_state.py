@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 @pytest.fixture(scope='module')
 def made(tiny_config, random_params):
   """A small model whose last layer has a bank, and parameters."""
-  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.layers': (1,)})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3,
+                          'imm.layers': (1,)})
   model = GPT(config.model, 16, imm=config.imm)
   params = random_params(model, batching.collate([sequences.causal([1, 2], ())], 2, 0, 0))
   return model, params

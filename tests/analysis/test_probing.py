@@ -49,7 +49,8 @@ def test_values_are_read_where_they_are():
     states[:, 1, 0, :4] += 6 * (values[:, :1] == np.arange(4))
     values[:, 1] = np.nan  # a step that no problem has
     fields = [f.name for f in dataclasses.fields(block_states.BlockActivations)]
-    return block_states.BlockActivations(**{**dict.fromkeys(fields), 'states': states, 'values': values})
+    return block_states.BlockActivations(**{**dict.fromkeys(fields), 'states': states,
+                                            'values': values})
   found = probing.value_probes(made(0), made(1))
   assert found['accuracy'][0, 1, 0] > 0.97
   assert (found['accuracy'][0][[0, 0, 1], [0, 1, 1]] < 0.4).all()

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 SMALL = {'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0,
          'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,),
-         'eval.valid_problems': 4, 'eval.test_problems': 6, 'reasoning_decoder.source': 'blocks',
+         'eval.valid_problems': 4, 'eval.test_problems': 6,
+         'reasoning_decoder.source': 'blocks',
          'reasoning_decoder.steps': 4}
 
 
@@ -112,7 +113,8 @@ def test_off_costs_nothing(trained):
 @pytest.mark.slow
 def test_joint(tiny_config, make_run, tmp_path, capsys):
   """Trained with the model, it is kept in its checkpoint and used by --mode=verbalize."""
-  run = make_run(tiny_config(**{**SMALL, 'reasoning_decoder.source': 'memory', 'reasoning_decoder.joint': True,
+  run = make_run(tiny_config(**{**SMALL, 'reasoning_decoder.source': 'memory',
+                                'reasoning_decoder.joint': True,
                                 'imm.write_policy': 'gated', 'train.log_every': 1}), tmp_path)
   trainer.train(run)
   last = json.loads(run.workdir.metrics.read_text().splitlines()[-2])

@@ -15,9 +15,11 @@ from latent_reasoning.train.workdir import Workdir
 
 def test_parse():
   """A name and its overrides."""
-  found = sweep.parse(SweepConfig(('gpt imm.write_policy=', "off imm.ablate=('write',)"), (0,), 'gpt',
+  found = sweep.parse(SweepConfig(('gpt imm.write_policy=', "off imm.ablate=('write',)"), (0,),
+                                  'gpt',
                                   'steps'))
-  assert found == {'gpt': ['--config.imm.write_policy='], 'off': ["--config.imm.ablate=('write',)"]}
+  assert found == {'gpt': ['--config.imm.write_policy='],
+                   'off': ["--config.imm.ablate=('write',)"]}
 
 
 @pytest.mark.parametrize('runs, control, message', [

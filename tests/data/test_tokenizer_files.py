@@ -107,7 +107,8 @@ def test_a_file_that_takes_for_ever(tmp_path):
     '[' * 100_000, json.dumps(PLAIN)[:-1] + ',"x":' + '[' * 100_000 + ']' * 100_000 + '}',
     json.dumps(PLAIN).replace('"a"', '[' * 100_000 + ']' * 100_000, 1), '', 'null', '"a"', '\0',
     json.dumps({**PLAIN, **model(vocab={'\ud800': 0, 'a': 1})})],
-    ids=('brackets', 'brackets behind', 'brackets within', 'empty', 'null', 'a string', 'a zero',
+    ids=('brackets', 'brackets behind', 'brackets within', 'empty', 'null', 'a string', 'a '
+                                                                                        'zero',
          'half a character'))
 def test_no_tokenizer(tmp_path, text):
   path = tmp_path / 'given.json'

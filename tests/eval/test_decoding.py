@@ -27,7 +27,8 @@ VARIANTS = {
         'model.position_embedding': 'rotary', 'model.scan': True, 'model.tie_embeddings': False,
         'rim.block_attention': 'bidirectional', 'rim.readout_sees_question': False},
     'cot': {'method': 'cot', 'model.scan': True},
-    'direct': {'method': 'direct', 'model.position_embedding': 'rotary', 'model.tie_embeddings': False}}
+    'direct': {'method': 'direct', 'model.position_embedding': 'rotary',
+               'model.tie_embeddings': False}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,8 @@ def test_readouts_of_one_prefill(make):
     cut = []
     for row in rows:
       out = row.readouts[k]
-      cut.append(PackedSequence(row.prefix[:out.visible_until], row.visible_until[:out.visible_until], [out]))
+      cut.append(PackedSequence(row.prefix[:out.visible_until],
+                                row.visible_until[:out.visible_until], [out]))
     np.testing.assert_array_equal(case.generate(cut)[:, 0], together[:, k])
 
 

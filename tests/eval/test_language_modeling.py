@@ -15,7 +15,8 @@ from latent_reasoning.train import losses, metrics, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-LM = {'method': 'language_model', 'data.name': 'text', 'data.seq_len': 8, 'imm.write_policy': 'gated',
+LM = {'method': 'language_model', 'data.name': 'text', 'data.seq_len': 8,
+      'imm.write_policy': 'gated',
       'model.num_layers': 1, 'model.max_positions': 16, 'optim.stage1.steps': 4,
       'optim.stage2.steps': 0, 'train.eval_every': 2, 'train.save_every': 0,
       'eval.batch_size': 3, 'eval.max_new_tokens': 12, 'eval.top_k': 5}

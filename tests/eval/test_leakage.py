@@ -35,7 +35,8 @@ VARIANTS = {
                                   'rim.block_attention': 'bidirectional'}}
 MEMORY = {  # of two layers where layers differ
     'rim, gated': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3},
-    'rim, gated, shared': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.shared': True,
+    'rim, gated, shared': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3,
+                           'imm.shared': True,
                            'model.num_layers': 2},
     'rim, delta, twice, bidirectional': {
         'imm.write_policy': 'delta', 'imm.rounds': 2, 'imm.place': 'before',
@@ -65,7 +66,8 @@ def make(tiny_config, tokenizer, random_params):
   def build(own=False, **changes) -> leakage.Subject:
     config = tiny_config(**{
         'data.arithmetic.min_steps': 1, 'data.arithmetic.max_steps': 2, 'rim.blocks': 2,
-        'baselines.pause_tokens': 2, 'model.num_layers': 1, 'model.embed_dim': 8, 'model.mlp_dim': 8,
+        'baselines.pause_tokens': 2, 'model.num_layers': 1, 'model.embed_dim': 8,
+        'model.mlp_dim': 8,
         'eval.max_new_tokens': 3, **changes})
     problems = Arithmetic(config.data.arithmetic, False, 0, 'train')
     one = next(p for p in problems if len(p.steps) == 1)

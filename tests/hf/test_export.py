@@ -325,7 +325,8 @@ def test_nothing_evil_in_a_card(tiny_config, make_run, tmp_path, evil):
     ({'imm.write_policy': 'gated'}, 'a memory inside the layers'),
     ({'rim.block_attention': 'bidirectional'}, 'block_attention'),
     ({'rim.readout_sees_question': False}, 'readout_sees_question'),
-    ({'model.bias': False}, 'not GPT-2'), ({'model.position_embedding': 'rotary'}, 'not GPT-2')])
+    ({'model.bias': False}, 'not GPT-2'), ({'model.position_embedding': 'rotary'}, 'not '
+                                                                                   'GPT-2')])
 def test_what_others_have_no_code_for(tiny_config, changes, message):
   with pytest.raises(InputError, match=message):
     export.check(tiny_config(**changes))

@@ -381,7 +381,8 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   held = load_file(tmp_path / 'model.safetensors')
   held['lm_head.weight'] = held['model.embed_tokens.weight'].copy()
   save_file(held, tmp_path / 'model.safetensors')
-  assert pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)})).model.tie_embeddings
+  config = tiny_config(**{'model.init_from': str(tmp_path)})
+  assert pretrained.resolve(config).model.tie_embeddings
 
 
 @pytest.mark.integration

@@ -36,7 +36,8 @@ def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> batching.Bat
     return rng.integers(1, 90, rng.integers(low, high + 1)).tolist()
   rows = []
   for _ in range(2):
-    example = sequences.TokenizedExample(text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))],
+    example = sequences.TokenizedExample(text(2, 8), [text(1, 5) for _ in range(rng.integers(0,
+                                                                                             4))],
                                 text(1, 2))
     rows.append(methods.get(config.method).train(example, stage, 0.0, config.rim, IDS))
   return batching.collate(rows, *shape)

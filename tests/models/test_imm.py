@@ -22,7 +22,8 @@ def rim_batch(tiny_config):
   """Two RiM rows of different length in a batch, and their prompts."""
   ids = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
   rim = tiny_config().rim
-  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2,
+                                                                                           4)]
   rows = [sequences.rim(e, 1, 0.0, rim, ids) for e in found]
   prompts = [rim.prompt(e.question, 2, rim, ids) for e in found]
   return batching.collate(rows, *batching.sizes(rows)), prompts
@@ -31,9 +32,11 @@ def rim_batch(tiny_config):
 VARIANTS = {
     'prefix_mean': {'imm.write_policy': 'prefix_mean'},
     'low rank': {'imm.write_policy': 'gated', 'imm.linformer_rank': 3},
-    'shared, twice, one layer': {'imm.write_policy': 'delta', 'imm.linformer_rank': 3, 'imm.shared': True,
+    'shared, twice, one layer': {'imm.write_policy': 'delta', 'imm.linformer_rank': 3,
+                                 'imm.shared': True,
                                  'imm.rounds': 2},
-    'some layers, seldom': {'imm.write_policy': 'ring', 'imm.layers': (1,), 'imm.write_interval': 2,
+    'some layers, seldom': {'imm.write_policy': 'ring', 'imm.layers': (1,),
+                            'imm.write_interval': 2,
                             'imm.place': 'before', 'imm.ablate': ('norm',)}}
 
 
@@ -90,7 +93,8 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
 @pytest.mark.integration
 def test_low_rank_is_exact(tiny_config):
   """The R-wide bank reads what the D-wide bank of W_up s would, queried by q itself."""
-  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.ablate': ('norm',)})
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3,
+                          'imm.ablate': ('norm',)})
   layer = imm.Memory(config.imm, 8, jnp.float32, False)
   h = np.random.default_rng(0).normal(size=(1, 9, 8)).astype(np.float32)
   batch = batching.collate([sequences.causal(range(9), ())], 9, 0, 0)

@@ -138,7 +138,8 @@ def test_frozen_stay(tiny_config, make_run, tmp_path, dtype):
 @pytest.mark.integration
 def test_memory_changes_nothing_at_first(tiny_config, random_params, logits):
   """Inserted without a norm and with g at zero, a memory leaves every logit as it was."""
-  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': ('norm',), 'imm.out_scale': 0.0,
+  config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': ('norm',),
+                          'imm.out_scale': 0.0,
                           'imm.layers': (1,)})
   plain = GPT(config.model, 16)
   params = random_params(plain, BATCH)

@@ -21,7 +21,8 @@ IDS = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
 
 def rows(config, name):
   """Two problems of different length as a batch with what it should tell."""
-  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2, 4)]
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2,
+                                                                                           4)]
   made = [methods.METHODS[name].train(e, 2, 0.0, config.rim, IDS) for e in found]
   decoder_targets = [sequences.decoder_targets(name, e, row, config.rim, IDS)
           for e, row in zip(found, made, strict=True)]
@@ -62,8 +63,10 @@ def test_what_is_told(tiny_config):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('kind, changes', [
-    ('blocks', {'method': 'rim'}), ('memory', {'method': 'direct', 'imm.write_policy': 'delta'}),
-    ('memory', {'method': 'rim', 'imm.write_policy': 'gated', 'imm.linformer_rank': 3, 'imm.rounds': 2})])
+    ('blocks', {'method': 'rim'}), ('memory', {'method': 'direct',
+                                               'imm.write_policy': 'delta'}),
+    ('memory', {'method': 'rim', 'imm.write_policy': 'gated', 'imm.linformer_rank': 3,
+                'imm.rounds': 2})])
 def test_reads_its_own_block(world, kind, changes):
   """A text's source is of its own positions; nothing after them can be in it."""
   _, model, params, batch, _, _ = world(kind, **changes)
@@ -89,7 +92,8 @@ def test_loss_is_the_text_after_the_source(world):
   _, model, params, batch, decoder, own = world('blocks', method='rim')
   source = jax.jit(lambda b: reasoning_decoder.hidden_and_source(
       model, params, b, 'blocks')[1])(batch)
-  loss, sums = jax.jit(lambda s: losses.decoder_loss(decoder, own, s, batch.decoder_targets))(source)
+  loss, sums = jax.jit(lambda s: losses.decoder_loss(decoder, own, s,
+                                                     batch.decoder_targets))(source)
   total, count = 0.0, 0
   length = source.shape[1]
 
@@ -99,7 +103,10 @@ def test_loss_is_the_text_after_the_source(world):
                            masks.plain(1, length + 4))
     return jax.nn.log_softmax(decoder.apply({'params': own}, hidden, method='head'))
   for i, (targets, weights) in enumerate(zip(
-      batch.decoder_targets.targets.reshape(len(source), -1), batch.decoder_targets.weights.reshape(len(source), -1),
+      batch.decoder_targets.targets.reshape(len(source),
+                                            -1),
+                                            batch.decoder_targets.weights.reshape(len(source),
+                                                                                  -1),
       strict=True)):
     text = targets[:int(weights.sum())]
     for n, token in enumerate(text):
@@ -138,7 +145,8 @@ def test_joint_gradient(world, kind, changes):
 @pytest.mark.integration
 def test_scanned_layers_are_the_unrolled(world):
   """What the memory read is found in the same order in scanned layers."""
-  config, model, params, batch, _, _ = world('memory', method='rim', **{'imm.write_policy': 'gated'})
+  config, model, params, batch, _, _ = world('memory', method='rim',
+                                             **{'imm.write_policy': 'gated'})
   scanned = model.clone(config=dataclasses.replace(config.model, scan=True))
   one, two = (jax.jit(lambda p, m=m: reasoning_decoder.hidden_and_source(
       m, p, batch, 'memory')[1])(p)

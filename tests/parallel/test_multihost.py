@@ -27,8 +27,10 @@ SHORT = {**ONE_SHAPE, 'model.num_layers': 1, 'optim.stage1.dropout': 0.1,
          'train.peer_timeout': 120, 'eval.contamination': False, 'tokenizer.pad_to': 8}
 RUNS = {
     'rim': {'model.num_layers': 2},
-    'gated': {'model.num_layers': 2, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4, 'imm.slots': 3},
-    'llama': {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+    'gated': {'model.num_layers': 2, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4,
+              'imm.slots': 3},
+    'llama': {'model.family': 'llama', 'model.position_embedding': 'rotary',
+              'model.bias': False,
               'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.lora.rank': 4,
               'model.lora.dropout': 0.1, 'optim.trainable': 'new'}}
 FSDP = {'mesh.data': 1, 'mesh.fsdp': -1}

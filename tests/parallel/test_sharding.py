@@ -88,7 +88,8 @@ def losses(config, sizes, path, steps: int) -> list[float]:
       if not moment.step:
         stepper = step_lib.make_train_step(
             run.model(run.curriculum.stage(step).dropout), run.objective,
-            run.tx(moment.stage), 0, config.optim.grad_accum_steps, run.trained, run.placed(state))
+            run.tx(moment.stage), 0, config.optim.grad_accum_steps, run.trained,
+            run.placed(state))
       batch = sharding.batch(run.batches.at(step), run.mesh)
       state, sums = stepper(state, batch, run.curriculum.learning_rate(step))
       found.append(float(sums['loss'] / sums['weight']))

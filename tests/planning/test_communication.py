@@ -56,7 +56,8 @@ def count(tree):
   return sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(tree))
 for name, (data, fsdp, tensor) in {meshes!r}.items():
   config = tiny(**{{'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor,
-                   'model.tie_embeddings': False, 'model.scan': name != 'data', 'model.num_heads': 4,
+                   'model.tie_embeddings': False, 'model.scan': name != 'data',
+                   'model.num_heads': 4,
                    'tokenizer.pad_to': 32}})
   with tempfile.TemporaryDirectory() as path:
     run = make_run(config, path)

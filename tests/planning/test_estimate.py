@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
     {}, *(pytest.param(c, marks=pytest.mark.slow) for c in (
         {'model.lora.rank': 2, 'optim.trainable': 'new', 'model.scan': True,
          'model.frozen_dtype': 'bfloat16'},
-        {'method': 'language_model', 'data.name': 'text', 'imm.write_policy': 'gated', 'data.seq_len': 8}))])
+        {'method': 'language_model', 'data.name': 'text', 'imm.write_policy': 'gated',
+         'data.seq_len': 8}))])
 def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
   """Of parameters, optimizer state and gradients, on the device there is; and its FLOPs."""
   changes = {'data.buckets.prefix': (20,), 'data.buckets.readout': (6,),

@@ -132,7 +132,8 @@ def test_losses_and_the_future(tmp_path):
   for name, causal in (('gpt', True), ('leak', False)):
     run(tmp_path / f'{name}-0', 'language_model', 0, [1, 1])
     (tmp_path / f'{name}-0/results.json').write_text(json.dumps({
-        'method': 'language_model', 'seed': 0, 'causal': causal, 'loss': 1.5, 'train': {'loss': 1.4},
+        'method': 'language_model', 'seed': 0, 'causal': causal, 'loss': 1.5,
+        'train': {'loss': 1.4},
         'parameters': 7}))
   report.write([str(tmp_path)], None, False)
   text = ' '.join(parsed(tmp_path).text)

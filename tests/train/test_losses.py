@@ -145,7 +145,8 @@ def test_every_method_names_an_objective():
 def rim_rows(tiny_config):
   """Three problems after three blocks; the first two have the same answer."""
   ids = sequences.SpecialTokens(11, 10, 7, 8, 9, 6, (), (), ())
-  return [sequences.rim(sequences.TokenizedExample(q, [[1], [2]], a), 2, 0.0, tiny_config().rim, ids)
+  return [sequences.rim(sequences.TokenizedExample(q, [[1], [2]], a), 2, 0.0,
+                        tiny_config().rim, ids)
           for q, a in (([1, 2, 3], [4, 5]), ([2, 2], [4, 5]), ([3, 1, 1], [1]))]
 
 

@@ -24,7 +24,8 @@ from latent_reasoning.train import train_step as step_lib
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs/rim_arithmetic.py'
 ONE_SHAPE = {
     'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,)}
-SMALL = {**ONE_SHAPE, 'model.num_layers': 1, 'optim.grad_accum_steps': 2, 'optim.stage1.dropout': 0.1,
+SMALL = {**ONE_SHAPE, 'model.num_layers': 1, 'optim.grad_accum_steps': 2,
+         'optim.stage1.dropout': 0.1,
          'optim.stage2.dropout': 0.1, 'train.log_every': 1, 'train.save_every': 3,
          'train.eval_every': 5, 'eval.valid_problems': 4}
 SWITCH, TOTAL = 8, 14  # steps of stage 1, of both
@@ -275,7 +276,8 @@ def test_nan_stops_and_the_run_can_go_on(whole, tiny_config, make_run, tmp_path,
 @pytest.mark.integration
 def test_nothing_is_saved_after_a_bad_loss(tiny_config, make_run, tmp_path, monkeypatch):
   """With a save at every step the bad one and those after it are not saved."""
-  run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1, 'train.max_to_keep': 9}), tmp_path)
+  run = make_run(tiny_config(**{**SMALL, 'train.save_every': 1, 'train.max_to_keep': 9}),
+                 tmp_path)
   with pytest.raises(TrainingError):
     poison(monkeypatch, 3)
     trainer.train(run)
