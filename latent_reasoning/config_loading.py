@@ -44,14 +44,15 @@ def read(file: str, changes: Mapping[str, Any]) -> Config:
   return from_dict(config)
 
 
-def from_dict(config: ml_collections.ConfigDict) -> Config:
-  """Checks a `ConfigDict` and freezes it.
+def from_dict(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+  """Checks a configuration and freezes it; a key that it lacks has its default.
 
   Raises:
-    InputError: an unknown, missing or ill-typed key, or a value out of range;
+    InputError: an unknown or ill-typed key, or a value out of range;
       names the key and the nearest known one, or what it is called now.
   """
-  frozen = _group(Config, config.to_dict(), '')
+  frozen = _group(Config, config.to_dict() if isinstance(
+      config, ml_collections.ConfigDict) else dict(config), '')
   _check(frozen)
   return frozen
 
@@ -211,23 +212,19 @@ def _group(cls: type, values: Any, path: str) -> Any:
     if key not in hints:
       raise InputError(moved(f'{dot}{key}') or
                        f'config.{dot}{key} is unknown; {nearest(key, hints)}')
-  for key in hints:
-    if key not in values:
-      raise InputError(f'config.{dot}{key} is missing; begin with config.default(), which has '
-                       'every key')
   return cls(**{field.name: _value(hints[field.name], values[field.name],
                                    f'{dot}{field.name}', field.metadata)
-                for field in dataclasses.fields(cls)})
+                for field in dataclasses.fields(cls) if field.name in values})
 
 
 def _value(hint: Any, value: Any, path: str, metadata: Mapping) -> Any:
   if dataclasses.is_dataclass(hint):
     return _group(hint, value, path)
+  if isinstance(value, str) and (path, value) in MOVED_VALUES:
+    raise InputError(f'config.{path}={value} is now {MOVED_VALUES[path, value]}')
   if typing.get_origin(hint) is typing.Literal:
     choices = typing.get_args(hint)
     if value not in choices or type(value) is not type(choices[0]):
-      if isinstance(value, str) and (path, value) in MOVED_VALUES:
-        raise InputError(f'config.{path}={value} is now {MOVED_VALUES[path, value]}')
       raise InputError(f'config.{path} is {value!r}; expected one of {choices}')
     return value
   if typing.get_origin(hint) is tuple:

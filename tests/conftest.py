@@ -20,7 +20,7 @@ from latent_reasoning.config_loading import from_dict
 def data_config() -> DataConfig:
   """A DataConfig to be changed with `dataclasses.replace`."""
   return DataConfig(
-      name='files', path='', block=8, dir='', train='', valid='', test='', cache_dir='',
+      name='files', path='', seq_len=8, dir='', train='', valid='', test='', cache_dir='',
       steps='equations',
       step_marks=False, on_error='raise', too_long='raise', valid_size=2, limit=0,
       sort_window=1,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import BucketConfig
 from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
@@ -19,6 +19,10 @@ from latent_reasoning.train import curriculum, losses
 
 P, K, R = 12, 3, 4  # one shape, so that JAX compiles once
 token = st.integers(1, 99)
+
+
+def usable(config, problems, tokenizer):
+  return batching.usable(config, methods.get(config.method), problems, tokenizer)
 
 
 @st.composite
@@ -144,7 +148,7 @@ def make(tiny_config, tokenizer):
   """Makes Batches from a number of problems and dotted keys."""
   def build(count=20, **changes):
     config = tiny_config(**{'optim.batch_size': 4, **changes})
-    return batching.Batches(config, examples(count), tokenizer,
+    return batching.Batches(config, methods.get(config.method), examples(count), tokenizer,
                             curriculum.build(config.optim, count))
   return build
 
@@ -237,12 +241,12 @@ def test_too_long(tiny_config, tokenizer):
   # question, newline, 3 blocks of 3: 13 tokens for the short, 20 for the long
   changes = {'data.buckets.prefix': (19,)}
   with pytest.raises(InputError, match="needs 20 in .*prefix.*The problem: '0123456789'"):
-    batching.usable(tiny_config(**changes), problems, tokenizer)
+    usable(tiny_config(**changes), problems, tokenizer)
   config = tiny_config(**changes, **{'data.too_long': 'drop', 'optim.batch_size': 3})
-  assert batching.usable(config, problems, tokenizer) == problems[:3]
+  assert usable(config, problems, tokenizer) == problems[:3]
   with pytest.raises(InputError, match='1 of 3 .* too long.*needs 20 .*than .*batch_size 3'):
-    batching.usable(config, problems[1:], tokenizer)
-  assert batching.usable(tiny_config(), problems, tokenizer) == problems
+    usable(config, problems[1:], tokenizer)
+  assert usable(tiny_config(), problems, tokenizer) == problems
 
 
 @pytest.mark.parametrize('changes', [
@@ -253,17 +257,17 @@ def test_too_long_in_either_stage(tiny_config, tokenizer, changes):
   problems = [Example('000', ('1+1=2', '1+1=2'), '1')]
   config = tiny_config(**changes, **{'data.too_long': 'drop'})
   with pytest.raises(InputError, match='1 of 1 training problems are too long.*a row needs'):
-    batching.usable(config, problems, tokenizer)
+    usable(config, problems, tokenizer)
 
 
 def test_one_token_question(tiny_config, tokenizer):
-  """Position 0 never predicts, so nothing may hang off a single token."""
+  """Position 0 never predicts, so nothing may be attached to a single token."""
   encoded = sequences.TokenizedExample([1], [], [2])
   ids = sequences.special_tokens(tokenizer)
   config = tiny_config(method='direct')
   with pytest.raises(InputError, match='one token long'):
-    batching.check(config, [sequences.direct(encoded, 1, 0.0, config.rim, ids)], 0)
-  batching.check(config, [sequences.rim(encoded, 1, 0.0, config.rim, ids)], 0)
+    batching.check(config, [methods.get('direct').sequence(encoded, 1, 0.0, config, ids)], 0)
+  batching.check(config, [methods.get('rim').sequence(encoded, 1, 0.0, config, ids)], 0)
 
 
 def test_too_many_steps(tiny_config, tokenizer):
@@ -271,7 +275,7 @@ def test_too_many_steps(tiny_config, tokenizer):
   problem = Example('000', ('1',) * 4, '1')
   for method in ('rim', 'direct_steps', 'cot'):
     with pytest.raises(InputError, match='4 steps, more than config.rim.max_steps 3'):
-      batching.usable(tiny_config(method=method), [problem], tokenizer)
+      usable(tiny_config(method=method), [problem], tokenizer)
 
 
 @pytest.mark.parametrize('method,positions', [
@@ -282,6 +286,6 @@ def test_max_positions(tiny_config, tokenizer, method, positions):
   problem = Example('000', ('1+1=2',) * 3, '1')
   def config(size):
     return tiny_config(**{'method': method, 'model.max_positions': size})
-  assert batching.usable(config(positions), [problem], tokenizer) == [problem]
+  assert usable(config(positions), [problem], tokenizer) == [problem]
   with pytest.raises(InputError, match=f'needs {positions} positions, more than'):
-    batching.usable(config(positions - 1), [problem], tokenizer)
+    usable(config(positions - 1), [problem], tokenizer)

@@ -1,5 +1,12 @@
-"""Every config file in every variant: complete, sound, and its runs parse."""
+"""Every config file in every variant: sound, as recorded, and its runs parse.
 
+  python tests/test_config_files.py   # records golden/configs.json again
+
+The record says what each variant changes of the defaults, and the defaults: whoever edits a
+base sees in it what becomes of all that build on it.
+"""
+
+import json
 import pathlib
 import re
 import runpy
@@ -9,7 +16,7 @@ import pytest
 
 from latent_reasoning import methods
 from latent_reasoning.cli import sweep
-from latent_reasoning.config import flatten
+from latent_reasoning.config import Config, flatten
 from latent_reasoning.config_loading import from_dict
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
@@ -28,6 +35,23 @@ COMPARISONS = [f for f in FILES if f.stem.startswith('compare_')]
 
 def load(path, variant):
   return runpy.run_path(str(path))['get_config'](variant)
+
+
+RECORD = pathlib.Path(__file__).parent / 'golden/configs.json'
+
+
+def effective() -> dict:
+  """{'defaults': every key, file:variant: what it changes of them}."""
+  defaults, found = flatten(Config()), {}
+  for path, variant in CASES:
+    own = flatten(from_dict(load(path, variant)))
+    found[f'{path.stem}:{variant}'] = {k: v for k, v in own.items() if v != defaults[k]}
+  return {'defaults': defaults, **found}
+
+
+def test_as_recorded():
+  """A change of a default or of a config file shows in the record."""
+  assert json.loads(RECORD.read_text()) == json.loads(json.dumps(effective()))
 
 
 def test_there_are_some():
@@ -97,3 +121,7 @@ def test_methods_of_the_comparisons_exist():
   """Those that this version has are rows of the table."""
   assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(
       methods.METHODS)
+
+
+if __name__ == '__main__':
+  RECORD.write_text(json.dumps(effective(), indent=1, ensure_ascii=False) + '\n')

@@ -42,13 +42,13 @@ CASES = {
                   'model.position_embedding': 'rotary',
                   'model.bias': False},
     'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.grad_accum_steps': 2},
-    'rim_dense': {'model.attention': 'packed'},
+    'rim_dense': {'model.attention': 'dense'},
     'rim_muon': {'optim.stage1.optimizer': 'muon', 'optim.stage2.optimizer': 'muon'},
     'rim_lora': {'model.lora.rank': 2, 'optim.stage1.dropout': 0.1},
     **{f'imm_{policy}': {'imm.write_policy': policy, 'imm.linformer_rank': 4}
        for policy in ('prefix_mean', 'ring', 'gated', 'delta')},
     'imm_recurrent': {'imm.write_policy': 'delta', 'imm.shared': True, 'imm.rounds': 2,
-                      'imm.implementation': 'naive'},
+                      'imm.implementation': 'recurrent'},
     'imm_decoder': {'imm.write_policy': 'gated', 'reasoning_decoder.source': 'memory',
                     'reasoning_decoder.joint': True},
     'text': TEXT, 'text_gated': {**TEXT, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4},
@@ -67,11 +67,11 @@ def record(make, case: str, folder: pathlib.Path) -> dict:
   with contextlib.redirect_stdout(io.StringIO()):
     trainer.train(run)
     commands.evaluate(run)
-    commands.audit(run)
+    commands.check_leakage(run)
   lines = [json.loads(line) for line in run.workdir.metrics.read_text().splitlines()]
   predictions = run.workdir.predictions.read_text().splitlines() if (
       run.workdir.predictions.exists()) else []
-  audited = json.loads(run.workdir.audit.read_text())
+  audited = json.loads(run.workdir.leakage.read_text())
   return {
       'losses': [line['loss'] for line in lines if line['split'] == 'train'],
       'predictions': [json.loads(line)['predictions'] for line in predictions],

@@ -9,7 +9,8 @@ import latent_reasoning
 
 ROOT = pathlib.Path(latent_reasoning.__file__).parent
 ROOMS = ('errors', 'config', 'config_loading', 'data', 'report', 'sequences', 'batching',
-         'models', 'parallel', 'train', 'hf', 'eval', 'experiment', 'planning', 'analysis',
+         'models', 'parallel', 'train', 'methods', 'hf', 'eval', 'experiment', 'planning',
+         'analysis',
          'cli', 'benchmarks', 'main')
 MODULES = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')
            if p != ROOT / '__init__.py'}
@@ -47,7 +48,7 @@ def test_a_step_back_is_seen():
   source = '''
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
-  from latent_reasoning.experiment import Run
+  from latent_reasoning.experiment import Experiment
 def late():
   from latent_reasoning import batching, experiment
   import latent_reasoning.models.imm

@@ -8,12 +8,12 @@ from latent_reasoning import methods, sequences
 from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
+from latent_reasoning.methods import rim
 from latent_reasoning.sequences import Readout, TokenizedExample
 
 # <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
 IDS = sequences.SpecialTokens(pad=90, end=91, block_open=92, memory=93, block_close=94,
-                              pause=95,
-                        steps=(96, 97, 98), newline=(10,), answer=(10, 35))
+                              pause=95, steps=(96, 97, 98), newline=(10,), answer=(10, 35))
 BLOCK = [92, 93, 94]
 QUESTION, STEPS, ANSWER = [1, 2], [[3, 4], [5, 6], [7]], [8, 9]
 
@@ -23,13 +23,17 @@ def example(steps: int = 3) -> TokenizedExample:
 
 
 @pytest.fixture
-def rim(tiny_config):
-  """A RimConfig: K = 3 blocks with M = 1."""
-  return tiny_config().rim
+def config(tiny_config):
+  """A Config: K = 3 blocks with M = 1."""
+  return tiny_config()
 
 
-def train(name, rim, steps=3, stage=1, progress=0.0):
-  return methods.METHODS[name].train(example(steps), stage, progress, rim, IDS)
+def with_rim(config, **changes):
+  return dataclasses.replace(config, rim=dataclasses.replace(config.rim, **changes))
+
+
+def train(name, config, steps=3, stage=1, progress=0.0):
+  return methods.METHODS[name].sequence(example(steps), stage, progress, config, IDS)
 
 
 def check(row, prefix, readouts, visible=None):
@@ -46,50 +50,50 @@ def check(row, prefix, readouts, visible=None):
     (1, 0, [[3, 4, 91]]),
     (0, 1, [[8, 9, 91]]),  # no step: one block, then the answer
     (0, 0, [[8, 9, 91]])])
-def test_rim_stage_1(rim, steps, offset, outs):
+def test_rim_stage_1(config, steps, offset, outs):
   """Block t hangs r_{t+1}, or with offset 0 r_t, off its last token."""
-  rim = dataclasses.replace(rim, readout_offset=offset)
-  check(train('rim', rim, steps), [1, 2] + BLOCK * len(outs),
+  config = with_rim(config, readout_offset=offset)
+  check(train('rim', config, steps), [1, 2] + BLOCK * len(outs),
         [Readout(2 + 3 * t, out) for t, out in enumerate(outs, 1)])
 
 
-def test_rim_stage_2(rim):
+def test_rim_stage_2(config):
   """Every one of K blocks predicts the answer, whatever the number of steps."""
   for steps in (0, 1, 3):
-    check(train('rim', rim, steps, stage=2, progress=0.5), [1, 2] + BLOCK * 3,
+    check(train('rim', config, steps, stage=2, progress=0.5), [1, 2] + BLOCK * 3,
           [Readout(2 + 3 * k, [8, 9, 91], k / 6) for k in (1, 2, 3)])
 
 
 @pytest.mark.parametrize('blocks', [1, 2, 3, 8])
-def test_answer_weights(rim, blocks):
+def test_answer_weights(config, blocks):
   """α_k = 2k / (K (K + 1)), which sums to 1."""
-  row = train('rim', dataclasses.replace(rim, blocks=blocks), stage=2)
+  row = train('rim', with_rim(config, blocks=blocks), stage=2)
   weights = [out.weight for out in row.readouts]
   assert sum(weights) == pytest.approx(1)
   assert weights == pytest.approx([2 * k / (blocks * (blocks + 1))
                                    for k in range(1, blocks + 1)])
 
 
-def test_block_tokens(rim):
+def test_block_tokens(config):
   """A block is <b>, M memory tokens, </b>; M = 0 leaves the brackets."""
   for m in (0, 2):
-    row = train('rim', dataclasses.replace(rim, block_tokens=m), steps=2)
+    row = train('rim', with_rim(config, block_tokens=m), steps=2)
     block = [92] + [93] * m + [94]
     assert list(row.prefix) == [1, 2] + block * 2
     assert [out.visible_until for out in row.readouts] == [2 + len(block), 2 + 2 * len(block)]
 
 
-def test_bidirectional_block(rim):
+def test_bidirectional_block(config):
   """Each token of a block sees to its block's end; the question stays causal."""
-  both = dataclasses.replace(rim, block_attention='bidirectional')
+  both = with_rim(config, block_attention='bidirectional')
   check(train('rim', both, steps=2), [1, 2] + BLOCK * 2,
         [Readout(5, [5, 6, 91]), Readout(8, [8, 9, 91])],
         visible=[1, 2, 5, 5, 5, 8, 8, 8])
 
 
-def test_blind_readouts(rim):
+def test_blind_readouts(config):
   """A readout that may not see the question begins to see behind it."""
-  blind = dataclasses.replace(rim, readout_sees_question=False)
+  blind = with_rim(config, readout_sees_question=False)
   for stage in (1, 2):
     assert [out.visible_from for out in train('rim', blind, stage=stage).readouts] == [2, 2, 2]
   prompt = rim.prompt(QUESTION, 3, blind, IDS)
@@ -97,23 +101,23 @@ def test_blind_readouts(rim):
 
 
 @pytest.mark.parametrize('stage', [1, 2])
-def test_direct(rim, stage):
+def test_direct(config, stage):
   """x y."""
-  check(train('direct', rim, stage=stage), [1, 2], [Readout(2, [8, 9, 91])])
+  check(train('direct', config, stage=stage), [1, 2], [Readout(2, [8, 9, 91])])
 
 
 @pytest.mark.parametrize('stage', [1, 2])
-def test_pause(rim, stage):
+def test_pause(config, stage):
   """x, P pause tokens, y."""
-  check(train('pause', rim, stage=stage), [1, 2, 95, 95, 95], [Readout(5, [8, 9, 91])])
+  check(train('pause', config, stage=stage), [1, 2, 95, 95, 95], [Readout(5, [8, 9, 91])])
 
 
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('stage, progress', [(1, 0.0), (1, 0.75), (2, 0.0)])
-def test_pause_steps(rim, stage, progress, offset):
+def test_pause_steps(config, stage, progress, offset):
   """`direct_steps` with its readouts moved behind P pause tokens."""
-  rim = dataclasses.replace(rim, readout_offset=offset)
-  row, plain = (train(name, rim, stage=stage, progress=progress)
+  config = with_rim(config, readout_offset=offset)
+  row, plain = (train(name, config, stage=stage, progress=progress)
                 for name in ('pause_steps', 'direct_steps'))
   check(row, [1, 2, 95, 95, 95],
         [dataclasses.replace(out, visible_until=5) for out in plain.readouts])
@@ -124,25 +128,25 @@ def test_pause_steps(rim, stage, progress, offset):
     (3, [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91]),
     (1, [3, 4, 10, 35, 8, 9, 91]),
     (0, [10, 35, 8, 9, 91])])
-def test_cot(rim, steps, out):
+def test_cot(config, steps, out):
   """x, steps line by line, the marked answer."""
-  check(train('cot', rim, steps), [1, 2], [Readout(2, out)])
+  check(train('cot', config, steps), [1, 2], [Readout(2, out)])
 
 
 @pytest.mark.parametrize('steps,offset,outs', [
     (3, 1, [[5, 6, 91], [7, 91]]),  # y hangs off the question itself
     (3, 0, [[3, 4, 91], [5, 6, 91], [7, 91]]),
     (1, 1, []), (1, 0, [[3, 4, 91]]), (0, 1, []), (0, 0, [])])
-def test_direct_steps_stage_1(rim, steps, offset, outs):
+def test_direct_steps_stage_1(config, steps, offset, outs):
   """Step readouts begin with an index token behind the question; then the answer."""
-  rim = dataclasses.replace(rim, readout_offset=offset)
+  config = with_rim(config, readout_offset=offset)
   auxiliary = [Readout(2, out, start=96 + t) for t, out in enumerate(outs)]
-  check(train('direct_steps', rim, steps), [1, 2], [*auxiliary, Readout(2, [8, 9, 91])])
+  check(train('direct_steps', config, steps), [1, 2], [*auxiliary, Readout(2, [8, 9, 91])])
 
 
-def test_direct_steps_stage_2(rim):
+def test_direct_steps_stage_2(config):
   """Without step readouts it is `direct`."""
-  assert train('direct_steps', rim, stage=2) == train('direct', rim, stage=2)
+  assert train('direct_steps', config, stage=2) == train('direct', config, stage=2)
 
 
 def test_inputs_are_the_output_moved_by_one():
@@ -158,7 +162,7 @@ def test_inputs_are_the_output_moved_by_one():
 def test_anneal(schedule, tau):
   """λ_t falls from 1 in a line and is 0 from τ_t on (T = 3, T_max = 6)."""
   for t in (1, 2, 3):
-    values = [sequences.anneal(schedule, t, 3, 6, s / 60) for s in range(60)]
+    values = [rim.anneal(schedule, t, 3, 6, s / 60) for s in range(60)]
     assert values[0] == 1
     assert all(a >= b for a, b in zip(values, values[1:], strict=False))
     assert values == pytest.approx([max(0, 1 - s / 60 / tau[t - 1]) for s in range(60)])
@@ -169,46 +173,46 @@ def test_anneal(schedule, tau):
 def test_anneal_earliest_first(schedule):
   """At every moment an earlier step weighs less, until both weigh nothing."""
   for progress in (0.05, 0.2, 0.5, 0.9):
-    values = [sequences.anneal(schedule, t, 4, 5, progress) for t in (1, 2, 3, 4)]
+    values = [rim.anneal(schedule, t, 4, 5, progress) for t in (1, 2, 3, 4)]
     assert all(a < b or a == b == 0 for a, b in zip(values, values[1:], strict=False))
 
 
 @pytest.mark.parametrize('schedule', ['uniform', 'linear', 'relative'])
 @pytest.mark.parametrize('name', ['rim', 'direct_steps'])
-def test_final_readout_keeps_its_weight(rim, name, schedule):
+def test_final_readout_keeps_its_weight(config, name, schedule):
   """The answer weighs 1 all along; the others are weighed by λ_t."""
-  rim = dataclasses.replace(rim, schedule=schedule, max_steps=5)
+  config = with_rim(config, schedule=schedule, max_steps=5)
   for progress in (0.0, 0.1, 0.15, 0.99):
-    *others, last = train(name, rim, progress=progress).readouts
+    *others, last = train(name, config, progress=progress).readouts
     assert last.weight == 1 and list(last.out) == [8, 9, 91]
-    expected = [sequences.anneal(schedule, t, 3, 5, progress) for t in (1, 2)]
+    expected = [rim.anneal(schedule, t, 3, 5, progress) for t in (1, 2)]
     assert [out.weight for out in others] == [w for w in expected if w]
 
 
-def test_weightless_readouts_vanish(rim):
+def test_weightless_readouts_vanish(config):
   """Step supervision that has ended costs nothing; its blocks stay."""
-  rim = dataclasses.replace(rim, schedule='relative')
-  check(train('rim', rim, progress=0.5), [1, 2] + BLOCK * 3,
+  config = with_rim(config, schedule='relative')
+  check(train('rim', config, progress=0.5), [1, 2] + BLOCK * 3,
         [Readout(8, [7, 91], 0.25), Readout(11, [8, 9, 91])])
-  check(train('rim', rim, progress=0.9), [1, 2] + BLOCK * 3, [Readout(11, [8, 9, 91])])
+  check(train('rim', config, progress=0.9), [1, 2] + BLOCK * 3, [Readout(11, [8, 9, 91])])
 
 
 @pytest.mark.parametrize('attention', ['causal', 'bidirectional'])
 @pytest.mark.parametrize('name', methods.METHODS)
-def test_prompt_is_the_prefix_of_training(rim, name, attention):
+def test_prompt_is_the_prefix_of_training(config, name, attention):
   """What is decoded hangs where stage 2 trained it, and sees the same."""
-  rim = dataclasses.replace(rim, block_attention=attention)
-  row = train(name, rim, stage=2)
-  prompt = methods.get(name).prompt(QUESTION, rim.blocks, rim, IDS)
+  config = with_rim(config, block_attention=attention)
+  row = train(name, config, stage=2)
+  prompt = methods.get(name).prompt(QUESTION, config.rim.blocks, config, IDS)
   check(prompt, list(row.prefix), [dataclasses.replace(out, out=[], weight=1.0)
                                    for out in row.readouts], list(row.visible_until))
   assert list(prompt.readouts[-1].out) == []
 
 
-def test_prompt_with_another_number_of_blocks(rim):
+def test_prompt_with_another_number_of_blocks(config):
   """The number of blocks is free at inference."""
   for blocks in (1, 5):
-    row = rim.prompt(QUESTION, blocks, rim, IDS)
+    row = rim.prompt(QUESTION, blocks, config, IDS)
     assert list(row.prefix) == QUESTION + BLOCK * blocks
     assert [out.visible_until for out in row.readouts] == [2 + 3 * k for k in range(1,
                                                                                     blocks + 1)]
@@ -226,7 +230,7 @@ def test_encode_by_piece(tiny_config, tmp_path):
 
 
 def test_symbols(tiny_config, tmp_path):
-  """All ids of the layout are special, distinct and below the vocabulary's size."""
+  """All ids that methods add are special, distinct and below the vocabulary's size."""
   t = tokenizers.build(tiny_config().tokenizer, lambda: ['1'], tmp_path / 't.json', 3)
   s = sequences.special_tokens(t)
   special = [s.pad, s.end, s.block_open, s.memory, s.block_close, s.pause, *s.steps]
@@ -243,84 +247,86 @@ def test_unknown_method():
     methods.get('xyz')
 
 
-def peers(rim, **changes):
-  return dataclasses.replace(rim, peers=dataclasses.replace(baselines, **changes))
+def peers(config, **changes):
+  return dataclasses.replace(
+      config, baselines=dataclasses.replace(config.baselines, **changes))
 
 
 TRACES = {0: [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91], 1: [5, 6, 10, 7, 10, 35, 8, 9, 91],
           2: [7, 10, 35, 8, 9, 91], 3: [8, 9, 91]}  # with the first n steps gone
 
 
-def test_icot(rim):
+def test_icot(config):
   """In part i of stage 1 the first i steps are gone; the answer alone has no mark."""
-  rim = peers(rim, parts=4, smoothing=0.0)
+  config = peers(config, parts=4, smoothing=0.0)
   for part in range(4):
     for progress in (part / 4, part / 4 + 0.2):
-      check(train('icot', rim, progress=progress), [1, 2], [Readout(2, TRACES[part])])
+      check(train('icot', config, progress=progress), [1, 2], [Readout(2, TRACES[part])])
   for steps in (0, 3):
-    check(train('icot', rim, steps, stage=2), [1, 2], [Readout(2, [8, 9, 91])])
+    check(train('icot', config, steps, stage=2), [1, 2], [Readout(2, [8, 9, 91])])
 
 
-def test_removal_smoothing(rim):
+def test_removal_smoothing(config):
   """o more steps are gone, P(o >= n) = exp(-λ n); none before the first removal."""
-  rim = peers(rim, parts=4, smoothing=0.5)
+  config = peers(config, parts=4, smoothing=0.5)
   def gone(draw, progress):
-    row = sequences.icot(dataclasses.replace(example(), draw=draw), 1, progress, rim, IDS)
+    row = methods.get('icot').sequence(dataclasses.replace(example(), draw=draw), 1, progress,
+                                       config, IDS)
     return next(n for n, out in TRACES.items() if list(row.readouts[0].out) == out)
   assert [gone(draw, 0.25) for draw in (0.0, 0.39, 0.40, 0.63, 0.64)] == [1, 1, 2, 2, 3]
   assert gone(0.99, 0.0) == 0
 
 
-def test_coconut(rim):
-  """n·c thoughts stand between brackets for n steps, also where there are fewer steps."""
-  rim = peers(rim, parts=4, latents=2)
+def test_coconut(config):
+  """n·c latents stand between brackets for n steps, also where there are fewer steps."""
+  config = peers(config, parts=4, latents=2)
   for part in range(4):
-    check(train('coconut', rim, progress=part / 4), [1, 2, 92],
+    check(train('coconut', config, progress=part / 4), [1, 2, 92],
           [Readout(3, TRACES[part], start=94, latents=2 * part)])
-  check(train('coconut', rim, 1, progress=0.5), [1, 2, 92],
+  check(train('coconut', config, 1, progress=0.5), [1, 2, 92],
         [Readout(3, [8, 9, 91], start=94, latents=4)])
-  check(train('coconut', rim, stage=2), [1, 2, 92],
+  check(train('coconut', config, stage=2), [1, 2, 92],
         [Readout(3, [8, 9, 91], start=94, latents=6)])
-  check(methods.METHODS['coconut'].prompt([1, 2], 9, rim, IDS), [1, 2, 92],
+  check(methods.METHODS['coconut'].prompt([1, 2], 9, config, IDS), [1, 2, 92],
         [Readout(3, [], start=94, latents=6)])
 
 
-def test_codi(rim):
-  """The student thinks and answers; its teacher is the chain of thought, but its last step."""
-  rim = peers(rim, latents=2)
+def test_codi(config):
+  """The student has latents; its teacher is the chain of thought but for its last step."""
+  config = peers(config, latents=2)
   for stage in (1, 2):
-    check(train('codi', rim, stage=stage), [1, 2, 92],
+    check(train('codi', config, stage=stage), [1, 2, 92],
           [Readout(3, [8, 9, 91], start=94, latents=2)])
-  check(methods.METHODS['codi'].teacher(example(), 1, 0.0, rim, IDS), [1, 2],
+  check(methods.METHODS['codi'].teacher(example(), 0.0, config, IDS), [1, 2],
         [Readout(2, [3, 4, 10, 5, 6, 10, 35, 8, 9, 91])])
   assert Readout(3, [8, 9, 91], start=94, latents=2).inputs == [94, 94, 94, 8, 9]
 
 
-def test_rim_externalized(rim):
+def test_rim_externalized(config):
   """Stage 2 keeps the step readouts, behind the answers; off and in stage 1, nothing."""
-  on = dataclasses.replace(rim, externalize=True, externalize_weight=0.6)
-  row, plain = train('rim', on, stage=2), train('rim', rim, stage=2)
+  on = with_rim(config, externalize=True, externalize_weight=0.6)
+  row, plain = train('rim', on, stage=2), train('rim', config, stage=2)
   check(row, list(plain.prefix), [
       *(dataclasses.replace(r, out=list(r.out)) for r in plain.readouts),
       Readout(5, [5, 6, 91], pytest.approx(0.2), start=96),
       Readout(8, [7, 91], pytest.approx(0.2), start=97),
       Readout(11, [8, 9, 91], pytest.approx(0.2), start=98)])
   assert row.readouts[3].inputs == [96, 5, 6]
-  assert train('rim', on) == train('rim', rim)
+  assert train('rim', on) == train('rim', config)
 
 
-def test_externalized_with_fewer_steps_than_blocks(rim):
+def test_externalized_with_fewer_steps_than_blocks(config):
   """There is one step readout a step, and one for a problem without steps."""
-  on = dataclasses.replace(rim, externalize=True)
+  on = with_rim(config, externalize=True)
   assert [r.start for r in train('rim', on, 2, stage=2).readouts[3:]] == [96, 97]
   assert [r.start for r in train('rim', on, 0, stage=2).readouts[3:]] == [96]
-  few = dataclasses.replace(on, blocks=1)
+  few = with_rim(on, blocks=1)
   assert [r.start for r in train('rim', few, 3, stage=2).readouts[1:]] == [96]
 
 
-def test_steps_prompt(rim):
+def test_steps_prompt(config):
   """The prompt that asks for steps: the same blocks, an index token each."""
-  row = rim.prompt(QUESTION, 2, rim, IDS)
+  row = rim.prompt(QUESTION, 2, config, IDS)
   asked = rim.steps_prompt(row, IDS)
   assert asked.prefix == row.prefix
   assert asked.readouts == [Readout(5, start=96), Readout(8, start=97)]

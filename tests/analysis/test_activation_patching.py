@@ -128,7 +128,8 @@ def test_no_blocks(predictor):
 def test_table(predictor):
   """Counts, and that the untouched line is the ordinary evaluation."""
   examples = [Example(q, (), '3') for q in QUESTIONS]
-  found = activation_patching.controls(predictor, [*examples, Example('1', (), '1')], 'numeric')
+  found = activation_patching.interventions(predictor, [*examples, Example('1', (), '1')],
+                                            'numeric')
   lines = {line['name']: line for line in found['lines']}
   texts = list(predictor.texts(QUESTIONS + ['1']))
   right = [t[-1] == a for t, a in zip(texts, '33331', strict=True)]
@@ -143,4 +144,4 @@ def test_blind_models_are_refused(predictor):
   config = dataclasses.replace(predictor.config, rim=rim)
   other = type(predictor)(config, predictor.model, predictor.params, predictor.tokenizer)
   with pytest.raises(InputError, match='readout_sees_question'):
-    activation_patching.controls(other, [], 'numeric')
+    activation_patching.interventions(other, [], 'numeric')

@@ -62,7 +62,7 @@ def test_moved(texts, write):
   """Predictions before the changed token move where the future is read, and only there;
   those from it on always do."""
   run, params = texts(write)
-  found = mask_plots.moved(run, params, TEXT, 7, 'x')
+  found = mask_plots.prediction_shift(run, params, TEXT, 7, 'x')
   assert ''.join(found['tokens']) == TEXT and found['causal'] == run.config.causal
   before, after = found['moved'][:7], found['moved'][7:]
   assert (after > 1e-3).any() and (found['moved'] <= 1).all()
@@ -76,7 +76,7 @@ def test_moved(texts, write):
 def test_what_cannot_be_changed(texts, place, other):
   run, params = texts('')
   with pytest.raises(InputError, match='one token that is another'):
-    mask_plots.moved(run, params, TEXT, place, other)
+    mask_plots.prediction_shift(run, params, TEXT, place, other)
 
 
 @pytest.mark.integration
@@ -85,7 +85,7 @@ def test_figures(tiny_config, make_run, tmp_path, texts):
   pytest.importorskip('matplotlib')
   run = make_run(tiny_config(**ONE_LAYER), tmp_path / 'run')
   row = mask_plots.row(run, Example('$1+2$', ('1+2=3', '3-1=2'), '2'))
-  found = {name: mask_plots.moved(*texts(name), 'to be $r no', 7, '$')
+  found = {name: mask_plots.prediction_shift(*texts(name), 'to be $r no', 7, '$')
            for name in ('gated', 'sequence_mean')}
   for file in (report.mask(tmp_path, row), report.leak(tmp_path, found, '$')):
     assert file.read_bytes().startswith(b'\x89PNG')

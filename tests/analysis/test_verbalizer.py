@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from latent_reasoning import sequences
+from latent_reasoning import methods, sequences
 from latent_reasoning.analysis import verbalizer
 from latent_reasoning.analysis.verbalizer import Verbalizer
 from latent_reasoning.cli import commands
@@ -77,20 +77,20 @@ def test_explain(trained, capsys):
   """By command: trains once, scores against a foreign memory, times, and answers."""
   run, params = trained
   before = jax.tree.map(np.asarray, params)
-  assert commands.explain(run, None) == 0
-  found = json.loads(run.workdir.explained.read_text())
+  assert commands.verbalize(run, None) == 0
+  found = json.loads(run.workdir.verbalized.read_text())
   assert found['n'] == sum(part['n'] for part in found['by_text'].values()) > 6
   assert 0 <= found['accuracy'] <= 1 and found['foreign']['n'] == found['n']
   assert [c['batch'] for c in found['cost']] == [1, 32]
   assert all(c['on_ms'] > 0 and c['off_ms'] > 0 for c in found['cost'])
   assert "another problem's memory" in capsys.readouterr().out
-  assert commands.explain(run, '1+2-3') == 0
+  assert commands.verbalize(run, '1+2-3') == 0
   out = capsys.readouterr().out.splitlines()
-  assert sum(line.startswith('explicit ') for line in out) == 3  # one a block
+  assert sum(line.startswith('blocks ') for line in out) == 3  # one a block
   leaves_equal(run.restore().state.params, before)
-  run.workdir.explicit.base.write_text('{"step": 1}')
+  run.workdir.reasoning_decoder.base.write_text('{"step": 1}')
   with pytest.raises(InputError, match='explains another checkpoint'):
-    commands.explain(run, None)
+    commands.verbalize(run, None)
 
 
 @pytest.mark.integration
@@ -119,9 +119,9 @@ def test_joint(tiny_config, make_run, tmp_path, capsys):
   trainer.train(run)
   last = json.loads(run.workdir.metrics.read_text().splitlines()[-2])
   assert last['decoder_loss'] > 0 and 0 <= last['decoder_token_accuracy'] <= 1
-  assert commands.explain(run, None) == 0
-  assert json.loads(run.workdir.explained.read_text())['joint']
-  assert not run.workdir.explicit.path.exists()
+  assert commands.verbalize(run, None) == 0
+  assert json.loads(run.workdir.verbalized.read_text())['joint']
+  assert not run.workdir.reasoning_decoder.path.exists()
   assert commands.evaluate(run) == 0
 
 
@@ -129,21 +129,21 @@ def test_joint(tiny_config, make_run, tmp_path, capsys):
 def test_score(trained, monkeypatch):
   """Exact text counts, nothing else; a foreign memory is another problem's."""
   run, params = trained
-  verbalizer = Verbalizer(run, params, verbalizer.frozen(run, params).init().params)
+  own = Verbalizer(run, params, verbalizer.frozen(run, params).init().params)
   examples = [run.splits.test[i] for i in range(5)]  # more than a batch
   texts = {}
   for example in examples:
-    source = verbalizer.source(verbalizer.batch([example]))
+    source = own.source(own.batch([example]))
     for vectors, step in zip(np.asarray(source), example.steps, strict=False):
       texts[vectors.round(3).tobytes()] = step
 
   def say(source, max_tokens):
     return [texts.get(np.asarray(s).round(3).tobytes(), 'nothing') for s in source]
 
-  monkeypatch.setattr(verbalizer, 'say', say)
-  found = verbalizer.score(verbalizer, examples)
+  monkeypatch.setattr(own, 'say', say)
+  found = verbalizer.score(own, examples)
   assert found['n'] == sum(len(e.steps) for e in examples)
-  other = verbalizer.score(verbalizer, examples, foreign=True)
+  other = verbalizer.score(own, examples, foreign=True)
   assert other['accuracy'] < found['accuracy'] and found['accuracy'] > 0.9
   assert found['samples'][0]['meant'] == examples[0].steps[0]
 
@@ -151,10 +151,10 @@ def test_score(trained, monkeypatch):
 @pytest.mark.integration
 def test_needs_a_source(trained):
   run, _ = trained
-  none = dataclasses.replace(run.config, explicit=dataclasses.replace(
+  none = dataclasses.replace(run.config, reasoning_decoder=dataclasses.replace(
       run.config.reasoning_decoder, source=''))
-  with pytest.raises(InputError, match='reasoning_decoder.source=blocks'):
-    commands.explain(dataclasses.replace(run, config=none), None)
+  with pytest.raises(InputError, match="expected 'blocks' for RiM"):
+    commands.verbalize(dataclasses.replace(run, config=none), None)
 
 
 def test_layout_of_pause_and_cot(trained):
@@ -162,6 +162,7 @@ def test_layout_of_pause_and_cot(trained):
   run, _ = trained
   example = sequences.TokenizedExample([8, 9], [[12]], [9])
   ids = sequences.special_tokens(run.tokenizer)
-  row = sequences.pause(example, 1, 0.0, run.config.rim, ids)
-  decoder_targets, = sequences.decoder_targets('pause', example, row, run.config.rim, ids)
-  assert decoder_targets.at == [len(row.prefix) - 1] and decoder_targets.text == [12, ids.end]
+  pause = methods.get('pause')
+  row = pause.sequence(example, 1, 0.0, run.config, ids)
+  target, = pause.decoder_targets(example, row, run.config, ids)
+  assert target.at == [len(row.prefix) - 1] and target.text == [12, ids.end]

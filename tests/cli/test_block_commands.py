@@ -37,13 +37,13 @@ def test_auxiliary_losses_are_logged(trained):
 def test_inside(trained, capsys):
   """Every figure, the states of both splits, and numbers that JSON can hold."""
   pytest.importorskip('matplotlib')
-  assert block_commands.look_inside(trained) == 0
+  assert block_commands.analyze(trained) == 0
   names = ('block_choice.png', 'adaptive.png', 'trajectories.png', 'probes.png', 'lens.png',
            'attention.png', 'blocks_valid.npz', 'blocks_test.npz')
   assert all((trained.workdir.path / name).stat().st_size > 1000 for name in names)
   def no_nan(text):
     raise ValueError(text)
-  found = json.loads(trained.workdir.inside.read_text(), parse_constant=no_nan)
+  found = json.loads(trained.workdir.analysis.read_text(), parse_constant=no_nan)
   assert found['step'] == 4 and len(found['trajectories']['means']) == 2
   assert found['choice']['rules']['final']['accuracy'] == found['per_block'][-1]
   assert found['by_budget'][1:4] == pytest.approx(found['per_block'])
@@ -54,8 +54,8 @@ def test_inside(trained, capsys):
 
 @pytest.mark.integration
 def test_controls(trained, capsys):
-  assert block_commands.controls(trained) == 0
-  found = json.loads(trained.workdir.controls.read_text())
+  assert block_commands.intervene(trained) == 0
+  found = json.loads(trained.workdir.interventions.read_text())
   assert found['lines'][0]['name'] == 'untouched' and found['step'] == 4
   assert 'block 3 transplanted' in capsys.readouterr().out
 

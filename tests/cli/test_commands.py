@@ -242,19 +242,19 @@ def test_audit_status(trained, monkeypatch, capsys, ok):
   """One failed check makes the status 1; the file holds every check either way."""
   checks = [{'check': 'a', 'ok': True, 'found': 'fine'},
             {'check': 'b', 'ok': ok, 'found': 'something'}]
-  monkeypatch.setattr(commands.audit_lib, 'run', lambda subject: checks)
-  assert commands.audit(trained) == (0 if ok else 1)
-  written = json.loads(trained.workdir.audit.read_text())
+  monkeypatch.setattr(commands.leakage, 'run', lambda subject: checks)
+  assert commands.check_leakage(trained) == (0 if ok else 1)
+  written = json.loads(trained.workdir.leakage.read_text())
   assert written['ok'] is ok and written['checks'] == checks
   assert written['weights'] == 'checkpoint of step 2' and written['rows'] == 3
-  assert ('AUDIT FAILED' in capsys.readouterr().out) is not ok
+  assert ('LEAKAGE FOUND' in capsys.readouterr().out) is not ok
 
 
 def test_audit_without_a_checkpoint(fresh, monkeypatch, capsys):
   """Fresh weights can be audited, and it says so."""
-  monkeypatch.setattr(commands.audit_lib, 'run',
+  monkeypatch.setattr(commands.leakage, 'run',
                       lambda subject: [{'check': 'a', 'ok': True, 'found': ''}])
-  assert commands.audit(fresh) == 0
+  assert commands.check_leakage(fresh) == 0
   assert 'fresh weights' in capsys.readouterr().out
 
 

@@ -112,7 +112,7 @@ def test_attention(trained, make, capsys, monkeypatch):
     drawn.update(tokens=tokens, maps=maps)
     return sound(path, tokens, maps, causal)
   monkeypatch.setattr(report, 'slots', slots)
-  assert commands.attention(trained, 'to be $x$') == 0
+  assert commands.plot_memory(trained, 'to be $x$') == 0
   assert 'slots.png' in capsys.readouterr().out
   assert (trained.workdir.path / 'slots.png').read_bytes().startswith(b'\x89PNG')
   assert drawn['tokens'] == list('to be $x$')
@@ -120,11 +120,11 @@ def test_attention(trained, make, capsys, monkeypatch):
   assert drawn['maps'].shape[:2] == (layers, 9)
   assert_close(drawn['maps'].sum(-1), 1)
   with pytest.raises(InputError, match='no text to read'):
-    commands.attention(trained, None)
+    commands.plot_memory(trained, None)
   with pytest.raises(InputError, match='a shorter text'):
-    commands.attention(trained, 'to be' * 40)
+    commands.plot_memory(trained, 'to be' * 40)
   with pytest.raises(InputError, match='no slots to attend to'):
-    commands.attention(make(**{'imm.write_policy': ''}), 'to be')
+    commands.plot_memory(make(**{'imm.write_policy': ''}), 'to be')
 
 
 def test_halves(make):
@@ -149,7 +149,7 @@ def test_reading_the_future(make, capsys):
   out = capsys.readouterr().out
   assert 'NOT CAUSAL' in out and 'cannot generate' in out
   assert json.loads(run.workdir.results.read_text())['causal'] is False
-  assert commands.audit(run) == 1
+  assert commands.check_leakage(run) == 1
   with pytest.raises(InputError, match='reads the future'):
     commands.generate(run, 'to be')
 

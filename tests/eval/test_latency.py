@@ -121,7 +121,7 @@ def test_lengths_are_those_of_the_training_row(run, examples):
   """Trace and answer together are the tokens that chain of thought is trained on."""
   special = sequences.special_tokens(run.tokenizer)
   for example in examples:
-    row = methods.METHODS['cot'].train(example, 2, 0.0, run.config.rim, special)
+    row = methods.get('cot').sequence(example, 2, 0.0, run.config, special)
     assert sum(latency.lengths([example], special)) == len(row.readouts[0].out)
 
 

@@ -94,7 +94,7 @@ def test_sound_with_memory(make, variant):
 def test_leaking_memory(make, monkeypatch):
   """A bank that runs on from one readout into the next is caught."""
   def run_on(self, x, q, mask, bank):
-    return memory_policies.chunked(memory_policies.POLICIES['gated'], memory_policies.empty(
+    return memory_policies.chunkwise(memory_policies.POLICIES['gated'], memory_policies.empty(
         (q.shape[0],), imm.slots_of(self.config, self.width), q.shape[-1]), x, q)[1::-1]
 
   monkeypatch.setattr(imm.Memory, '_row', run_on)
@@ -176,24 +176,26 @@ def test_a_readout_that_reads_another(make, monkeypatch):
     prefix = (mask.segment[:, None, :] == 0) & masks.sees_prefix(mask, length)
     return own | prefix
   monkeypatch.setattr(masks, 'allowed', allowed)
-  fails(make(own=True, **{'model.attention': 'packed'}), SIGHT, GRADIENTS)
+  fails(make(own=True, **{'model.attention': 'dense'}), SIGHT, GRADIENTS)
 
 
 @pytest.mark.integration
 def test_a_readout_that_sees_a_later_block(make, monkeypatch):
-  """A layout that hangs readouts off the block after their own is seen.
+  """A method that attaches readouts to the block after their own is seen.
 
   Packed and separate rows are then wrong alike: only the rule, worked out from
   lengths, tells.
   """
   sound = methods.METHODS['rim']
-  def train(example, stage, progress, rim, ids):
-    row = sound.train(example, stage, progress, rim, ids)
-    size = rim.block_tokens + 2
-    readouts = [dataclasses.replace(out, until=min(out.visible_until + size, len(row.prefix)))
-                for out in row.readouts]
-    return dataclasses.replace(row, readouts=readouts)
-  monkeypatch.setitem(methods.METHODS, 'rim', dataclasses.replace(sound, train=train))
+  def late(stage):
+    def sequence(example, progress, config, ids):
+      row, size = stage(example, progress, config, ids), config.rim.block_tokens + 2
+      return dataclasses.replace(row, readouts=[dataclasses.replace(
+          out, visible_until=min(out.visible_until + size, len(row.prefix)))
+          for out in row.readouts])
+    return sequence
+  monkeypatch.setitem(methods.METHODS, 'rim', dataclasses.replace(
+      sound, stages=tuple(map(late, sound.stages))))
   fails(make(own=True), SIGHT, GRADIENTS)
 
 

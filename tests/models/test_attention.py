@@ -36,10 +36,9 @@ def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> batching.Bat
     return rng.integers(1, 90, rng.integers(low, high + 1)).tolist()
   rows = []
   for _ in range(2):
-    example = sequences.TokenizedExample(text(2, 8), [text(1, 5) for _ in range(rng.integers(0,
-                                                                                             4))],
-                                text(1, 2))
-    rows.append(methods.get(config.method).train(example, stage, 0.0, config.rim, IDS))
+    example = sequences.TokenizedExample(
+        text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))], text(1, 2))
+    rows.append(methods.get(config.method).sequence(example, stage, 0.0, config, IDS))
   return batching.collate(rows, *shape)
 
 
@@ -47,7 +46,7 @@ def qkv(seed: int, length: int):
   return np.random.default_rng(seed).normal(size=(3, 2, length, N, H)).astype(np.float32)
 
 
-PLAIN = ('split', 'packed')  # those of XLA alone
+PLAIN = ('shared_prefix', 'dense')  # those of XLA alone
 forward = {name: jax.jit(attention.IMPLEMENTATIONS[name]) for name in PLAIN}
 cached = jax.jit(attention.cached)
 
@@ -78,7 +77,8 @@ def test_split_is_packed(make, variant):
     batch = make(variant, seed)
     x = qkv(seed, batch.tokens.shape[1])
     direction = qkv(100 + seed, batch.tokens.shape[1])[0]
-    found, expected = (run(name, x, batch.mask, direction) for name in ('split', 'packed'))
+    found, expected = (run(name, x, batch.mask, direction) for name in ('shared_prefix',
+                                                                        'dense'))
     assert_close(found[0], expected[0])
     assert_close(found[1], expected[1])
     assert np.abs(expected[1]).max(axis=(1, 2, 3, 4)).min() > 1e-2
@@ -127,7 +127,7 @@ def test_splash_compiles_for_a_tpu(make):
 def test_kernels_want_their_device(name):
   with pytest.raises(InputError, match=f"is '{name}', a kernel for .PUs, but .* CPUs"):
     attention.check(name)
-  attention.check('split')
+  attention.check('shared_prefix')
 
 
 def test_packed_is_its_definition(make):
@@ -141,7 +141,7 @@ def test_packed_is_its_definition(make):
       keys = np.flatnonzero(may[b, i])
       weights = np.exp(k[b, keys, n] @ q[b, i, n] / H**0.5)
       expected[b, i, n] = weights @ v[b, keys, n] / weights.sum()
-  assert_close(forward['packed'](q, k, v, batch.mask), expected)
+  assert_close(forward['dense'](q, k, v, batch.mask), expected)
 
 
 def test_prefix_alone(make):
@@ -149,7 +149,7 @@ def test_prefix_alone(make):
   batch = make('rim, bidirectional')
   mask = batch.mask.part(0, batch.prefix).replace(count=0)
   q, k, v = qkv(0, batch.prefix)
-  assert_close(forward['split'](q, k, v, mask), forward['packed'](q, k, v, mask))
+  assert_close(forward['shared_prefix'](q, k, v, mask), forward['dense'](q, k, v, mask))
 
 
 @pytest.mark.parametrize('served', [N, 1])
@@ -160,7 +160,7 @@ def test_cached_is_split(make, variant, served):
   batch = make(variant, 3)
   q, k, v = qkv(1, batch.tokens.shape[1])
   k, v = k[:, :, :served], v[:, :, :served]
-  expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
+  expected = forward['shared_prefix'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
   own = [a[:, p:].reshape(2, count, r, -1, H) for a in (q, k, v)]
   empty = np.zeros((2, count, served, r, H), np.float32)
   cache = attention.Cache(*(a[:, :p].swapaxes(1, 2) for a in (k, v)), empty, empty)
@@ -179,7 +179,7 @@ def test_several_tokens_at_once(make):
   p, count, r = SHAPE
   batch = make('rim', 3)
   q, k, v = qkv(1, batch.tokens.shape[1])
-  expected = forward['split'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
+  expected = forward['shared_prefix'](q, k, v, batch.mask)[:, p:].reshape(2, count, r, N, H)
   empty = np.zeros((2, count, N, r, H), np.float32)
   cache = attention.Cache(*(a[:, :p].swapaxes(1, 2) for a in (k, v)), empty, empty)
   parts = jax.tree.map(lambda a: a[:, p:].reshape(2, count, r, *a.shape[2:]),

@@ -10,6 +10,7 @@ from close import assert_close
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.eval import decoding
+from latent_reasoning.methods import rim
 from latent_reasoning.models import imm, memory_policies
 from latent_reasoning.models.memory_policies import POLICIES
 from latent_reasoning.models.transformer import GPT, stack_layers
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 def rim_batch(tiny_config):
   """Two RiM rows of different length in a batch, and their prompts."""
   ids = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
-  rim = tiny_config().rim
-  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2,
-                                                                                           4)]
-  rows = [sequences.rim(e, 1, 0.0, rim, ids) for e in found]
-  prompts = [rim.prompt(e.question, 2, rim, ids) for e in found]
+  config = tiny_config()
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9])
+           for n in (2, 4)]
+  rows = [rim.ground(e, 0.0, config, ids) for e in found]
+  prompts = [rim.prompt(e.question, 2, config, ids) for e in found]
   return batching.collate(rows, *batching.sizes(rows)), prompts
 
 
@@ -48,7 +49,7 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   config = tiny_config(**VARIANTS[variant])
   model = GPT(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
-  slow = model.clone(imm=dataclasses.replace(config.imm, implementation='naive'))
+  slow = model.clone(imm=dataclasses.replace(config.imm, implementation='recurrent'))
   apply = jax.jit(lambda m, p, b: m.apply({'params': p}, b.tokens, b.positions, b.mask)[0],
                   static_argnums=0)
   assert_close(apply(model, params, batch), apply(slow, params, batch))
@@ -105,7 +106,7 @@ def test_low_rank_is_exact(tiny_config):
   wide = x.replace(s=x.s @ k['write_up'])
   q = h @ k['query'] @ k['query_up'] * 8**-0.5
   bank = memory_policies.empty((1,), x.w.shape[-1], 8)
-  r, _, _ = memory_policies.naive(POLICIES['gated'], bank, wide, q)
+  r, _, _ = memory_policies.recurrent(POLICIES['gated'], bank, wide, q)
   assert_close(found, h + r @ k['out'] @ k['out_up'])
 
 

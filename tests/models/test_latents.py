@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from close import assert_close
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.eval import decoding, leakage
+from latent_reasoning.methods import codi as codi_lib
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import GPT
 from latent_reasoning.train import losses
@@ -66,7 +67,7 @@ def test_equals_one_by_one(subject):
 @pytest.mark.integration
 def test_no_thoughts_is_the_plain_pass(subject):
   """A batch without thoughts, read by parts, has the hidden states of the whole row."""
-  own = [sequences.cot(e, 1, 0.0, subject.config.rim, IDS) for e in EXAMPLES]
+  own = [methods.get('cot').sequence(e, 1, 0.0, subject.config, IDS) for e in EXAMPLES]
   batch = batching.collate(own, *batching.sizes(own))
   plain, layers = latents.forward(subject.model, subject.params, batch)
   parts, own_layers, _ = jax.jit(latents.think, static_argnums=0)(
@@ -129,15 +130,15 @@ evaluate = jax.jit(lambda objective, model, params, batch: objective(model, para
 @pytest.fixture
 def codi(one):
   """The objective, and a batch of student and teacher rows of unlike lengths."""
-  rim = one.config.rim
-  student = [sequences.codi(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
-  teacher = [sequences.codi_teacher(e, 1, 0.0, rim, IDS) for e in EXAMPLES]
+  student = [codi_lib.student(e, 0.0, one.config, IDS) for e in EXAMPLES]
+  teacher = [codi_lib.teacher(e, 0.0, one.config, IDS) for e in EXAMPLES]
   def collate(rows, more):
     return batching.collate(rows, *(n + m for n, m in zip(
         batching.sizes(rows), (more, 0, more), strict=True)))
   def make(more=0, **weights):
     batch = collate(student, more).replace(teacher=collate(teacher, more))
-    return losses.codi(dataclasses.replace(baselines, **weights)), batch
+    return codi_lib.loss(dataclasses.replace(one.config, baselines=dataclasses.replace(
+        one.config.baselines, **weights))), batch
   return make
 
 

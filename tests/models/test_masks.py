@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from latent_reasoning import batching, sequences
+from latent_reasoning.methods import rim
 from latent_reasoning.models import masks
 from latent_reasoning.sequences import PackedSequence, Readout
 
@@ -73,7 +74,7 @@ def make_row(config) -> PackedSequence:
   """The row of the drawing: a question of two tokens and two steps."""
   ids = sequences.SpecialTokens(90, 91, 92, 93, 94, 95, (96, 97, 98), (10,), (35,))
   example = sequences.TokenizedExample([1, 2], [[3, 4], [5, 6]], [7, 8])
-  return sequences.rim(example, 1, 0.0, config.rim, ids)
+  return rim.ground(example, 0.0, config, ids)
 
 
 @pytest.mark.parametrize('changes,drawing', [

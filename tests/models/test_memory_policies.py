@@ -54,8 +54,8 @@ def everything(name, run, size, x, q, until, weight):
 def check_equal(name, seed, length, slots, rank, size, start):
   x, q, rng = draw(seed, 2, length, slots, rank, start=start)
   args = (x, q, rng.integers(1, length + 1, (2, 3)), rng.normal(size=q.shape))
-  slow_g, slow = everything(name, memory_policies.naive, 0, *args)
-  fast_g, fast = everything(name, memory_policies.chunked, size, *args)
+  slow_g, slow = everything(name, memory_policies.recurrent, 0, *args)
+  fast_g, fast = everything(name, memory_policies.chunkwise, size, *args)
   for one, other in zip(jax.tree.leaves(slow), jax.tree.leaves(fast), strict=True):
     assert_close(other, one)
   # One loss has them all, and parts of a gradient cancel: relative to the largest of them.
@@ -93,7 +93,7 @@ def test_goes_on_from_a_bank(name):
   """Two halves, the second from the bank of the first, are the whole."""
   policy = POLICIES[name]
   x, q, _ = draw(1, 2, 21, 4, 3)
-  run = jax.jit(memory_policies.chunked, static_argnums=(0,), static_argnames=('size',))
+  run = jax.jit(memory_policies.chunkwise, static_argnums=(0,), static_argnames=('size',))
   whole, last, _ = run(policy, memory_policies.empty((2,), 4, 3), x, q, size=4)
   first = jax.tree.map(lambda a: a[:, :10], (x, q))
   second = jax.tree.map(lambda a: a[:, 10:], (x, q))
@@ -111,7 +111,7 @@ def test_causal_and_isolated(name):
   x = x.replace(start=x.start | (np.arange(12) == 7))
   bank = memory_policies.empty((2,), 3, 4)
   reads = jax.jit(jax.jacrev(
-      lambda s: memory_policies.chunked(policy, bank, x.replace(s=s), q, size=5)[0]))(x.s)
+      lambda s: memory_policies.chunkwise(policy, bank, x.replace(s=s), q, size=5)[0]))(x.s)
   reach = np.abs(reads).max((2, 5))  # [B, T, B, T]
   for b in range(2):
     assert not reach[b, :, 1 - b].any()
@@ -134,7 +134,7 @@ def test_sequence_mean_leaks():
 def test_ring_is_what_it_says():
   """Slot (n - 1) mod N holds write n, the last N writes are there and no others."""
   x, q, _ = draw(4, 1, 7, 3, 2, valid=1.0, start=0.0)
-  _, bank, _ = memory_policies.chunked(
+  _, bank, _ = memory_policies.chunkwise(
       POLICIES['ring'], memory_policies.empty((1,), 3, 2), x, q, size=4)
   np.testing.assert_array_equal(bank.slots[0], [x.s[0, 6], x.s[0, 4], x.s[0, 5]])
 
@@ -147,7 +147,7 @@ def test_gated_slots_are_bounded(seed, scale):
   x, q, _ = draw(seed, 2, 24, 3, 4)
   x = x.replace(s=x.s * np.float32(scale))
   until = np.tile(np.arange(1, 25), (2, 1))
-  _, banks, _ = jax.jit(lambda x, q: memory_policies.chunked(
+  _, banks, _ = jax.jit(lambda x, q: memory_policies.chunkwise(
       POLICIES['gated'], memory_policies.empty((2,), 3, 4), x, q, until))(x, q)
   largest = np.maximum.accumulate(np.linalg.norm(x.s, axis=-1), axis=1)  # [B, T]
   norms = np.linalg.norm(banks.slots, axis=-1).max(-1)
@@ -163,6 +163,6 @@ def test_saturated_gates_stay_finite():
     bank = memory_policies.empty((1,), 1, 4)
     return jnp.sum(run(POLICIES['gated'], bank, x.replace(s=s), q)[0]**2)
   fast, slow = (jax.jit(jax.grad(total), static_argnums=1)(x.s, run)
-                for run in (memory_policies.chunked, memory_policies.naive))
+                for run in (memory_policies.chunkwise, memory_policies.recurrent))
   assert np.isfinite(fast).all()
   assert_close(fast, slow)

@@ -21,13 +21,14 @@ IDS = sequences.SpecialTokens(0, 1, 2, 3, 4, 5, (), (6,), (6, 7))
 
 def rows(config, name):
   """Two problems of different length as a batch with what it should tell."""
-  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9]) for n in (2,
-                                                                                           4)]
-  made = [methods.METHODS[name].train(e, 2, 0.0, config.rim, IDS) for e in found]
-  decoder_targets = [sequences.decoder_targets(name, e, row, config.rim, IDS)
-          for e, row in zip(found, made, strict=True)]
+  found = [sequences.TokenizedExample([8, 9, 10, 11][:n], [[12, 13], [14]], [9])
+           for n in (2, 4)]
+  method = methods.get(name)
+  made = [method.sequence(e, 2, 0.0, config, IDS) for e in found]
+  targets = [method.decoder_targets(e, row, config, IDS)
+             for e, row in zip(found, made, strict=True)]
   return batching.collate(made, *batching.sizes(made)).replace(
-      decoder_targets=batching.collate_decoder_targets(decoder_targets))
+      decoder_targets=batching.collate_decoder_targets(targets))
 
 
 @pytest.fixture
@@ -132,10 +133,10 @@ def test_joint_gradient(world, kind, changes):
   some, more = grad(both, 1.0)
   plain, alone = jax.jit(jax.grad(lambda p: losses.next_token(model, p, batch),
                                   has_aux=True))(params)
-  explicit_part = zero.pop('explicit')
+  decoder_part = zero.pop('explicit')
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(zero), strict=True):
     assert_close(one, other)
-  assert not any(a.any() for a in jax.tree.leaves(explicit_part))
+  assert not any(a.any() for a in jax.tree.leaves(decoder_part))
   assert np.abs(some['embedding'] - plain['embedding']).max() > 1e-3
   assert any(a.any() for a in jax.tree.leaves(some['explicit']))
   assert_close(more['loss'], alone['loss'])

@@ -71,7 +71,7 @@ def test_adapters(drawn, tmp_path):
 
 def test_controls(drawn, tmp_path):
   """Lines without problems are left out; only donors have a second number."""
-  block_plots.controls(tmp_path, {'lines': [
+  block_plots.interventions(tmp_path, {'lines': [
       {'name': 'untouched', 'n': 4, 'accuracy': 1.0},
       {'name': 'block 1 transplanted', 'n': 4, 'accuracy': 0.5, 'donor': 0.25, 'chance': 0.1},
       {'name': 'block 2 transplanted', 'n': 0, 'accuracy': None}]})

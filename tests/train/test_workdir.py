@@ -81,7 +81,7 @@ def test_another_configuration_is_refused(tiny_config, tmp_path):
 
 @pytest.mark.parametrize('key, value', [
     ('eval.blocks', 2), ('eval.sets', ('a.jsonl',)), ('train.max_to_keep', 9),
-    ('data.test', 'a.jsonl'), ('model.attention', 'packed')])
+    ('data.test', 'a.jsonl'), ('model.attention', 'dense')])
 def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   """Such keys may differ in evaluation, where nothing is trained, and not in training."""
   begun(tiny_config(), tmp_path)
