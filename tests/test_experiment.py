@@ -10,6 +10,7 @@ from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.models.transformer import parameter_count
+from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1,
@@ -100,8 +101,16 @@ def test_damaged_best_names_a_way_out(tiny_config, make_run, tmp_path):
 
 
 def test_objective_is_that_of_the_method(built):
-  """The loss is found by the method's row."""
-  assert built.objective.__name__ == built.batches.method.objective
+  """The loss is the method's own, or the weighted next-token loss."""
+  method = built.batches.method
+  assert built.objective is losses.next_token and method.loss is None
+  made = []
+  other = dataclasses.replace(method, loss=lambda config: made.append(config) or len)
+  built.batches.method = other
+  try:
+    assert built.objective is len and made == [built.config]
+  finally:
+    built.batches.method = method
 
 
 @pytest.fixture

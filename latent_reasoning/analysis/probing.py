@@ -148,7 +148,7 @@ def _look(model, params, batch: batching.Batch, wide: int):
                                          row.mask, mutable=['intermediates'])
     own = found['intermediates']
     queries = (own['blocks']['q'][0] if model.config.scan else
-               [own[f'block_{i}']['q'][0] for i in range(model.config.layers)])
+               [own[f'block_{i}']['q'][0] for i in range(model.config.num_layers)])
     w = jnp.stack([attention_lib.weights(q, k, row.mask)[0].mean(0)
                    for q, k in zip(queries, keys, strict=True)])  # [layers, L, L]
     to_question = w[..., :question]

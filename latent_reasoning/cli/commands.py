@@ -144,7 +144,7 @@ def evaluate_text(run: Experiment, found: Restored) -> int:
       'parameters': sum(a.size for a in jax.tree.leaves(params)),
       'training': training(run), 'data': run.splits.report, 'environment': environment()}
   if config.imm.write_policy:
-    result['memory_zeroed'] = run.loss(params, 'valid', off=(*config.imm.ablate, 'read'))
+    result['memory_zeroed'] = run.loss(params, 'valid', ablate=(*config.imm.ablate, 'read'))
   workdir.write_json(run.workdir.results, result)
   print(f'\n{report.text(result)}')
   if config.causal:

@@ -19,7 +19,7 @@ from latent_reasoning.models.attention import Cache
 
 def head_kernel(model, params) -> chex.Array:
   """Returns a [D, V] copy of the head, made once for many calls of `generate`."""
-  if not model.config.tied and not model.known:
+  if not model.config.tie_embeddings and not model.known:
     return params['head']
   # A copy, not a view: inside the loop, the transpose would be taken each token.
   return jax.jit(lambda p: jnp.concatenate(

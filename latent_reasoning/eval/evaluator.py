@@ -88,7 +88,7 @@ class Predictor:
     return multihost.fetch(decoding.generate(
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.special.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
-        end=self.special.end, pad=self.special.pad, max_tokens=e.max_tokens,
+        end=self.special.end, pad=self.special.pad, max_tokens=e.max_new_tokens,
         sample=rng is not None, top_k=e.top_k, edit=edit))
 
 

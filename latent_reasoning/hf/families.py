@@ -164,11 +164,12 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
   if family == 'gpt':
     width, heads = read.size('n_embd'), read.size('n_head')
     config = dataclasses.replace(
-        base, family='gpt', layers=read.size('n_layer'), width=width, heads=heads,
-        kv_heads=0, head_size=0, hidden=read.size('n_inner', 4 * width),
-        max_positions=read.size('n_positions'), positions='learned', bias=True,
+        base, family='gpt', num_layers=read.size('n_layer'), embed_dim=width,
+        num_heads=heads,
+        num_kv_heads=0, head_dim=0, mlp_dim=read.size('n_inner', 4 * width),
+        max_positions=read.size('n_positions'), position_embedding='learned', bias=True,
         qkv_bias=False, out_bias=False, qk_norm=False,
-        tied=read.flag('tie_word_embeddings', True),
+        tie_embeddings=read.flag('tie_word_embeddings', True),
         norm_epsilon=read.number('layer_norm_epsilon', 1e-5))
   else:
     config = _llama(kind, read, base)
@@ -195,11 +196,13 @@ def _llama(kind: str, read: '_Reader', base: ModelConfig) -> ModelConfig:
   heads, width = read.size('num_attention_heads'), read.size('hidden_size')
   bias = read.flag('attention_bias', kind == 'qwen2')
   return dataclasses.replace(
-      base, family='llama', layers=read.size('num_hidden_layers'), width=width, heads=heads,
-      kv_heads=read.size('num_key_value_heads', heads),
-      head_size=read.size('head_dim', max(1, width // heads)),
-      hidden=read.size('intermediate_size'), max_positions=positions, positions='rotary',
-      tied=read.flag('tie_word_embeddings', False), bias=read.flag('mlp_bias', False),
+      base, family='llama', num_layers=read.size('num_hidden_layers'), embed_dim=width,
+      num_heads=heads,
+      num_kv_heads=read.size('num_key_value_heads', heads),
+      head_dim=read.size('head_dim', max(1, width // heads)),
+      mlp_dim=read.size('intermediate_size'), max_positions=positions,
+      position_embedding='rotary',
+      tie_embeddings=read.flag('tie_word_embeddings', False), bias=read.flag('mlp_bias', False),
       qkv_bias=bias, out_bias=bias and kind != 'qwen2', qk_norm=kind == 'qwen3',
       norm_epsilon=read.number('rms_norm_eps'), rope=_rope(read))
 

@@ -82,7 +82,7 @@ def resolve(config: Config) -> Config:
   values = read_json(path / 'config.json')
   model = model_config(values, config.model, str(path / 'config.json'))
   if model.tie_embeddings and _own_head(path, model):
-    model = dataclasses.replace(model, tied=False)
+    model = dataclasses.replace(model, tie_embeddings=False)
   tokenizer = dataclasses.replace(
       config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
       at_least=values['vocab_size'])

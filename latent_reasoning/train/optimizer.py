@@ -43,6 +43,7 @@ def build(config: OptimConfig, optimizer: str = 'adamw') -> optax.GradientTransf
   else:
     rule = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
   return optax.chain(
-      optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(), rule,
+      (optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm
+       else optax.identity()), rule,
       optax.add_decayed_weights(config.weight_decay, decayed),
       optax.scale(-1.0))

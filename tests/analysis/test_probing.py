@@ -88,4 +88,4 @@ def test_weights_are_those_that_are_used(predictor):
   w = attention.weights(q, k, batch.mask)
   assert_close(w.sum(-1), 1)
   expected = np.einsum('bnts,bsnh->btnh', w, np.repeat(v, 2, axis=2))
-  assert_close(attention.packed(q, k, v, batch.mask), expected)
+  assert_close(attention.dense(q, k, v, batch.mask), expected)

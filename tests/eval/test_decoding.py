@@ -40,7 +40,7 @@ class Case:
 
   def rows(self, blocks: int = 3) -> list[PackedSequence]:
     prompt = methods.get(self.config.method).prompt
-    return [prompt(q, blocks, self.config.rim, IDS) for q in QUESTIONS]
+    return [prompt(q, blocks, self.config, IDS) for q in QUESTIONS]
 
   def generate(self, rows, end=-1, seed=0, temperature=1.0, sample=False, tokens=TOKENS):
     """Decodes rows of any number of readouts."""
@@ -209,7 +209,7 @@ def test_likeliest():
 def test_head_of_few_and_many(make):
   """The table times many rows is what the rows of few times its transpose are."""
   case = make('rim')
-  assert case.model.config.tied
+  assert case.model.config.tie_embeddings
   rows = np.random.default_rng(0).normal(size=(2, 9, 16)).astype(np.float32)
   def head(hidden, *kernel):
     return case.model.apply({'params': case.params}, hidden, *kernel, method='head')

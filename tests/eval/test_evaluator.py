@@ -232,10 +232,10 @@ def test_blocks_at_inference(run, params, questions):
 def test_prompt_beyond_the_buckets(run):
   """A prompt longer than the largest bucket is laid out all the same."""
   special = sequences.special_tokens(run.tokenizer)
-  row = methods.METHODS['direct'].prompt(list(range(1, 22)), 0, run.config.rim, special)
+  row = methods.METHODS['direct'].prompt(list(range(1, 22)), 0, run.config, special)
   batch = evaluator.prompt_batch([row], run.config, special.pad)
   assert run.config.data.buckets.prefix[-1] < 21 <= batch.prefix == 32
-  short = methods.METHODS['direct'].prompt([1, 2, 3], 0, run.config.rim, special)
+  short = methods.METHODS['direct'].prompt([1, 2, 3], 0, run.config, special)
   assert evaluator.prompt_batch([short], run.config).prefix == 12
 
 

@@ -133,7 +133,7 @@ def test_comes_back(trained, own, tmp_path):
   path = trained.workdir.path / 'export/hf'
   model = dataclasses.replace(trained.config.model, init_from=str(path),
                               lora=dataclasses.replace(trained.config.model.lora, rank=0))
-  optim = dataclasses.replace(trained.config.optim, trained='all')
+  optim = dataclasses.replace(trained.config.optim, trainable='all')
   own_tokens = dataclasses.replace(trained.config.tokenizer, path='')
   run = run_lib.open_run(dataclasses.replace(
       trained.config, model=model, optim=optim, tokenizer=own_tokens), tmp_path)
@@ -142,7 +142,7 @@ def test_comes_back(trained, own, tmp_path):
   questions = [trained.splits.test[i].question for i in range(PROBLEMS)]
   assert [t[-1] for t in run.predictor(run.init().params).texts(questions)] == own
   assert run_lib.reopen(tmp_path).tokenizer.known == run.tokenizer.known > run.tokenizer.size
-  new = dataclasses.replace(optim, trained='new')
+  new = dataclasses.replace(optim, trainable='new')
   again = dataclasses.replace(run, config=dataclasses.replace(run.config, optim=new))
   with pytest.raises(InputError, match="trained='all'"):
     again.init()

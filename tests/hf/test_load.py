@@ -276,7 +276,7 @@ def test_what_changes_nothing_passes(base, key, capsys):
 def test_what_nobody_knows_is_told(base, capsys, monkeypatch):
   """One line; refused where transformers knows the key and has another value."""
   values = {**SMALL, 'model_type': 'llama', 'rms_norm_eps': 1e-5}
-  assert families.model_config({**values, 'made_up': 3}, base, 'f').layers == 2
+  assert families.model_config({**values, 'made_up': 3}, base, 'f').num_layers == 2
   line, = capsys.readouterr().err.splitlines()
   assert line.startswith("warning: f has the key 'made_up' (3), which is not known")
   monkeypatch.setattr(families, '_default_of', lambda kind, key: (1,))
@@ -315,7 +315,7 @@ def index(weight_map):
   return damage
 
 
-NORM, DOWN = 'model.norm.weight', 'model.num_layers.1.mlp.down_proj.weight'
+NORM, DOWN = 'model.norm.weight', 'model.layers.1.mlp.down_proj.weight'
 
 
 def typed(dtype):
@@ -429,7 +429,7 @@ def test_padding_of_the_vocabulary(tiny_config, random_params):
     (truncate, 'no sound safetensors file .* cut off'),
     (rewrite(lambda held: held.pop(NORM)), '1 tensors are missing: norm.weight'),
     (rewrite(lambda held: held.update({DOWN: np.ascontiguousarray(held[DOWN].T)})),
-     r'1 are wrong: model.num_layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
+     r'1 are wrong: model.layers.1.mlp.down_proj.weight .*its shape is \[24, 40\]'),
     (rewrite(lambda held: held.update(extra=np.zeros(3, np.float32))), '1 are surplus: extra'),
     (pickle, 'pytorch_model.bin is a pickle, .* never read'),
     (index({'weight_map': {'a': '../elsewhere.safetensors'}}), 'expected a file beside it'),

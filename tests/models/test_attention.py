@@ -104,7 +104,7 @@ def test_kernels_are_packed(tiny_config, name):
     out, vjp = jax.vjp(lambda *a: call(*a, batch.mask), *given)
     return out, *vjp(direction)
   given = q, k[:, :, :1], v[:, :, :1]
-  for found, expected in zip(both(KERNELS[name], *given), both(attention.packed, *given),
+  for found, expected in zip(both(KERNELS[name], *given), both(attention.dense, *given),
                              strict=True):
     assert_close(found, expected, tol=2e-5)
     assert np.abs(expected).max() > 1e-2

@@ -153,7 +153,7 @@ def test_watched(tiny_config, random_params):
   assert 0 < found['read_entropy'] <= 1 and 0.25 <= found['top_slot'] <= 1
   assert 0 < found['write_gate'] < 1
   assert imm.watched(model.clone(imm=None), params, batch) == {}
-  blind = model.clone(imm=dataclasses.replace(config.imm, off=('query',)))
+  blind = model.clone(imm=dataclasses.replace(config.imm, ablate=('query',)))
   uniform = {k: float(v) for k, v in imm.watched(blind, params, batch).items()}
   assert_close([uniform['read_entropy'], uniform['top_slot']], [1, 0.25])
   assert 'reads all slots alike' in imm.warnings(uniform, 4)[0]

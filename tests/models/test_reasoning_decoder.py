@@ -56,9 +56,8 @@ def test_what_is_told(tiny_config):
   decoder_targets = rows(config, 'direct').decoder_targets
   assert decoder_targets.at.tolist() == [[[1]], [[3]]]
   assert decoder_targets.targets[1, 0, :5].tolist() == [12, 13, 6, 14, 1]
-  none = sequences.decoder_targets('direct', sequences.TokenizedExample([8, 9], [], [9]),
-                        sequences.causal([8, 9], ()),
-                        config.rim, IDS)
+  none = methods.get('direct').decoder_targets(
+      sequences.TokenizedExample([8, 9], [], [9]), sequences.causal([8, 9], ()), config, IDS)
   assert none == [] and not batching.collate_decoder_targets([none]).weights.any()
 
 

@@ -58,18 +58,19 @@ def influence(model, params, batch):
 
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [
-    {'positions': 'learned', 'tied': True, 'bias': True},
-    {'positions': 'learned', 'tied': False, 'bias': False, 'layers': 1},
-    {'positions': 'rotary', 'tied': True, 'bias': False, 'layers': 1},
-    {'positions': 'rotary', 'tied': False, 'bias': True, 'scan': True},
-    {'positions': 'rotary', 'tied': True, 'bias': False, 'family': 'llama', 'heads': 4,
-     'kv_heads': 2, 'head_size': 6, 'qk_norm': True}])
+    {'position_embedding': 'learned', 'tie_embeddings': True, 'bias': True},
+    {'position_embedding': 'learned', 'tie_embeddings': False, 'bias': False, 'num_layers': 1},
+    {'position_embedding': 'rotary', 'tie_embeddings': True, 'bias': False, 'num_layers': 1},
+    {'position_embedding': 'rotary', 'tie_embeddings': False, 'bias': True, 'scan': True},
+    {'position_embedding': 'rotary', 'tie_embeddings': True, 'bias': False, 'family': 'llama',
+     'num_heads': 4,
+     'num_kv_heads': 2, 'head_dim': 6, 'qk_norm': True}])
 def test_causal_by_gradient(make, random_params, changes):
   """A logit depends on every token up to its own, and on none after it."""
   model = make(**changes)
   params = random_params(model, BATCH)
-  assert ('position_embedding' in params) == (changes['positions'] == 'learned')
-  assert ('head' in params) != changes['tied']
+  assert ('position_embedding' in params) == (changes['position_embedding'] == 'learned')
+  assert ('head' in params) != changes['tie_embeddings']
   names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
   assert ('bias' in names) == changes['bias']
   np.testing.assert_array_equal(influence(model, params, BATCH) > 0,
@@ -78,7 +79,7 @@ def test_causal_by_gradient(make, random_params, changes):
 
 def test_equals_numpy(make, random_params):
   """Every operation of one layer, written out in NumPy."""
-  model = make(layers=1)
+  model = make(num_layers=1)
   params = random_params(model, BATCH)
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
 
@@ -117,7 +118,7 @@ def loss_and_gradient(model, params, batch):
 @pytest.fixture(scope='module')
 def plain(make, random_params):
   """A loop over layers: its parameters, loss and gradient."""
-  model = make(positions='rotary')
+  model = make(position_embedding='rotary')
   params = random_params(model, BATCH)
   return params, *loss_and_gradient(model, params, BATCH)
 
@@ -129,7 +130,7 @@ def test_scan_and_remat_change_nothing(make, plain, scan, remat):
   params, loss, grads = plain
   if scan:
     params, grads = (transformer.stack_layers(tree, 2) for tree in (params, grads))
-  model = make(positions='rotary', scan=scan, remat=remat)
+  model = make(position_embedding='rotary', scan=scan, remat=remat)
   found, found_grads = loss_and_gradient(model, params, BATCH)
   assert_close(found, loss)
   jax.tree.map(lambda a, b: assert_close(a, b, tol=1e-4),  # through all layers
@@ -137,7 +138,7 @@ def test_scan_and_remat_change_nothing(make, plain, scan, remat):
 
 
 @pytest.mark.parametrize('changes', [
-    {}, {'positions': 'rotary', 'tied': False, 'bias': False}])
+    {}, {'position_embedding': 'rotary', 'tie_embeddings': False, 'bias': False}])
 def test_stacked_parameters(make, changes):
   """`stack_layers` gives the tree that a scanned model makes for itself."""
   def shapes(model):
@@ -223,7 +224,7 @@ def test_scanned_layers_drop_differently(make, random_params):
 @pytest.mark.parametrize('positions', ['rotary', 'learned'])
 def test_positions(make, random_params, positions):
   """Rotary positions tell distances only; learned ones tell places. Both tell order."""
-  model = make(positions=positions, scan=True)
+  model = make(position_embedding=positions, scan=True)
   params = random_params(model, BATCH)
   here = logits(model, params, BATCH)
   later = logits(model, params, BATCH.replace(positions=BATCH.positions + 7))

@@ -195,6 +195,6 @@ def test_alone():
 def test_one_process_alone_fails(monkeypatch):
   """What process 0 finds wrong is an error in all."""
   monkeypatch.setattr(multihost, '_place', [1, 2])
-  monkeypatch.setattr(multihost, 'share', lambda value: 'no such file')
+  monkeypatch.setattr(multihost, 'broadcast', lambda value: 'no such file')
   with pytest.raises(InputError, match='no such file'):
     multihost.primary_first(lambda: pytest.fail('it must not be called'))

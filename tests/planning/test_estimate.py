@@ -54,7 +54,8 @@ def test_bytes_are_those_of_a_run(tiny_config, make_run, tmp_path, changes):
 def test_rows_that_no_mesh_divides(tiny_config):
   """8 rows in 3 microbatches are planned as 9."""
   config = tiny_config()
-  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=3))
+  config = dataclasses.replace(config, optim=dataclasses.replace(config.optim,
+                                                                 grad_accum_steps=3))
   assert estimate.planned(config).batches.at(0).tokens.shape[0] == 9
 
 

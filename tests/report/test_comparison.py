@@ -197,12 +197,12 @@ def test_what_was_varied(tmp_path):
   """One key of the configuration, by method; several are the number of parameters."""
   for method in ('rim', 'direct'):
     for layers in (4, 1, 2):
-      sized(tmp_path, f'{method}_{layers}', method, model_layers=layers,
+      sized(tmp_path, f'{method}_{layers}', method, model_num_layers=layers,
             parameters=100 * layers)
   label, lines = comparison.varied(report.summarize(report.find([tmp_path])))
   assert label == 'layers'
   assert lines['rim'] == [(1, 'rim_1'), (2, 'rim_2'), (4, 'rim_4')]
-  sized(tmp_path, 'rim_wide', 'rim', model_layers=9, model_width=7, parameters=50)
+  sized(tmp_path, 'rim_wide', 'rim', model_num_layers=9, model_embed_dim=7, parameters=50)
   label, lines = comparison.varied(report.summarize(report.find([tmp_path])))
   assert label == 'parameters' and lines['rim'][0] == (50, 'rim_wide')
   if importlib.util.find_spec('matplotlib'):

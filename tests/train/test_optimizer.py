@@ -30,7 +30,7 @@ def adamw(config, steps: int):
   for t in range(1, steps + 1):
     grads = gradients(t - 1)['layer']
     norm = np.sqrt(sum((g.astype(np.float64)**2).sum() for g in grads.values()))
-    scale = min(1, config.clip / norm) if config.clip else 1
+    scale = min(1, config.max_grad_norm / norm) if config.max_grad_norm else 1
     for k in params:
       g = grads[k].astype(np.float64) * scale
       m[k] = config.beta1 * m[k] + (1 - config.beta1) * g
@@ -56,7 +56,7 @@ def run(config, steps: int):
 @pytest.mark.parametrize('clip,decay', [(1.0, 0.1), (0.0, 0.0), (0.0, 0.1)])
 def test_adamw(tiny_config, clip, decay):
   """Four steps: clipped by global norm, or with clip 0 not at all; decay on kernels."""
-  config = dataclasses.replace(tiny_config().optim, clip=clip, weight_decay=decay)
+  config = dataclasses.replace(tiny_config().optim, max_grad_norm=clip, weight_decay=decay)
   found, expected = run(config, 4), adamw(config, 4)
   for name in expected:
     assert_close(found[name], expected[name], tol=1e-4)
@@ -65,7 +65,8 @@ def test_adamw(tiny_config, clip, decay):
 def test_clipping_matters(tiny_config):
   """The oracle itself tells clipped from unclipped."""
   config = tiny_config().optim
-  with_clip, without = (adamw(dataclasses.replace(config, clip=c), 4) for c in (1.0, 0.0))
+  with_clip, without = (adamw(dataclasses.replace(config, max_grad_norm=c), 4) for c in (1.0,
+                                                                                         0.0))
   assert not np.allclose(with_clip['kernel'], without['kernel'], rtol=1e-2)
 
 
@@ -86,7 +87,7 @@ def test_what_decays(tiny_config, scan, tied):
 
 def muon_updates(config, params, grads):
   """The update of one step under muon."""
-  tx = optimizer.build(dataclasses.replace(config, clip=0.0, weight_decay=0.0), 'muon')
+  tx = optimizer.build(dataclasses.replace(config, max_grad_norm=0.0, weight_decay=0.0), 'muon')
   return tx.update(grads, tx.init(params), params)[0]
 
 

@@ -186,7 +186,7 @@ def test_keys():
     return tuple(np.asarray(jax.random.key_data(step_lib.key(*args))).tolist())
   arguments = [(seed, purpose, step) for seed in (0, 1)
                for purpose in (step_lib.INIT, step_lib.DROPOUT, step_lib.SAMPLE,
-                               step_lib.AUDIT) for step in (0, 1, 2)]
+                               step_lib.LEAKAGE) for step in (0, 1, 2)]
   assert len({data(*a) for a in arguments}) == len(arguments)
   assert data(3, step_lib.SAMPLE, 4) == data(3, step_lib.SAMPLE, 4)
   assert data(3, step_lib.SAMPLE) == data(3, step_lib.SAMPLE, 0)

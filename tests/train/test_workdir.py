@@ -28,7 +28,7 @@ def test_path_is_absolute(tiny_config, tmp_path, monkeypatch):
   made = open_workdir('runs/x', tiny_config(), True)
   assert made.path == tmp_path / 'runs' / 'x'
   for name in ('config', 'metrics', 'checkpoints', 'events', 'tokenizer', 'predictions',
-               'results', 'audit', 'latency'):
+               'results', 'leakage', 'latency'):
     path = getattr(made, name)
     assert path.is_absolute() and path.parent == made.path
 
