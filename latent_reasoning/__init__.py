@@ -10,8 +10,28 @@ An ambiguous array wears its shape, as in `x_BTD`. The rooms, each of which impo
 those before it (tests/test_imports.py):
 
   errors, config, config_loading | data | report (reads files alone) | sequences | batching |
-  models | parallel | train | hf | eval | experiment | planning | analysis | cli |
-  benchmarks | main
+  models | parallel | train | methods | hf | eval | experiment | planning | analysis | cli |
+  benchmarks | api | main
+
+The Python interface (api), imported where it is first used:
+
+  import latent_reasoning as lr
+  experiment = lr.Experiment(lr.load_config('rim_arithmetic'), workdir='runs/rim')
 """
 
+import importlib
+
 __version__ = '0.1.0'
+_INTERFACE = ('load_config', 'Experiment', 'Answer', 'compare')
+
+
+def __getattr__(name: str):
+  if name in _INTERFACE:
+    return getattr(importlib.import_module('latent_reasoning.api'), name)
+  if name in ('analysis', 'api'):
+    return importlib.import_module(f'latent_reasoning.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_INTERFACE, 'analysis'])

@@ -342,6 +342,19 @@ class Config:
   eval: EvalConfig = group(EvalConfig)
   sweep: SweepConfig = group(SweepConfig)
 
+  def replace(self, **changes: Any) -> 'Config':
+    """The same with other values of dotted keys; `Experiment` checks them."""
+    found = self
+    for name, value in changes.items():
+      parts = name.split('.')
+      for depth in reversed(range(len(parts))):
+        group = get(found, '.'.join(parts[:depth])) if depth else found
+        if not hasattr(group, parts[depth]):
+          raise AttributeError(f'there is no key {name!r}')
+        value = dataclasses.replace(group, **{parts[depth]: value})
+      found = value
+    return found
+
   @property
   def causal(self) -> bool:
     """Whether nothing reads the future."""

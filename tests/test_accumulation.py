@@ -20,7 +20,8 @@ CASES |= {
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
     'reasoning decoder': {'reasoning_decoder.source': 'blocks',
                           'reasoning_decoder.joint': True},
-    'externalized': {'rim.externalize': True, 'optim.stage1.steps': 0},
+    'externalized': {'rim.externalize': True, 'optim.stage1.steps': 0,
+                     'data.buckets.count': (1, 3, 6)},
     'scanned Llama': {
         'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
         'model.num_kv_heads': 2, 'model.scan': True, 'aux.align': 0.3},

@@ -11,7 +11,8 @@ ROOT = pathlib.Path(latent_reasoning.__file__).parent
 ROOMS = ('errors', 'config', 'config_loading', 'data', 'report', 'sequences', 'batching',
          'models', 'parallel', 'train', 'methods', 'hf', 'eval', 'experiment', 'planning',
          'analysis',
-         'cli', 'benchmarks', 'main')
+         'cli', 'benchmarks', 'api',
+         'main')
 MODULES = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')
            if p != ROOT / '__init__.py'}
 

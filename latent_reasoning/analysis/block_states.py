@@ -47,6 +47,11 @@ class BlockActivations:
   next_token: np.ndarray
   answer_token: np.ndarray
 
+  def halves(self) -> tuple['BlockActivations', 'BlockActivations']:
+    """Every other problem, and the rest."""
+    return tuple(BlockActivations(**{f.name: getattr(self, f.name)[start::2]
+                                     for f in dataclasses.fields(self)}) for start in (0, 1))
+
   def save(self, path: pathlib.Path) -> None:
     np.savez(path, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 

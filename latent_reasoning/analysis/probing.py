@@ -20,6 +20,8 @@ from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.models import attention as attention_lib
+from latent_reasoning.report import block_plots
+from latent_reasoning.report.result import Result
 
 CLASSES = 100  # most values that a probe tells apart; rarer ones count as wrong
 LOOKED_AT = 256  # problems whose attention is averaged
@@ -59,15 +61,19 @@ def trajectories(seen: Sequence[BlockActivations]) -> dict[str, Any]:
           'means': np.stack([(s.states[:, :, -1].mean(0) - mean) @ axes for s in seen])}
 
 
-def value_probes(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
+def value_probes(valid: BlockActivations, test: BlockActivations | None = None) -> Result:
   """How often a linear probe reads the result of each true step off a block's state.
 
-  Trained on validation problems, scored on test problems, values as classes.
+  Args:
+    valid: of the problems that it is trained on, values as classes.
+    test: of those that it is scored on; None: half of `valid`, which trains on the other.
 
   Returns:
     {'accuracy': [S, K, layers + 1], 'commonest': [S], the share of the commonest value};
     NaN for a step that too few problems have.
   """
+  if test is None:
+    valid, test = valid.halves()
   steps, (_, count, depth, _) = valid.values.shape[1], valid.states.shape
   accuracy = np.full((steps, count, depth), np.nan)
   commonest = np.full(steps, np.nan)
@@ -84,7 +90,8 @@ def value_probes(valid: BlockActivations, test: BlockActivations) -> dict[str, A
         probe = answer_selection.fit(valid.states[here, k, layer], valid.values[here, s])
         guess = probe.predict(test.states[there, k, layer])
         accuracy[s, k, layer] = (guess == truth).mean()
-  return {'accuracy': accuracy, 'commonest': commonest}
+  return Result({'accuracy': accuracy, 'commonest': commonest},
+                draw=lambda path, found: block_plots.probes(path, found))
 
 
 def lens(predictor: Predictor, seen: BlockActivations) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from latent_reasoning.experiment import Experiment
 from latent_reasoning.methods import rim
 from latent_reasoning.report import block_plots as figures
 from latent_reasoning.report.figures import load_pyplot
+from latent_reasoning.report.result import Result
 from latent_reasoning.train import workdir
 
 
@@ -66,12 +67,8 @@ TRAJECTORY = 300  # problems that older checkpoints are collected on
 
 
 def intervene(run: Experiment) -> int:
-  """Prints the table of interventions, writes interventions.json and draws it."""
-  block_states.require(run.config)
-  found = restored(run)
-  result = {**_of(run, found.step), **activation_patching.interventions(
-      run.predictor(found.state.params), run.test, run.splits.report['rules']['test'])}
-  workdir.write_json(run.workdir.interventions, result)
+  """Prints the table of interventions and draws it."""
+  result = intervened(run)
   print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
         f'put '
         f'in, where it has another answer\n\nwritten to {run.workdir.interventions}')
@@ -80,6 +77,17 @@ def intervene(run: Experiment) -> int:
   except InputError as error:
     print(f'no figure: {error}')
   return 0
+
+
+def intervened(run: Experiment) -> Result:
+  """Answers under each intervention on the blocks; writes interventions.json."""
+  block_states.require(run.config)
+  found = restored(run)
+  result = Result({**_of(run, found.step), **activation_patching.interventions(
+      run.predictor(found.state.params), run.test, run.splits.report['rules']['test'])},
+      lambda: report.table(report.interventions(result)), figures.interventions)
+  workdir.write_json(run.workdir.interventions, result)
+  return result
 
 
 def analyze(run: Experiment) -> int:

@@ -71,10 +71,35 @@ def train(run: Experiment) -> int:
 
 
 def evaluate(run: Experiment) -> int:
-  """Scores the test split and `eval.sets`; writes predictions and results."""
+  """Scores the checkpoint, prints what came out, and for text a sample."""
+  result = scored(run)
+  print(f'\n{scores(result)}')
+  if run.batches.method.is_text:
+    print('\n' + (language_modeling.generate(
+        run.config, run.model(), restored(run).state.params, run.tokenizer, SAMPLE_PROMPT,
+        run.config.eval.max_new_tokens) if run.config.causal else
+        'no sample: a model that reads the future cannot generate'))
+  print(f'written to {run.workdir.results}')
+  return 0
+
+
+def scores(result: dict[str, Any]) -> str:
+  """What `scored` found, as tables."""
+  step = f"checkpoint of step {result['step']} ({result['checkpoint']})"
+  if 'protocol' not in result:
+    return f'{report.text(result)}\n\n{step}'
+  return '\n'.join([
+      *(f'{report.results(one)}\n' for one in (result, *result['sets'])),
+      f'protocol validation: {step}',
+      *([report.paper(result['paper'])] if 'paper' in result else []),
+      *([report.contamination(result['contamination'])] if 'contamination' in result else [])])
+
+
+def scored(run: Experiment) -> dict[str, Any]:
+  """Scores the test split and `eval.sets`, of text the loss; writes predictions and results."""
   config, found = run.config, restored(run)
-  if config.method == 'language_model':
-    return evaluate_text(run, found)
+  if run.batches.method.is_text:
+    return _scored_text(run, found)
   scored = _score_all(run, found)
   result, *sets = (one for one, _ in scored)
   for one, (_, loaded) in zip(sets, run.sets.values(), strict=True):
@@ -95,15 +120,7 @@ def evaluate(run: Experiment) -> int:
                   for r in records)
   workdir.write_text(run.workdir.predictions, lines)
   workdir.write_json(run.workdir.results, result)
-  for one in [result, *sets]:
-    print(f'\n{report.results(one)}')
-  print(f'\nprotocol validation: checkpoint of step {found.step} ({config.eval.checkpoint})')
-  if 'paper' in result:
-    print(report.paper(result['paper']))
-  if 'contamination' in result:
-    print(report.contamination(result['contamination']))
-  print(f'written to {run.workdir.results}')
-  return 0
+  return result
 
 
 def _score_all(run: Experiment, found: Restored) -> list[tuple[dict, list[dict]]]:
@@ -132,8 +149,7 @@ def _paper(run: Experiment, step: int, scored: list[tuple[dict, list[dict]]]) ->
       test, run.config.seed, dict(zip(run.sets, others, strict=True)))}
 
 
-def evaluate_text(run: Experiment, found: Restored) -> int:
-  """Loss over the whole validation split, a sample, and results.json."""
+def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
   config, params = run.config, found.state.params
   result = {
       'method': config.method, 'dataset': config.data.name, 'split': 'valid',
@@ -146,16 +162,7 @@ def evaluate_text(run: Experiment, found: Restored) -> int:
   if config.imm.write_policy:
     result['memory_zeroed'] = run.loss(params, 'valid', ablate=(*config.imm.ablate, 'read'))
   workdir.write_json(run.workdir.results, result)
-  print(f'\n{report.text(result)}')
-  if config.causal:
-    said = language_modeling.generate(config, run.model(), params, run.tokenizer, SAMPLE_PROMPT,
-                                      config.eval.max_new_tokens)
-    print(f'\n{said}')
-  else:
-    print('\nno sample: a model that reads the future cannot generate')
-  print(f'\ncheckpoint of step {found.step} ({config.eval.checkpoint}); written to '
-        f'{run.workdir.results}')
-  return 0
+  return result
 
 
 def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:
@@ -229,8 +236,8 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
         print(f'error: {error}', file=sys.stderr)
 
 
-def reply(predictor: Predictor, question: str) -> str:
-  """What the model answers, block by block, the headline last.
+def answers(predictor: Predictor, question: str) -> list[str]:
+  """The texts of a question's readouts: after each block, the headline last.
 
   Raises:
     InputError: an empty question, or one longer than the model's positions.
@@ -242,7 +249,12 @@ def reply(predictor: Predictor, question: str) -> str:
         f'the question takes {len(row.prefix)} positions with its blocks, and '
         f'config.eval.max_new_tokens {config.eval.max_new_tokens} more; the model has '
         f'{config.model.max_positions}. Ask a shorter question')
-  texts = next(iter(predictor.texts([question])))
+  return next(iter(predictor.texts([question])))
+
+
+def reply(predictor: Predictor, question: str) -> str:
+  """What the model answers, block by block, the headline last; errors as `answers`."""
+  texts = answers(predictor, question)
   several = texts if len(texts) > 1 else []
   lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
   if predictor.method.trace:
@@ -252,13 +264,18 @@ def reply(predictor: Predictor, question: str) -> str:
 
 def export(run: Experiment, kind: str) -> int:
   """Writes the model as a directory for other engines."""
+  print(f'written to {exported(run, kind)}, read back and equal')
+  return 0
+
+
+def exported(run: Experiment, kind: str) -> pathlib.Path:
+  """The directory that was written, in the run's folder."""
   found = restored(run)
   results = run.workdir.results
   path = run.workdir.path / 'export' / kind
   export_lib.write(run.config, found.state.params, run.tokenizer, path,
                    workdir.read_object(results), kind)
-  print(f'checkpoint of step {found.step} written to {path}, read back and equal')
-  return 0
+  return path
 
 
 def verbalize(run: Experiment, question: str | None) -> int:
@@ -325,24 +342,42 @@ def plot_memory(run: Experiment, question: str | None) -> int:
 
 
 def check_leakage(run: Experiment) -> int:
-  """Prints a line a check and writes leakage.json; status 1 if one fails."""
+  """Prints a line a check; status 1 if one fails."""
+  found = leakage_checks(run)
+  print(f"{found['method']}, {found['weights']}, {found['rows']} rows\n"
+        f"{report.leakage(found['checks'])}\n"
+        f"{'all checks passed' if found['ok'] else 'LEAKAGE FOUND'}; written to "
+        f'{run.workdir.leakage}')
+  return 0 if found['ok'] else 1
+
+
+def leakage_checks(run: Experiment) -> dict[str, Any]:
+  """Runs every check on the checkpoint, or fresh weights; writes leakage.json."""
   found = run.restore()
   state = found.state if found else run.init()
   examples = _real(run, run.config.eval.leakage_rows)
   checks = leakage.run(leakage.Subject(run.config, run.model(), state.params,
-                                           run.tokenizer, examples))
-  ok = all(check['ok'] for check in checks)
+                                       run.tokenizer, examples))
   weights = f'checkpoint of step {found.step}' if found else 'fresh weights'
-  workdir.write_json(run.workdir.leakage, {
-      'ok': ok, 'method': run.config.method, 'weights': weights, 'rows': len(examples),
-      'checks': checks, 'environment': environment()})
-  print(f'{run.config.method}, {weights}, {len(examples)} rows\n{report.leakage(checks)}')
-  print(f"{'all checks passed' if ok else 'LEAKAGE FOUND'}; written to {run.workdir.leakage}")
-  return 0 if ok else 1
+  result = {'ok': all(check['ok'] for check in checks), 'method': run.config.method,
+            'weights': weights, 'rows': len(examples), 'checks': checks,
+            'environment': environment()}
+  workdir.write_json(run.workdir.leakage, result)
+  return result
 
 
 def latency(run: Experiment) -> int:
-  """Prints the table of times and writes latency.json."""
+  """Prints the table of times."""
+  measured = latencies(run)
+  print(f"one model, one decoder; a chain of thought has {measured['trace_tokens']} tokens, "
+        f"an answer {measured['answer_tokens']}; medians of {measured['repeats']} runs on "
+        f"{measured['device']}\n\n{report.latency(measured)}\n\nwritten to "
+        f'{run.workdir.latency}')
+  return 0
+
+
+def latencies(run: Experiment) -> dict[str, Any]:
+  """Times every method on the run's model; writes latency.json."""
   if run.config.method == 'language_model':
     raise InputError('--mode=latency times answers to questions; method language_model has '
                      'none')
@@ -353,21 +388,17 @@ def latency(run: Experiment) -> int:
                                    _real(run, 64), bar.set_description)
   measured['environment'] = environment()
   workdir.write_json(run.workdir.latency, measured)
-  print(f"one model, one decoder; a chain of thought has {measured['trace_tokens']} tokens, "
-        f"an answer {measured['answer_tokens']}; medians of {measured['repeats']} runs on "
-        f"{measured['device']}\n\n{report.latency(measured)}\n\nwritten to "
-        f'{run.workdir.latency}')
-  return 0
+  return measured
 
 
-AUDIT_TOKENS = 48  # of text in a row: enough for every rule, and quick to differentiate
+CHECKED_TOKENS = 48  # of text in a row: enough for every rule, and quick to differentiate
 
 
 def _real(run: Experiment, count: int) -> list[sequences.TokenizedExample]:
   """Training problems drawn by seed, encoded."""
   train = run.splits.train
   if run.config.method == 'language_model':
-    return language_modeling.halves(train, min(run.config.data.seq_len, AUDIT_TOKENS), count,
+    return language_modeling.halves(train, min(run.config.data.seq_len, CHECKED_TOKENS), count,
                                     run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),
                                                         replace=False)

@@ -144,7 +144,7 @@ def test_comes_back(trained, own, tmp_path):
   assert run_lib.reopen(tmp_path).tokenizer.known == run.tokenizer.known > run.tokenizer.size
   new = dataclasses.replace(optim, trainable='new')
   again = dataclasses.replace(run, config=dataclasses.replace(run.config, optim=new))
-  with pytest.raises(InputError, match="trained='all'"):
+  with pytest.raises(InputError, match="trainable='all'"):
     again.init()
 
 

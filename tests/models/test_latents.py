@@ -46,7 +46,8 @@ def build(scanned, tiny_config, random_params):
 
 
 def rows(subject, progress=0.7, stage=1):
-  return [sequences.coconut(e, stage, progress, subject.config.rim, IDS) for e in EXAMPLES]
+  return [methods.get('coconut').sequence(e, stage, progress, subject.config, IDS)
+          for e in EXAMPLES]
 
 
 def values(subject, batch, rows):
@@ -102,7 +103,7 @@ def test_gradient_reaches_the_question_through_thoughts(subject):
 def test_decoding_equals_a_full_pass(subject):
   """The prompt's greedy answer is the argmax of a row that holds it."""
   config = subject.config
-  prompts = [sequences.coconut_prompt(e.question, 0, config.rim, IDS) for e in EXAMPLES]
+  prompts = [methods.get('coconut').prompt(e.question, 0, config, IDS) for e in EXAMPLES]
   batch = batching.collate(prompts, *batching.sizes(prompts))
   assert batch.started and batch.latents == 4 and decoding.given(batch) == 5
   head = decoding.head_kernel(subject.model, subject.params)
@@ -149,19 +150,19 @@ def test_codi_terms(one, codi):
     objective, batch = codi(more, **weights)
     loss, sums = evaluate(objective, one.model, one.params, batch)
     return float(loss), {k: float(v) for k, v in sums.items()}
-  alone, sums = value(teacher=0.0, distil=0.0)
+  alone, sums = value(teacher_weight=0.0, distill_weight=0.0)
   _, batch = codi()
   def plain(batch):
     return float(evaluate(losses.next_token, one.model, one.params, batch)[0])
   assert alone == pytest.approx(plain(batch), rel=1e-5)
-  taught, _ = value(teacher=1.0, distil=0.0)
+  taught, _ = value(teacher_weight=1.0, distill_weight=0.0)
   # Each mean is over its own tokens; the sum is divided by the student's.
   assert (taught - alone) / sums['weight'] == pytest.approx(
       plain(batch.teacher) / batch.teacher.weights.sum(), rel=1e-4)
-  near, _ = value(teacher=0.0, distil=1.0)
+  near, _ = value(teacher_weight=0.0, distill_weight=1.0)
   assert near - alone == pytest.approx(sums['distance'], rel=1e-4) and sums['distance'] > 0
-  assert value(3, teacher=1.0, distil=1.0)[0] == pytest.approx(
-      value(teacher=1.0, distil=1.0)[0], rel=1e-4)
+  assert value(3, teacher_weight=1.0, distill_weight=1.0)[0] == pytest.approx(
+      value(teacher_weight=1.0, distill_weight=1.0)[0], rel=1e-4)
 
 
 @pytest.mark.integration
@@ -187,7 +188,7 @@ def test_codi_distance_by_hand(one, codi):
 @pytest.mark.integration
 def test_codi_compares_where_the_answer_is_predicted(one, codi):
   """The distance moves with the tokens before the answer, not with the answer."""
-  objective, batch = codi(teacher=0.0, distil=1.0)
+  objective, batch = codi(teacher_weight=0.0, distill_weight=1.0)
 
   def distance(batch):
     return float(evaluate(objective, one.model, one.params, batch)[1]['distance'])
@@ -210,7 +211,7 @@ def test_codi_compares_where_the_answer_is_predicted(one, codi):
 @pytest.mark.integration
 def test_codi_teaches_the_student_alone(one, codi):
   """The distance has no gradient into the teacher's tokens."""
-  objective, batch = codi(teacher=0.0, distil=1.0)
+  objective, batch = codi(teacher_weight=0.0, distill_weight=1.0)
 
   def loss(params):
     return objective(one.model, params, batch)[1]['distance']

@@ -262,7 +262,7 @@ def test_keys_and_values_of_all_layers(make):
 @pytest.mark.integration
 def test_init(make):
   """Kernels start at 1 / sqrt(fan-in), branch outputs smaller with depth."""
-  params = jax.jit(make(scan=True, tied=False).init)(
+  params = jax.jit(make(scan=True, tie_embeddings=False).init)(
       jax.random.key(0), BATCH.tokens, BATCH.positions, BATCH.mask)['params']
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     names = [k.key for k in path]

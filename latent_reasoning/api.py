@@ -1,0 +1,200 @@
+"""The Python interface: configurations by name, experiments, results that show themselves.
+
+  import latent_reasoning as lr
+  experiment = lr.Experiment(lr.load_config('rim_arithmetic'), workdir='runs/rim')
+  experiment.train()
+  experiment.evaluate()
+  experiment.answer('7+2-5*3+4').by_block
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from latent_reasoning import config_loading, experiment, report
+from latent_reasoning.analysis import block_states
+from latent_reasoning.cli import allocator, block_commands, commands, latency
+from latent_reasoning.config import Config
+from latent_reasoning.errors import InputError, nearest
+from latent_reasoning.eval import answer_matching
+from latent_reasoning.eval.latency import in_turn
+from latent_reasoning.report.result import Result
+from latent_reasoning.train import trainer
+
+
+def shipped() -> dict[str, pathlib.Path]:
+  """The configuration files that come with the package, by name."""
+  here = pathlib.Path(__file__).parent
+  for folder in (here / 'configs', here.parent / 'configs'):  # installed, or a checkout
+    if found := {f.stem: f for f in sorted(folder.glob('*.py')) if f.stem != '__init__'}:
+      return found
+  return {}
+
+
+def load_config(name: str, **changes: Any) -> Config:
+  """A configuration by name or file.
+
+  Args:
+    name: of a shipped one, such as 'rim_arithmetic', or a file FILE.py; either with a
+      variant behind a colon, such as 'rim_arithmetic:5'.
+    **changes: dotted keys, as in `**{'optim.batch_size': 64}`.
+
+  Raises:
+    InputError: no such configuration, variant or key, or a value that a key cannot have.
+  """
+  stem, _, variant = name.partition(':')
+  if not stem.endswith('.py'):
+    if stem not in (known := shipped()):
+      raise InputError(f'there is no configuration {stem!r}; {nearest(stem, known)}, or a '
+                       'file FILE.py')
+    stem = str(known[stem])
+  return config_loading.read(f'{stem}:{variant}' if variant else stem, changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What a model says to a question.
+
+  Attributes:
+    question: as it was asked.
+    text: all that was generated last, a chain of thought included.
+    answer: what is read out of it.
+    by_block: RiM's text after each block, the last of which is `text`; else that alone.
+  """
+  question: str
+  text: str
+  answer: str
+  by_block: tuple[str, ...]
+
+  def __str__(self) -> str:
+    return self.answer
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Experiment(experiment.Experiment):
+  """A configuration in a folder: train it, evaluate it, ask it, look into it.
+
+  Args:
+    config: of `load_config`.
+    workdir: the folder of its files, new or begun; None: runs/<method>.
+
+  Raises:
+    InputError: the folder holds another configuration, or data or weights are not there.
+  """
+
+  def __init__(self, config: Config, workdir: str | pathlib.Path | None = None, **parts: Any):
+    if not parts:  # with them, `dataclasses.replace` puts one together
+      allocator.tune_here()
+      config = config_loading.from_dict(dataclasses.asdict(config))
+      opened = experiment.open_run(config, workdir or pathlib.Path('runs') / config.method)
+      config, workdir, parts = opened.config, opened.workdir, _parts(opened)
+    for name, value in {'config': config, 'workdir': workdir, **parts}.items():
+      object.__setattr__(self, name, value)
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> 'Experiment':
+    """The experiment that a folder holds."""
+    found = experiment.reopen(path)
+    return cls(found.config, found.workdir, **_parts(found))
+
+  def train(self) -> Result:
+    """Trains to the end, from the newest checkpoint where there is one; the loss curves."""
+    with self.workdir.writing():
+      trainer.train(self)
+    self.__dict__.pop('_predictor', None)
+    folder = report.find([self.workdir.path]).folders[0]
+    return Result({'metrics': folder.metrics},
+                  lambda: f'{self.curriculum.total} steps; files in {self.workdir.path}',
+                  lambda path, _: report.learning(path, folder))
+
+  def evaluate(self) -> Result:
+    """Scores the test split and config.eval.sets; writes results.json."""
+    found = commands.scored(self)
+    return Result(found, lambda: commands.scores(found),
+                  lambda path, _: report.accuracy_and_time(path,
+                                                           report.summarize(_found(self))))
+
+  @functools.cached_property
+  def _predictor(self):
+    return self.predictor(commands.restored(self).state.params)
+
+  def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
+    """Answers a question, or each of several.
+
+    Raises:
+      InputError: an empty question, or one longer than the model's positions.
+    """
+    if not isinstance(question, str):
+      return [self.answer(one) for one in question]
+    texts = commands.answers(self._predictor, question)
+    return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
+
+  def block_states(self, split: str = 'test') -> block_states.BlockActivations:
+    """States, answers and confidence at each block, for the problems of 'valid' or 'test'."""
+    if split not in ('valid', 'test'):
+      raise InputError(f"there are block states of 'valid' and 'test'; found {split!r}")
+    most = self.config.eval.test_problems or None
+    examples = self.test if split == 'test' else self.splits.valid[:most]
+    return block_states.collect(self._predictor, examples, self.splits.report['rules'][split])
+
+  def check_leakage(self) -> Result:
+    """Whether anything attends to what it must not, by gradient; writes leakage.json."""
+    found = commands.leakage_checks(self)
+    return Result(found, lambda: report.leakage(found['checks']))
+
+  def latency(self) -> Result:
+    """Time to the first answer token and to the full answer; writes latency.json."""
+    found = commands.latencies(self)
+    return Result(found, lambda: report.latency(found))
+
+  def intervene(self) -> Result:
+    """Answers when blocks are zeroed, swapped or taken from elsewhere; writes
+    interventions.json."""
+    return block_commands.intervened(self)
+
+  def export(self, kind: str = 'hf') -> pathlib.Path:
+    """Writes a directory that transformers ('hf') or PEFT ('peft') loads."""
+    if kind not in ('hf', 'peft'):
+      raise InputError(f"an export is 'hf' or 'peft'; found {kind!r}")
+    return commands.exported(self, kind)
+
+  def _repr_html_(self) -> str:
+    return Result({}, lambda: f'{self.config.method} on {self.config.data.name}, '
+                  f'{self.curriculum.total} steps, in {self.workdir.path}')._repr_html_()
+
+
+def _parts(opened: experiment.Experiment) -> dict[str, Any]:
+  return {f.name: getattr(opened, f.name) for f in dataclasses.fields(experiment.Experiment)
+          if f.name not in ('config', 'workdir')}
+
+
+def _found(*experiments: Experiment) -> Any:
+  return report.find([one.workdir.path for one in experiments])
+
+
+def compare(*experiments: Experiment) -> Result:
+  """Accuracy, cost and time of several experiments side by side.
+
+  Each is evaluated where its folder has no results yet, and then they are timed in turn.
+
+  Raises:
+    InputError: fewer than two, or two of one name.
+  """
+  found = _found(*experiments)
+  names = [folder.name for folder in found.folders]
+  if len(set(names)) < max(2, len(experiments)):
+    raise InputError(f'expected two or more experiments in folders of unlike names; found '
+                     f"{', '.join(names) or 'none'}")
+  for one in experiments:
+    if not one.workdir.results.exists():
+      one.evaluate()
+  entries = in_turn([latency.subject(one.workdir.path, name)
+                     for one, name in zip(experiments, names, strict=True)],
+                    experiments[0].config.eval.latency_repeats)
+  summary = report.summarize(dataclasses.replace(
+      _found(*experiments), latency={'entries': entries}))
+  title, rows = report.document(summary)[0]
+  return Result(summary, lambda: f'{title}\n\n{report.table(rows)}',
+                lambda path, _: report.accuracy_and_time(path, summary))
