@@ -1,0 +1,126 @@
+"""The Python interface: by name, as objects, shown."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import latent_reasoning as lr
+from latent_reasoning import config as config_lib
+from latent_reasoning.errors import InputError
+from latent_reasoning.report.result import Result
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_load_config():
+  """By name, with a variant, with changed keys; the same as the file."""
+  found = lr.load_config('rim_arithmetic:3', **{'optim.batch_size': 8})
+  assert (found.rim.blocks, found.optim.batch_size) == (3, 8)
+  assert lr.load_config('rim_prosqa') == lr.load_config(str(ROOT / 'configs/rim_prosqa.py'))
+
+
+@pytest.mark.parametrize('name, changes, message', [
+    ('rim_arithmetik', {}, "did you mean 'rim_arithmetic'"),
+    ('rim_arithmetic:9', {}, "no variant '9'"), ('none.py', {}, 'none.py'),
+    ('rim_arithmetic', {'optim.batch_siz': 3}, 'batch_siz'),
+    ('rim_arithmetic', {'optim.batch_size': 0}, 'expected at least 1')])
+def test_load_config_names_the_mistake(name, changes, message):
+  with pytest.raises(InputError, match=message):
+    lr.load_config(name, **changes)
+
+
+def test_replace():
+  """Dotted keys; the rest stays, and so does the old one."""
+  old = lr.load_config('rim_arithmetic')
+  new = old.replace(method='cot', **{'optim.stage1.steps': 3, 'optim.batch_size': 2})
+  assert (new.method, new.optim.stage1.steps, new.optim.batch_size) == ('cot', 3, 2)
+  changed = config_lib.difference(config_lib.flatten(old), config_lib.flatten(new))
+  assert len(changed) == 3 and old.method == 'rim'
+  with pytest.raises(AttributeError, match='optim.stage1.stepz'):
+    old.replace(**{'optim.stage1.stepz': 1})
+
+
+def test_importing_is_light():
+  """The name alone loads no JAX."""
+  code = "import sys, latent_reasoning; assert 'jax' not in sys.modules; dir(latent_reasoning)"
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_result_shows_itself(tmp_path):
+  """What a question said is text in HTML; a figure is a PNG; no figure is said."""
+  found = Result({'a': 1}, lambda: '<script>a & b</script>')
+  assert found._repr_html_() == '<pre>&lt;script&gt;a &amp; b&lt;/script&gt;</pre>'
+  assert found.to_dict() == {'a': 1} and json.dumps(found) == '{"a": 1}'
+  with pytest.raises(ValueError, match='no figure'):
+    found.plot()
+  def draw(folder, result):
+    (folder / 'x.png').write_bytes(str(result['a']).encode())
+    return folder / 'x.png'
+  assert Result({'a': 7}, draw=draw).plot()._repr_png_() == b'7'
+  assert Result({'a': 7}, draw=draw).plot().save(tmp_path / 'y.png').read_bytes() == b'7'
+
+
+def test_every_package_is_installed():
+  """pyproject.toml names the packages one by one."""
+  named = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['packages']
+  there = {'.'.join(p.parent.relative_to(ROOT).parts)
+           for p in (ROOT / 'latent_reasoning').rglob('__init__.py')}
+  assert set(named) == there | {'latent_reasoning.configs'}
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_config, tmp_path_factory):
+  experiment = lr.Experiment(tiny_config(), tmp_path_factory.mktemp('runs') / 'rim')
+  assert 'metrics' in experiment.train()
+  return experiment
+
+
+@pytest.mark.integration
+def test_experiment(trained, capsys):
+  """Trained, scored, asked, looked into, checked, written, and found again."""
+  scores = trained.evaluate()
+  assert 0 <= scores['accuracy']['final'] <= 1 and 'final' in str(scores)
+  assert json.loads(trained.workdir.results.read_text())['step'] == scores['step'] == 14
+  answer = trained.answer('1+2-3')
+  assert len(answer.by_block) == 3 and answer.text == answer.by_block[-1]
+  assert [a.question for a in trained.answer(['1+2', '3*4'])] == ['1+2', '3*4']
+  with pytest.raises(InputError, match='empty'):
+    trained.answer('  ')
+  states = trained.block_states('valid')
+  probes = lr.analysis.value_probes(states)
+  assert probes['accuracy'].shape[1] == 3
+  assert probes.plot()._repr_png_().startswith(b'\x89PNG')
+  assert trained.check_leakage()['ok']
+  assert trained.intervene()['blocks'] == 3
+  assert (trained.export('hf') / 'model.safetensors').is_file()
+  again = lr.Experiment.load(trained.workdir.path)
+  assert again.config == trained.config and again.answer('1+2-3') == answer
+  assert 'rim on arithmetic' in again._repr_html_()
+
+
+@pytest.mark.integration
+def test_compare(trained, tmp_path):
+  """Side by side, with times; alone, or twice the same, is refused."""
+  other = lr.Experiment(trained.config.replace(
+      method='direct', **{'optim.stage1.steps': 2, 'optim.stage2.steps': 0}),
+      tmp_path / 'direct')
+  other.train()
+  found = lr.compare(trained, other)
+  assert 'rim' in str(found) and 'direct' in found._repr_html_()
+  assert found.plot()._repr_png_().startswith(b'\x89PNG')
+  with pytest.raises(InputError, match='two or more'):
+    lr.compare(trained, trained)
+
+
+@pytest.mark.integration
+def test_wrong_use(trained, tmp_path):
+  with pytest.raises(InputError, match="'valid' and 'test'; found 'tset'"):
+    trained.block_states('tset')
+  with pytest.raises(InputError, match="'hf' or 'peft'; found 'onnx'"):
+    trained.export('onnx')
+  with pytest.raises(InputError, match='expected at least 1'):
+    lr.Experiment(trained.config.replace(**{'optim.batch_size': 0}), tmp_path)
