@@ -118,6 +118,8 @@ class Experiment(experiment.Experiment):
 
   @functools.cached_property
   def _predictor(self):
+    if self.config.model.init_from and not self.restore():  # another run's export, say
+      return self.predictor(self.init().params)
     return self.predictor(commands.restored(self).state.params)
 
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
