@@ -79,8 +79,8 @@ class Batch:
     anchors: int32 [B, K], the prefix position which predicts the first token
       of a readout; 0, which never predicts, for none.
     prefix: P.
-    told: for an reasoning decoder; None: there is none.
-    thoughts: how many stand at the beginning of each readout (thoughts).
+    decoder_targets: for an reasoning decoder; None: there is none.
+    latents: how many stand at the beginning of each readout (models.latents).
     started: whether the first token of each readout is given.
     teacher: rows that objective 'codi' learns from; None: there are none.
   """
@@ -150,7 +150,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
           weights[b, out.visible_until - 1] = out.weight
           targets[b, start:stop] = out.out[1:]
       else:
-        anchors[b, k] = out.visible_until - 1 if out.latents else 0  # a thought begins there
+        anchors[b, k] = out.visible_until - 1 if out.latents else 0  # a latent begins there
         if out.out:
           targets[b, begin:stop] = out.out
       weights[b, begin:stop] = out.weight

@@ -71,11 +71,11 @@ def record(make, case: str, folder: pathlib.Path) -> dict:
   lines = [json.loads(line) for line in run.workdir.metrics.read_text().splitlines()]
   predictions = run.workdir.predictions.read_text().splitlines() if (
       run.workdir.predictions.exists()) else []
-  audited = json.loads(run.workdir.leakage.read_text())
+  checked = json.loads(run.workdir.leakage.read_text())
   return {
       'losses': [line['loss'] for line in lines if line['split'] == 'train'],
       'predictions': [json.loads(line)['predictions'] for line in predictions],
-      'sound': {check['check']: check['ok'] for check in audited['checks']}}
+      'sound': {check['check']: check['ok'] for check in checked['checks']}}
 
 
 @pytest.mark.integration

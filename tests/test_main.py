@@ -216,9 +216,9 @@ def test_allocator_of_the_user_is_kept(execv, name):
 
 @pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sequence(tmp_path, monkeypatch, capsys, whole):
-  """train, eval, generate, audit and latency, in the default workdir, and their files.
+  """train, eval, generate, check_leakage and latency, in the default workdir, and their files.
 
-  Short of the whole, the audit runs two of its checks, and the clock one batch size.
+  Short of the whole, the leakage check runs two of its own, and the clock one batch size.
   """
   if not whole:
     monkeypatch.setattr(leakage, 'run', lambda subject: [

@@ -53,7 +53,7 @@ class Edit:
 
 def reread(row: sequences.PackedSequence, close: int, sees_question: bool = True,
            question: int = 0) -> sequences.PackedSequence:
-  """A prompt's final readout, beginning with the `</b>` that it hangs off.
+  """A prompt's final readout, beginning with the `</b>` that it is attached to.
 
   Args:
     row: of rim.prompt.
@@ -134,7 +134,8 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
   block_states.require(predictor.config)
   if not predictor.config.rim.readout_sees_question:
     raise InputError('config.rim.readout_sees_question is False: only the `</b>` a readout '
-                     'hangs off sees the question, and it cannot be read again; expected True')
+                     'is attached to sees the question, and it cannot be read again; expected '
+                     'True')
   ids, size = predictor.special, predictor.config.eval.batch_size
   wide, count = predictor.config.rim.block_tokens + 2, predictor.blocks
   found: dict[str, list] = {}

@@ -137,7 +137,7 @@ def observe(predictor: Predictor, rows: Sequence[sequences.PackedSequence],
     said: int [B, K, T], tokens of each readout.
 
   Returns:
-    states [B, K, layers + 1, D] where each readout hangs off the prefix, and the mean
+    states [B, K, layers + 1, D] where each readout is attached to the prefix, and the mean
     log-probability of its tokens [B, K].
   """
   special = predictor.special

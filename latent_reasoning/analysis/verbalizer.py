@@ -1,7 +1,7 @@
 """The reasoning decoder of a run: trained on the frozen model, asked, scored, timed.
 
 With config.reasoning_decoder.joint, training already made one; else --mode=verbalize trains one
-on the finished model, as a run of its own in the folder `explicit` of the workdir: its
+on the finished model, as a run of its own in the folder `reasoning_decoder` of the workdir: its
 gradient has no way into the model, whose answers stay what they were. Either way
 answering does not touch it: only `Verbalizer` does, when asked.
 """

@@ -29,7 +29,7 @@ def head_kernel(model, params) -> chex.Array:
 def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
             embeddings: chex.Array | None = None,
             edit: Callable[[Cache], Cache] | None = None) -> tuple[chex.Array, Cache]:
-  """Reads the prefixes, thoughts, and first tokens that are given.
+  """Reads the prefixes, latents, and first tokens that are given.
 
   Args:
     batch: prompts (`sequences.Method.prompt`) with one slot a readout, L = P + K, or with
@@ -100,7 +100,7 @@ def generate(model, params, head_DV: chex.Array, batch: Batch, rng: chex.PRNGKey
     pad: fills what comes after the end.
     max_tokens: most tokens of a readout, the end token included.
     sample: draw from the distribution instead of taking its mode.
-    top_k: of this many likeliest tokens; 0: of all.
+    top_k: of this many most probable tokens; 0: of all.
     embeddings: [B, P, D] in place of the prefixes' tokens.
     edit: as `prefill`; a pytree.
 

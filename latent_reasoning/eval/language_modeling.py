@@ -128,10 +128,10 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
 
 def halves(ids: np.ndarray, block: int, count: int,
            seed: int) -> Sequence[sequences.TokenizedExample]:
-  """Crops of a block for the audit: the second half as an answer to the first."""
+  """Crops of the text for the leakage checks: the second half as an answer to the first."""
   length = min(block, len(ids) - 1)
   if length < 4:
-    raise InputError(f'config.data.seq_len is {block}; expected at least 4 to audit')
+    raise InputError(f'config.data.seq_len is {block}; expected at least 4 for leakage checks')
   at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
   return [sequences.TokenizedExample(ids[i:i + length // 2].tolist(), [],
                             ids[i + length // 2:i + length - 1].tolist()) for i in at]

@@ -1,7 +1,7 @@
 """Proof on real rows that nothing is seen that must not be.
 
 What may be seen is worked out here from the lengths of question, blocks and
-readouts alone, not from the vectors that `layout` and `masks` compute, so that
+readouts alone, not from the vectors that `batching` and `masks` compute, so that
 a mistake in those shows up as a difference.
 """
 
@@ -243,7 +243,7 @@ def _agree(subject: Subject, a: Sequence[np.ndarray], b: Sequence[np.ndarray]):
 def separate(subject: Subject, rows):
   """Each readout of a packed row, and the same tokens as a sequence of their own.
 
-  With causal blocks in sight of everything, that is a plain causal sequence. The
+  With causal blocks that see everything before them, that is a plain causal sequence. The
   other variants have no causal equal; they are compared to a row of one readout.
   """
   config = subject.config
@@ -279,15 +279,15 @@ def separate(subject: Subject, rows):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _next_thought(model, params, batch: Batch, embeddings, place):
-  """The embeddings with a thought put behind the hidden state that it is, plain forward."""
+  """The embeddings with a latent put after the hidden state that it is, plain forward."""
   hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                           embeddings=embeddings)
-  thought = model.apply({'params': params}, hidden[:, place], method='think')
-  return jax.lax.dynamic_update_index_in_dim(embeddings, thought, place + 1, 1)
+  latent = model.apply({'params': params}, hidden[:, place], method='think')
+  return jax.lax.dynamic_update_index_in_dim(embeddings, latent, place + 1, 1)
 
 
 def one_by_one(subject: Subject, row: sequences.PackedSequence) -> np.ndarray:
-  """Log-probabilities of a row with thoughts: no cache, no batch, no padding, each thought
+  """Log-probabilities of a row with latents: no cache, no batch, no padding, each latent
   by a pass over all of the row as one plain causal sequence."""
   model, params, out = subject.model, subject.params, row.readouts[0]
   tokens = [*row.prefix, *out.inputs]

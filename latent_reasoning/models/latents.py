@@ -1,11 +1,11 @@
 """The forward pass of a batch, with continuous thoughts where its readouts have some.
 
-A thought is a position whose input is no token but the hidden state before it (Coconut,
+A latent is a position whose input is no token but the hidden state before it (Coconut,
 arXiv 2412.06769), through an MLP where the model has one (CODI, arXiv 2502.21074):
 
   h_0 = hidden state of the prefix's last token,  h_t = model(x, h_0 … h_{t-1})
 
-Training and decoding share this path: the prefix is read once, thoughts follow one after
+Training and decoding share this path: the prefix is read once, latents follow one after
 another from its cache, and the tokens behind them go in one piece.
 """
 
@@ -43,7 +43,7 @@ def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.
-    embeddings: [B, L, D] in place of the tokens'; those of thoughts are not read.
+    embeddings: [B, L, D] in place of the tokens'; those of latents are not read.
 
   Returns:
     hidden states [B, L, D], and [B, L, D] of each layer (stacked where it is scanned).
@@ -61,7 +61,7 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
           edit: Callable[[Cache], Cache] | None = None):
   """As `forward`, and the cache behind it, with room for more tokens of each readout.
 
-  A batch without thoughts is read the same way; its readouts' tokens all go at once.
+  A batch without latents is read the same way; its readouts' tokens all go at once.
   `edit` changes the cache of the prefix before a readout reads anything.
   """
   p, count, n = batch.prefix, batch.anchors.shape[1], batch.latents
@@ -94,7 +94,7 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
 
   def body(carry, t):
     h, cache = carry
-    places, own_mask = slots(0, 1)  # thoughts differ in their position alone
+    places, own_mask = slots(0, 1)  # latents differ in their position alone
     inputs = model.apply({'params': params}, h, method='think')
     h, (k, v, banks, x) = apply(t + 1, places + t, own_mask, cache, t, inputs)
     return (h, cache.replace(own_k=k, own_v=v, banks=banks)), (h, x)
@@ -106,9 +106,9 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
       size, count * (r - n), -1)
   hidden, (k, v, banks, last) = apply(n + 1, *slots(n, r), cache, n, tail)
 
-  def join(before, thought, behind):
-    *lead, width = behind.shape[:-2] + behind.shape[-1:]
-    own = jnp.concatenate([rows(thought), behind.reshape(*lead, count, r - n, width)], axis=-2)
+  def join(before, latent, after):
+    *lead, width = after.shape[:-2] + after.shape[-1:]
+    own = jnp.concatenate([rows(latent), after.reshape(*lead, count, r - n, width)], axis=-2)
     return jnp.concatenate([before, own.reshape(*lead, count * r, width)], axis=-2)
   return (join(prefix, latents, hidden),
           jax.tree.map(join, layers[0], x, last),

@@ -1,4 +1,4 @@
-"""Attention masks from integer vectors: one rule for every layout."""
+"""Attention masks from integer vectors: one rule for every method."""
 
 import chex
 import jax.numpy as jnp

@@ -2,7 +2,7 @@
 
 It reads a few vectors, projected to its width, in place of a prompt: the hidden
 states of a RiM block, or what the memory of each IMM layer returned at some
-positions (arXiv 2502.21030 has it as an option, for audit). It is beside the model:
+positions (arXiv 2502.21030 has it as an option, for inspection). It is beside the model:
 where nobody asks for it, nothing of it is computed.
 """
 

@@ -117,7 +117,7 @@ class GPT(nn.Module):
     vocab: V, padded.
     dropout: rate while not deterministic.
     imm: the implicit memory; None, or without a policy: none.
-    projection: whether thoughts go through an MLP of their own (think).
+    projection: whether latents go through an MLP of their own (`think`).
     known: rows of the vocabulary from here on are parameters of their own, so that
       they can be trained alone; 0: one table.
     used: entries of the vocabulary that a token has; those behind it fill it up to a size

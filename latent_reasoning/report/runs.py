@@ -54,7 +54,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
   Args:
     paths: the folders.
     names: of the runs, in the order wanted; others follow.
-    control: the run that others are held against; '': as the comparison's own config
+    control: the run that others are compared with; '': as the comparison's own config
       says, or else the first of method direct.
   """
   folders, problems, latency = [], [], {}

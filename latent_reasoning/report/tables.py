@@ -186,7 +186,7 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
 
   Args:
     done: results.json of each seed, by run.
-    control: the run that others are held against, seed by seed.
+    control: the run that others are compared with, seed by seed.
   """
   base = {run.get('seed'): run for run in done.get(control, ()) if run['loss']}
   rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',

@@ -238,7 +238,7 @@ def test_a_file_named_after_a_split_is_told_by_its_folder(trained, tmp_path):
 
 
 @pytest.mark.parametrize('ok', [True, False])
-def test_audit_status(trained, monkeypatch, capsys, ok):
+def test_leakage_status(trained, monkeypatch, capsys, ok):
   """One failed check makes the status 1; the file holds every check either way."""
   checks = [{'check': 'a', 'ok': True, 'found': 'fine'},
             {'check': 'b', 'ok': ok, 'found': 'something'}]
@@ -250,8 +250,8 @@ def test_audit_status(trained, monkeypatch, capsys, ok):
   assert ('LEAKAGE FOUND' in capsys.readouterr().out) is not ok
 
 
-def test_audit_without_a_checkpoint(fresh, monkeypatch, capsys):
-  """Fresh weights can be audited, and it says so."""
+def test_leakage_without_a_checkpoint(fresh, monkeypatch, capsys):
+  """Fresh weights can be checked, and it says so."""
   monkeypatch.setattr(commands.leakage, 'run',
                       lambda subject: [{'check': 'a', 'ok': True, 'found': ''}])
   assert commands.check_leakage(fresh) == 0
@@ -274,7 +274,7 @@ def test_latency_is_written(trained, monkeypatch, capsys):
 
 
 def test_real_rows_are_drawn_by_seed(trained):
-  """The rows of audit and latency are training problems, the same each time."""
+  """The rows of leakage checks and latency are training problems, the same each time."""
   one, two = commands._real(trained, 5), commands._real(trained, 5)
   assert one == two and len(one) == 5
   assert len(commands._real(trained, 1000)) == len(trained.splits.train)

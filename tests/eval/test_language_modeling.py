@@ -128,7 +128,7 @@ def test_attention(trained, make, capsys, monkeypatch):
 
 
 def test_halves(make):
-  """What the audit reads: crops of the text, cut in two."""
+  """What the leakage checks read: crops of the text, cut in two."""
   run = make()
   for half in language_modeling.halves(run.splits.train, 8, 5, 0):
     assert run.tokenizer.decode([*half.question, *half.answer]) in WORDS
@@ -139,7 +139,7 @@ def test_halves(make):
 
 @pytest.mark.integration
 def test_reading_the_future(make, capsys):
-  """It trains, is marked wherever its loss stands, fails the audit, and says nothing."""
+  """It trains, is marked wherever its loss stands, fails the leakage checks, says nothing."""
   run = make(**{'imm.write_policy': 'sequence_mean'})
   trainer.train(run)
   decoder_targets = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]

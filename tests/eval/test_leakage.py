@@ -1,4 +1,4 @@
-"""The audit passes on sound code and names what is broken in unsound code."""
+"""The checks pass on sound code and name what is broken in unsound code."""
 
 import dataclasses
 import itertools

@@ -99,7 +99,7 @@ def test_latency_table():
     assert cell in row, cell
 
 
-def test_audit_lines():
+def test_leakage_lines():
   """One line a check; a failed one stands out."""
   text = report.leakage([{'check': 'short', 'ok': True, 'found': 'all 3'},
                        {'check': 'a longer one', 'ok': False, 'found': 'a leak'}])
