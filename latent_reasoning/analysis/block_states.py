@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import batching, sequences
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
@@ -63,7 +63,7 @@ class BlockActivations:
 
 def require(config: Config) -> None:
   """Raises InputError where there are no blocks to look at."""
-  if config.method != 'rim':
+  if not methods.get(config.method).has_blocks:
     raise InputError(f'method {config.method} has no blocks; expected method rim')
   if config.imm.write_policy:
     raise InputError("config.imm.write_policy is set, and its banks would carry what the "

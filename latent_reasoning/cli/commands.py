@@ -208,7 +208,7 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
                      f"future, which "
                      'does not exist while generating; expected a causal policy')
   params = restored(run).state.params
-  if run.config.method == 'language_model':
+  if run.batches.method.is_text:
     def answer(prompt):
       return language_modeling.generate(run.config, run.model(), params, run.tokenizer, prompt,
                                         run.config.eval.max_new_tokens)
@@ -326,7 +326,7 @@ def plot_memory(run: Experiment, question: str | None) -> int:
   if not question:
     raise InputError('no text to read; give one with --question="..."')
   params = restored(run).state.params
-  if config.method == 'language_model':
+  if run.batches.method.is_text:
     ids = [*run.tokenizer.start, *run.tokenizer.encode(question)]
     row = sequences.causal(ids, ())
   else:
@@ -378,7 +378,7 @@ def latency(run: Experiment) -> int:
 
 def latencies(run: Experiment) -> dict[str, Any]:
   """Times every method on the run's model; writes latency.json."""
-  if run.config.method == 'language_model':
+  if run.batches.method.is_text:
     raise InputError('--mode=latency times answers to questions; method language_model has '
                      'none')
   found = run.restore()
@@ -397,7 +397,7 @@ CHECKED_TOKENS = 48  # of text in a row: enough for every rule, and quick to dif
 def _real(run: Experiment, count: int) -> list[sequences.TokenizedExample]:
   """Training problems drawn by seed, encoded."""
   train = run.splits.train
-  if run.config.method == 'language_model':
+  if run.batches.method.is_text:
     return language_modeling.halves(train, min(run.config.data.seq_len, CHECKED_TOKENS), count,
                                     run.config.seed)
   index = np.random.default_rng(run.config.seed).choice(len(train), min(count, len(train)),

@@ -26,7 +26,7 @@ def subject(path: pathlib.Path, name: str) -> Subject:
   if not results or not isinstance(results.get('tokens'), dict):
     raise InputError(f'{path}: no results.json, or a damaged one; expected the folder of a '
                      'finished run')
-  if config.method == 'language_model':
+  if methods.get(config.method).is_text:
     raise InputError(f'{path}: method language_model answers no questions, so there is '
                      f'nothing to time')
   found = run.restore()

@@ -81,7 +81,7 @@ def run(subject: Subject) -> list[dict[str, Any]]:
       _check('cached decoding = uncached', caching, subject, subject.prompts()),
       *([_check('cached decoding of steps = uncached', caching, subject, [
           rim.steps_prompt(row, subject.special) for row in subject.prompts()])]
-        if subject.config.method == 'rim' and subject.config.rim.externalize else []),
+        if subject.config.rim.externalize else []),
       _check('special tokens cannot be typed', typing_specials, subject)]
   return checks
 

@@ -34,7 +34,7 @@ def check(config: Config) -> None:
                 f"layers")
   if methods.get(config.method).has_latents:
     said.append(f'continuous thoughts (method {config.method})')
-  if config.method == 'rim' and rim.block_attention != 'causal':
+  if methods.get(config.method).has_blocks and rim.block_attention != 'causal':
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
   if not rim.readout_sees_question:
     said.append('config.rim.readout_sees_question=False')

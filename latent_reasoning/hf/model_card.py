@@ -66,13 +66,11 @@ print(json.load(urllib.request.urlopen(request))['choices'][0]{said})'''
 
 
 def blocks(config: Config, tokenizer: Tokenizer) -> str:
-  """What stands for the reasoning, behind a question and its newline, as text."""
+  """What stands for the reasoning, after a question and its newline, as text."""
   names, number = tokenizer.special(), config.eval.blocks or config.rim.blocks
-  block = [tokenizer.block_open, *[tokenizer.memory] * config.rim.block_tokens,
-           tokenizer.block_close]
-  ids = {'rim': block * number, **dict.fromkeys(
-      ('pause', 'pause_steps'), [tokenizer.pause] * config.baselines.pause_tokens)}
-  return ''.join(names[i] for i in ids.get(config.method, ()))
+  prompt = methods.get(config.method).prompt([], number, config,
+                                             sequences.special_tokens(tokenizer))
+  return ''.join(names[i] for i in prompt.prefix)
 
 
 def chat_template(config: Config, tokenizer: Tokenizer, held: dict[str, Any]) -> str:
@@ -91,7 +89,7 @@ def chat_template(config: Config, tokenizer: Tokenizer, held: dict[str, Any]) ->
   expected = [*tokenizer.question(QUESTION), *(ids[t] for t in re.findall('<.+?>', tail))]
   for space in ('', ' '):  # sentencepiece puts one in front of a text, but not behind BOS
     found = exported.encode(f'{bos}{space}{QUESTION}\n{tail}', add_special_tokens=False)
-    if found.ids == expected and config.method != 'language_model':
+    if found.ids == expected and not methods.get(config.method).is_text:
       return (
           "{%- set last = namespace(text='') -%}"
           "{%- for message in messages if message['role'] == 'user' -%}"
@@ -129,7 +127,7 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
       tags=['latent-reasoning', config.method], pipeline_tag='text-generation',
       library_name={'hf': 'transformers', 'peft': 'peft'}[kind], base_model=start or None)
   tail, text = blocks(config, tokenizer), "' '.join(question.split()) + '\\n'"
-  if config.method == 'language_model':
+  if methods.get(config.method).is_text:
     text = 'question' if tokenizer.start else "'\\n' + question"
   more = f" + tokenizer({tail!r}, add_special_tokens=False)['input_ids']" if tail else ''
   most = config.eval.max_new_tokens

@@ -96,7 +96,7 @@ def planned(config: Config) -> Planned:
   tokenizer = SimpleNamespace(
       size=known, used=need,
       vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
-  if config.method == 'language_model':
+  if methods.get(config.method).is_text:
     p, count, r = config.data.seq_len, 0, 1
   else:
     buckets = config.data.buckets
