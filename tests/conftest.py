@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
+import gc
 import importlib.util
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -151,3 +153,14 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def few_programs():
+  """Forgets what was compiled for a file of tests: each program takes some of the memory maps
+  that a process may have (vm.max_map_count), and a worker without one left dies."""
+  yield
+  if 'jax' in sys.modules:
+    import jax
+    jax.clear_caches()
+    gc.collect()
