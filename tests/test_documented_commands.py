@@ -140,6 +140,10 @@ def paths_of(words):
   assert words and not any(w.startswith('-') for w in words), 'expected folders of runs'
 
 
+def recorder_parses(words):
+  assert not words, 'expected no arguments: all of it is recorded'
+
+
 def latency_parses(words):
   out = [w for w in words if w.startswith('--out=')]
   assert len(out) == 1 and len(words) > 1
@@ -196,6 +200,8 @@ CHECKS = {  # first words: what the rest has to satisfy
     (*MAIN.split(),): main_parses,
     ('python', '-m', 'latent_reasoning.benchmarks.tables'): benchmark_parses,
     ('python', '-m', 'latent_reasoning.report'): paths_of,
+    ('python', 'tests/test_config_files.py'): recorder_parses,
+    ('python', 'tests/test_golden.py'): recorder_parses,
     ('python', '-m', 'latent_reasoning.cli.latency'): latency_parses,
     ('pip',): pip_parses, ('pytest',): pytest_parses, ('bash',): bash_parses}
 

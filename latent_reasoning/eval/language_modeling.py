@@ -11,7 +11,7 @@ from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
-from latent_reasoning.train import losses
+from latent_reasoning.methods import language_model
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.curriculum import Curriculum
 
@@ -68,7 +68,7 @@ class Batches(batching.Stepwise):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(model, params, batch):
-  return losses.language_model(model, params, batch)[1]
+  return language_model.next_token(model, params, batch)[1]
 
 
 def loss(model, params, ids: np.ndarray, block: int, batch_size: int,

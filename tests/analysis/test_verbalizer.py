@@ -89,7 +89,7 @@ def test_explain(trained, capsys):
   assert sum(line.startswith('blocks ') for line in out) == 3  # one a block
   leaves_equal(run.restore().state.params, before)
   run.workdir.reasoning_decoder.base.write_text('{"step": 1}')
-  with pytest.raises(InputError, match='explains another checkpoint'):
+  with pytest.raises(InputError, match='verbalizes another checkpoint'):
     commands.verbalize(run, None)
 
 

@@ -11,7 +11,8 @@ from latent_reasoning import report
 from latent_reasoning.cli import commands
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import language_modeling
-from latent_reasoning.train import losses, metrics, trainer
+from latent_reasoning.methods import language_model
+from latent_reasoning.train import metrics, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -67,7 +68,7 @@ def test_loss_of_a_whole_split(make, length):
   total, count = 0.0, 0
   for start in range(0, length - 1, 8):
     part = language_modeling.rows(ids[None, start:start + 9])
-    _, sums = losses.language_model(run.model(), params, part)
+    _, sums = language_model.next_token(run.model(), params, part)
     total, count = total + float(sums['loss']), count + float(sums['weight'])
   assert found['tokens'] == count == length - 1
   assert_close(found['loss'], total / count)

@@ -103,11 +103,8 @@ def test_loss_is_the_text_after_the_source(world):
                            masks.plain(1, length + 4))
     return jax.nn.log_softmax(decoder.apply({'params': own}, hidden, method='head'))
   for i, (targets, weights) in enumerate(zip(
-      batch.decoder_targets.targets.reshape(len(source),
-                                            -1),
-                                            batch.decoder_targets.weights.reshape(len(source),
-                                                                                  -1),
-      strict=True)):
+      batch.decoder_targets.targets.reshape(len(source), -1),
+      batch.decoder_targets.weights.reshape(len(source), -1), strict=True)):
     text = targets[:int(weights.sum())]
     for n, token in enumerate(text):
       ids = np.pad(text[:n], (length, 4 - n))[None]  # what follows is not seen
@@ -123,7 +120,7 @@ def test_loss_is_the_text_after_the_source(world):
 def test_joint_gradient(world, kind, changes):
   """Jointly trained, its gradient reaches the model; the model's own loss is unchanged."""
   _, model, params, batch, decoder, own = world(kind, **changes)
-  both = {**params, 'explicit': own}
+  both = {**params, 'reasoning_decoder': own}
   @jax.jit
   def grad(both, weight):
     objective = losses.with_decoder(decoder, kind, weight)
@@ -132,12 +129,12 @@ def test_joint_gradient(world, kind, changes):
   some, more = grad(both, 1.0)
   plain, alone = jax.jit(jax.grad(lambda p: losses.next_token(model, p, batch),
                                   has_aux=True))(params)
-  decoder_part = zero.pop('explicit')
+  decoder_part = zero.pop('reasoning_decoder')
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(zero), strict=True):
     assert_close(one, other)
   assert not any(a.any() for a in jax.tree.leaves(decoder_part))
   assert np.abs(some['embedding'] - plain['embedding']).max() > 1e-3
-  assert any(a.any() for a in jax.tree.leaves(some['explicit']))
+  assert any(a.any() for a in jax.tree.leaves(some['reasoning_decoder']))
   assert_close(more['loss'], alone['loss'])
   assert sums['decoder_weight'] == 10
 
