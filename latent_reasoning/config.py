@@ -322,7 +322,7 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """All of it."""
+  """A whole configuration."""
   method: str = key(
       'rim', 'rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi '
              '| '

@@ -45,6 +45,17 @@ def test_help(capsys):
   assert call('-h') == 0
 
 
+def test_help_config(capsys):
+  """Every key, without a config file."""
+  assert call('--help_config') == 0
+  out = capsys.readouterr().out
+  assert '--config.optim.batch_size=64' in out and '--config.imm.write_policy' in out
+
+
+def test_renamed_modes_are_modes():
+  assert set(main.RENAMED.values()) <= set(main.MODES) and not set(main.RENAMED) & set(main.MODES)
+
+
 def test_help_promises_only_flags_that_exist(capsys):
   """Every --flag the help names is accepted by the parser."""
   call('--help')
@@ -101,6 +112,11 @@ MISTAKES = {  # name: (command line, what the message has to say)
     'report of nothing': (lambda folder: ['--mode=report', f'{folder}/none'],
                           ['no such folder']),
     'unknown mode': (given('--mode=trian'), ['trian', 'train', 'eval', 'generate']),
+    'renamed mode': (given('--mode=audit'), ['--mode=audit is now --mode=check_leakage']),
+    'renamed mode, apart': (given('--mode', 'inside'), ['is now --mode=analyze']),
+    'renamed key': (given('--config.model.width=3'),
+                    ['config.model.width is now config.model.embed_dim']),
+    'renamed value': (given('--config.method=lm'), ['config.method=lm is now language_model']),
     'unknown flag': (given('--wrkdir=x'), ['wrkdir', 'workdir']),
     'argument': (given('extra'), ['extra']),
     'unknown key': (given('--config.optim.batchsize=3'), ['batchsize', 'batch_size']),
