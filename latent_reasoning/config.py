@@ -324,9 +324,8 @@ class SweepConfig:
 class Config:
   """A whole configuration."""
   method: str = key(
-      'rim', 'rim | direct | direct_steps | cot | pause | pause_steps | icot | coconut | codi '
-             '| '
-      'language_model (methods)')
+      'rim', 'of `methods`: rim | direct | direct_steps | cot | pause | pause_steps | icot | '
+      'coconut | codi | language_model')
   seed: int = key(0, 'of parameters, data and order')
   data: DataConfig = group(DataConfig)
   tokenizer: TokenizerConfig = group(TokenizerConfig)

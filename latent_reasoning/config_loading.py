@@ -120,8 +120,7 @@ def _check(config: Config) -> None:
                      'and any other method with none of them')
   if config.method == 'language_model' and config.eval.checkpoint_selection == 'paper':
     raise InputError("config.eval.checkpoint_selection is 'paper', but method language_model "
-                     "answers no test items; "
-                     "expected 'validation'")
+                     "answers no test items; expected 'validation'")
   if optim.batch_size % optim.grad_accum_steps:
     raise InputError(f'config.optim.batch_size {optim.batch_size} is not a multiple '
                      f'of config.optim.grad_accum_steps {optim.grad_accum_steps}')
@@ -151,8 +150,7 @@ def _check_imm(config: Config) -> None:
                      f'{model.num_layers - 1}, or () for all')
   if imm.linformer_rank > model.embed_dim:
     raise InputError(f'config.imm.linformer_rank is {imm.linformer_rank}, above '
-                     f'config.model.embed_dim '
-                     f'{model.embed_dim}; 0 is full rank')
+                     f'config.model.embed_dim {model.embed_dim}; 0 is full rank')
   if not imm.write_policy:
     return
   if model.scan and (imm.layers or imm.shared):
@@ -177,13 +175,11 @@ def _check_reasoning_decoder(config: Config) -> None:
     return
   if config.method == 'language_model':
     raise InputError(f"config.reasoning_decoder.source is '{decoder.source}', but method "
-                     f"language_model has no "
-                     'reasoning to say; expected a method that answers questions')
+                     'language_model has no reasoning to say; expected a method that answers questions')
   if decoder.source == 'blocks' and config.method != 'rim':
     raise InputError(f"config.reasoning_decoder.source is 'blocks', but method "
-                     f"{config.method} has "
-                     "none; expected method rim, or source 'memory' with "
-                     "config.imm.write_policy")
+                     f"{config.method} has none; expected method rim, or source 'memory' with "
+                     'config.imm.write_policy')
   if decoder.source == 'memory' and not config.imm.write_policy:
     raise InputError("config.reasoning_decoder.source is 'memory', but "
                      "config.imm.write_policy is ''; "

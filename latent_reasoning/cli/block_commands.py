@@ -70,8 +70,7 @@ def intervene(run: Experiment) -> int:
   """Prints the table of interventions and draws it."""
   result = intervened(run)
   print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
-        f'put '
-        f'in, where it has another answer\n\nwritten to {run.workdir.interventions}')
+        f'put in, where it has another answer\n\nwritten to {run.workdir.interventions}')
   try:
     print(f'figure {figures.interventions(run.workdir.path, result)}')
   except InputError as error:

@@ -205,8 +205,7 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   `reply`."""
   if not run.config.causal:
     raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the "
-                     f"future, which "
-                     'does not exist while generating; expected a causal policy')
+                     'future, which does not exist while generating; expected a causal policy')
   params = restored(run).state.params
   if run.batches.method.is_text:
     def answer(prompt):
@@ -379,8 +378,8 @@ def latency(run: Experiment) -> int:
 def latencies(run: Experiment) -> dict[str, Any]:
   """Times every method on the run's model; writes latency.json."""
   if run.batches.method.is_text:
-    raise InputError('--mode=latency times answers to questions; method language_model has '
-                     'none')
+    raise InputError('--mode=latency times answers to questions; method language_model '
+                     'has none')
   found = run.restore()
   params = found.state.params if found else run.init().params
   with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
