@@ -175,11 +175,12 @@ def _check_reasoning_decoder(config: Config) -> None:
     return
   if config.method == 'language_model':
     raise InputError(f"config.reasoning_decoder.source is '{decoder.source}', but method "
-                     'language_model has no reasoning to say; expected a method that answers questions')
+                     'language_model has no reasoning to say; expected a method that answers '
+                     'questions')
   if decoder.source == 'blocks' and config.method != 'rim':
     raise InputError(f"config.reasoning_decoder.source is 'blocks', but method "
-                     f"{config.method} has none; expected method rim, or source 'memory' with "
-                     'config.imm.write_policy')
+                     f"{config.method} has none; expected method rim, or source 'memory' "
+                     'with config.imm.write_policy')
   if decoder.source == 'memory' and not config.imm.write_policy:
     raise InputError("config.reasoning_decoder.source is 'memory', but "
                      "config.imm.write_policy is ''; "

@@ -25,8 +25,8 @@ def check(count: int) -> None:
   if count <= SELECTION:
     raise InputError(
         f"config.eval.checkpoint_selection is 'paper', which chooses the checkpoint on "
-        f'{SELECTION} test items and scores the rest; found {count} test items, expected at least '
-        f"{SELECTION + 1}; raise config.eval.test_problems, or set "
+        f'{SELECTION} test items and scores the rest; found {count} test items, expected at '
+        f"least {SELECTION + 1}; raise config.eval.test_problems, or set "
         "config.eval.checkpoint_selection='validation'")
 
 
