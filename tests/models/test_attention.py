@@ -71,7 +71,7 @@ def make(tiny_config):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_split_is_packed(make, variant):
+def test_shared_prefix_is_dense(make, variant):
   """Forward and gradient agree on random rows, at every position, padding too."""
   for seed in range(5):
     batch = make(variant, seed)
@@ -91,7 +91,7 @@ KERNELS = {
 
 @pytest.mark.integration
 @pytest.mark.parametrize('name', KERNELS)
-def test_kernels_are_packed(tiny_config, name):
+def test_kernels_are_dense(tiny_config, name):
   """Forward and gradient, of the kernel on a CPU or of what is handed to it: rows longer than
   a tile, of odd length, and fewer heads for keys."""
   config = tiny_config(**VARIANTS['rim, bidirectional, blind'])
@@ -124,14 +124,21 @@ def test_splash_compiles_for_a_tpu(make):
 
 
 @pytest.mark.parametrize('name', KERNELS)
-def test_kernels_want_their_device(name):
-  with pytest.raises(InputError, match=f"is '{name}', a kernel for .PUs, but .* CPUs"):
-    attention.check(name)
-  attention.check('shared_prefix')
+def test_kernels_want_their_device(name, monkeypatch):
+  """Anywhere else they are refused, by the machine that there is."""
+  for backend in ('cpu', 'gpu', 'tpu'):
+    monkeypatch.setattr(jax, 'default_backend', lambda backend=backend: backend)
+    if backend == attention.KERNELS[name]:
+      attention.check(name)
+    else:
+      with pytest.raises(InputError, match=f"is '{name}', a kernel for .PUs, but .* "
+                                           f'{backend.upper()}s'):
+        attention.check(name)
+    attention.check('shared_prefix')
 
 
-def test_packed_is_its_definition(make):
-  """The oracle, position by position in NumPy."""
+def test_dense_is_its_definition(make):
+  """The reference, position by position in NumPy."""
   batch = make('rim, bidirectional, blind')
   q, k, v = np.asarray(qkv(0, batch.tokens.shape[1]))
   may = np.asarray(masks.allowed(batch.mask))
@@ -145,7 +152,7 @@ def test_packed_is_its_definition(make):
 
 
 def test_prefix_alone(make):
-  """Without readouts, split is packed as well."""
+  """Without readouts, the shared prefix is dense as well."""
   batch = make('rim, bidirectional')
   mask = batch.mask.part(0, batch.prefix).replace(count=0)
   q, k, v = qkv(0, batch.prefix)
@@ -154,7 +161,7 @@ def test_prefix_alone(make):
 
 @pytest.mark.parametrize('served', [N, 1])
 @pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps'])
-def test_cached_is_split(make, variant, served):
+def test_cached_is_uncached(make, variant, served):
   """Readouts fed token by token to a cache attend as they do in a row."""
   p, count, r = SHAPE
   batch = make(variant, 3)
