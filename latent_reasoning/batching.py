@@ -52,7 +52,7 @@ class Mask:
 
 @flax.struct.dataclass
 class DecoderTargets:
-  """Reasoning that an reasoning decoder should say, C texts a row.
+  """Reasoning that a reasoning decoder should say, C texts a row.
 
   Attributes:
     at: int32 [B, C, S], prefix positions that a text is read out of.
@@ -79,7 +79,7 @@ class Batch:
     anchors: int32 [B, K], the prefix position which predicts the first token
       of a readout; 0, which never predicts, for none.
     prefix: P.
-    decoder_targets: for an reasoning decoder; None: there is none.
+    decoder_targets: for a reasoning decoder; None: there is none.
     latents: how many stand at the beginning of each readout (models.latents).
     started: whether the first token of each readout is given.
     teacher: rows that objective 'codi' learns from; None: there are none.
@@ -193,9 +193,10 @@ def collate_decoder_targets(
   count = size(len(row) for row in rows)
   width = max([1, *(len(one.at) for row in rows for one in row)])
   length = size(len(one.text) for row in rows for one in row)
-  decoder_targets = DecoderTargets(np.zeros((len(rows), count, width), np.int32),
-              np.zeros((len(rows), count, length), np.int32),
-              np.zeros((len(rows), count, length), np.float32))
+  decoder_targets = DecoderTargets(
+      np.zeros((len(rows), count, width), np.int32),
+      np.zeros((len(rows), count, length), np.int32),
+      np.zeros((len(rows), count, length), np.float32))
   for b, row in enumerate(rows):
     for c, one in enumerate(row):
       decoder_targets.at[b, c] = one.at

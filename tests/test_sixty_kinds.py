@@ -181,7 +181,8 @@ REFUSED = {
     'config.json of 10^5 brackets': (write('config.json', b'{"a":' * 100_000), 2,
                                      'config.json'),
     'config.json of other sizes': (lambda p: edit(
-        p / 'config.json', lambda c: c['model'].update(embed_dim=32)), 2, 'config.model.embed_dim'),
+        p / 'config.json', lambda c: c['model'].update(embed_dim=32)), 2,
+                                   'config.model.embed_dim'),
     'another format of checkpoints': (lambda p: each(p, lambda place: edit(
         place / 'meta/metadata', lambda m: m.update(format=1))), 2, '')}
 

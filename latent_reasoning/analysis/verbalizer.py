@@ -37,7 +37,7 @@ class DecoderInputs:
 
   Attributes:
     source: [B·C, S, E].
-    told: the texts to say.
+    decoder_targets: the texts to say.
   """
   source: chex.Array
   decoder_targets: batching.DecoderTargets
@@ -203,7 +203,7 @@ def score(verbalizer: Verbalizer, examples: Sequence[Example],
   """How often the reasoning decoder says the reasoning of a problem, exactly.
 
   Args:
-    explainer: model and decoder.
+    verbalizer: model and decoder.
     examples: problems with steps; others have nothing to say.
     foreign: give each text the memory of the problem before it: what can be guessed
       without reading anything of this problem.

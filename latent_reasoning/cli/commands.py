@@ -129,7 +129,7 @@ def _score_all(run: Experiment, found: Restored) -> list[tuple[dict, list[dict]]
   scored = [_with_bar(predictor, run.test, run.config.data.name, 'test', rules['test'])]
   for entry, (examples, loaded) in run.sets.items():
     path = pathlib.Path(entry)
-    # A file test.json is told by its folder.
+    # A file test.json is named by its folder.
     dataset, split = ((path.parent.name, path.stem) if path.stem in splits.STEMS and
                       path.parent.name else (path.stem, 'test'))
     scored.append(_with_bar(predictor, examples, dataset, split, loaded['rule']))

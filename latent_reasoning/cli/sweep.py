@@ -1,7 +1,7 @@
 """Several runs by one command: one after another, each a process and a folder of its own.
 
 Each trains for its own steps, or for as many FLOPs as the control. At the end their models
-are timed in turn in one process, and compared (report.comparison). A run that fails is told
+are timed in turn in one process, and compared (report.comparison). A run that fails is named
 at the end and stops no other. Starting again goes on: what has results is kept, what was cut
 off resumes.
 """

@@ -118,7 +118,7 @@ def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
                        if p.is_file() and not p.name.startswith('.'))
       paths = _by_stem(listing, paths) | paths
     elif place.exists() or 'train' not in paths:
-      paths.setdefault('train', place)  # a missing file is told by formats.read
+      paths.setdefault('train', place)  # formats.read refuses a missing file
     else:
       raise InputError(f'{place}: found no such file or directory; check config.data.dir')
   if 'train' not in paths:

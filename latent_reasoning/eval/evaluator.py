@@ -120,7 +120,7 @@ def evaluate(predictor: Predictor, examples: Sequence[Example], dataset: str, sp
     examples: the problems.
     dataset, split: names for the result.
     rule: how answers are compared (answer_matching.RULES).
-    progress: told (problems done, problems in all) after each.
+    progress: called with (problems done, problems in all) after each.
 
   Returns:
     the result (see `summarize`), and one record a problem.

@@ -25,7 +25,7 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
   Args:
     model: as models.transformer.GPT.
     params: its parameters.
-    batch: rows with `told`.
+    batch: sequences with `decoder_targets`.
     kind: 'blocks' or 'memory', as config.reasoning_decoder.source.
     rng: for dropout; None: deterministic.
 

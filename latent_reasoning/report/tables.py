@@ -109,7 +109,7 @@ def latency(found: dict[str, Any]) -> str:
 
 
 def verbalized(found: dict[str, Any]) -> str:
-  """Accuracy and cost of an reasoning decoder."""
+  """Accuracy and cost of a reasoning decoder."""
   rows = [['text', 'said right %', "from another problem's memory %", 'texts']]
   foreign = found['foreign']
   for name, part, other in (

@@ -26,7 +26,7 @@ SMALL = {'model.num_layers': 1, 'optim.stage1.steps': 2, 'optim.stage2.steps': 0
 
 @pytest.fixture(scope='module')
 def trained(tiny_config, make_run, tmp_path_factory):
-  """A run that was trained for two steps, with an reasoning decoder still to come."""
+  """A run that was trained for two steps, with a reasoning decoder still to come."""
   run = make_run(tiny_config(**SMALL), tmp_path_factory.mktemp('trained'))
   return run, trainer.train(run).params
 
