@@ -104,7 +104,7 @@ def special_tokens(tokenizer) -> SpecialTokens:
 def encode(examples: Sequence[Example], tokenizer) -> list[TokenizedExample]:
   """Tokenizes piece by piece, so that no token spans question, step and answer."""
   return [TokenizedExample(tokenizer.question(e.question), tokenizer.encode_batch(e.steps),
-                  *tokenizer.encode_batch([e.answer])) for e in examples]
+                           *tokenizer.encode_batch([e.answer])) for e in examples]
 
 
 def causal(tokens: Sequence[int], readouts: Sequence[Readout]) -> PackedSequence:

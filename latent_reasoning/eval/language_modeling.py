@@ -134,4 +134,4 @@ def halves(ids: np.ndarray, block: int, count: int,
     raise InputError(f'config.data.seq_len is {block}; expected at least 4 for leakage checks')
   at = np.random.default_rng(seed).integers(len(ids) - length, size=count)
   return [sequences.TokenizedExample(ids[i:i + length // 2].tolist(), [],
-                            ids[i + length // 2:i + length - 1].tolist()) for i in at]
+                                     ids[i + length // 2:i + length - 1].tolist()) for i in at]

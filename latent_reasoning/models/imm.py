@@ -82,7 +82,7 @@ class Memory(nn.Module):
     self.out = Matrix((d, rank), 1.0) if low else Matrix((d, d), out)
     self.out_up = Matrix((rank, d), out) if low else None
     self.norm = None if 'norm' in c.ablate else nn.LayerNorm(use_bias=self.bias,
-                                                          dtype=self.dtype)
+                                                             dtype=self.dtype)
 
   def project(self, h: chex.Array, positions: chex.Array,
               up: chex.Array | None) -> tuple[MemoryWrites | None, chex.Array]:

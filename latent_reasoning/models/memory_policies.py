@@ -245,7 +245,7 @@ def store(policy: Policy, bank: MemoryBank, s, w, beta, valid) -> MemoryBank:
 
 
 def recurrent(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
-          until: chex.Array | None = None, size: int = 0, watch: bool = False):
+              until: chex.Array | None = None, size: int = 0, watch: bool = False):
   """One token after another: the reference of `chunkwise`. Same arguments and result."""
   del size
   def body(bank, token):
@@ -267,7 +267,7 @@ def recurrent(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
 
 
 def chunkwise(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
-            until: chex.Array | None = None, size: int = 16, watch: bool = False):
+              until: chex.Array | None = None, size: int = 16, watch: bool = False):
   """The same by chunks of `size` tokens.
 
   Only the banks between chunks are kept for the backward pass.

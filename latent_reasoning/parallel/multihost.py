@@ -167,7 +167,7 @@ class Watch:
       time.sleep(min(1.0, self._patience / 4))
       if self._last is not None and time.monotonic() - self._last > self._patience:
         hard_exit(LOST, f'no step was finished within config.train.peer_timeout '
-                    f'{self._patience:g} s: another process hangs or is gone')
+                  f'{self._patience:g} s: another process hangs or is gone')
 
 
 @contextlib.contextmanager

@@ -88,8 +88,8 @@ def made(seed: int, n: int = 300) -> BlockActivations:
   votes = np.where(correct, 'right', rng.integers(0, 5, (n, 3)).astype(str))
   blank = np.zeros((n, 3))
   return BlockActivations(np.arange(n), np.full(n, 4), states, votes, votes, correct,
-              np.where(correct, -0.1, -1.0) + rng.normal(0, 0.3, (n, 3)), blank,
-              blank.astype(int), blank[:, 0].astype(int))
+                          np.where(correct, -0.1, -1.0) + rng.normal(0, 0.3, (n, 3)), blank,
+                          blank.astype(int), blank[:, 0].astype(int))
 
 
 def test_compare():

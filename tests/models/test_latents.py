@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 IDS = sequences.SpecialTokens(pad=20, end=21, block_open=22, memory=23, block_close=24,
                               pause=25,
-                        steps=(26, 27, 28), newline=(10,), answer=(10, 11))
+                              steps=(26, 27, 28), newline=(10,), answer=(10, 11))
 EXAMPLES = [sequences.TokenizedExample([1, 2, 3], [[4, 5], [6, 7]], [8]),
             sequences.TokenizedExample([3, 1, 2, 9, 4], [[5, 5]], [9, 1])]
 VOCABULARY = 32

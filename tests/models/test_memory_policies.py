@@ -25,8 +25,8 @@ def draw(seed, batch, length, slots, rank, valid=0.8, start=0.1):
   shares = rng.dirichlet(np.ones(slots), (batch, length))
   gate = 1 / (1 + np.exp(-3 * rng.normal(size=(batch, length))))
   x = MemoryWrites(rng.normal(size=(batch, length, rank)).astype(np.float32),
-             shares.astype(np.float32), gate.astype(np.float32),
-             rng.random((batch, length)) < valid, rng.random((batch, length)) < start)
+                   shares.astype(np.float32), gate.astype(np.float32),
+                   rng.random((batch, length)) < valid, rng.random((batch, length)) < start)
   return x, rng.normal(size=(batch, length, rank)).astype(np.float32), rng
 
 

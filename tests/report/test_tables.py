@@ -102,7 +102,7 @@ def test_latency_table():
 def test_leakage_lines():
   """One line a check; a failed one stands out."""
   text = report.leakage([{'check': 'short', 'ok': True, 'found': 'all 3'},
-                       {'check': 'a longer one', 'ok': False, 'found': 'a leak'}])
+                         {'check': 'a longer one', 'ok': False, 'found': 'a leak'}])
   assert text == 'ok    short         all 3\nFAIL  a longer one  a leak'
 
 

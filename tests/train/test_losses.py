@@ -21,7 +21,7 @@ VOCAB = 12
 ROWS = [
     # Two blocks' worth of prefix, readouts at 4 and 7, one with a start token.
     sequences.causal([1, 2, 3, 4, 5, 6, 7], [Readout(4, [8, 9, 10], 0.25), Readout(7, [3, 10]),
-                                            Readout(7, [5, 6, 10], 0.5, start=11)]),
+                                             Readout(7, [5, 6, 10], 0.5, start=11)]),
     sequences.causal([4, 2, 9], [Readout(3, [1, 1, 10], 0.75)])]
 
 
