@@ -104,17 +104,17 @@ class Experiment(experiment.Experiment):
     with self.workdir.writing():
       trainer.train(self)
     self.__dict__.pop('_predictor', None)
-    folder = report.find([self.workdir.path]).folders[0]
-    return Result({'metrics': folder.metrics},
+    return Result({'metrics': _found(self).folders[0].metrics},
                   lambda: f'{self.curriculum.total} steps; files in {self.workdir.path}',
-                  lambda path, _: report.learning(path, folder))
+                  self._curves)
+
+  def _curves(self, path: pathlib.Path, _: Result) -> pathlib.Path:
+    return report.learning(path, _found(self).folders[0])
 
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
     found = commands.scored(self)
-    return Result(found, lambda: commands.scores(found),
-                  lambda path, _: report.accuracy_and_time(path,
-                                                           report.summarize(_found(self))))
+    return Result(found, lambda: commands.scores(found), self._curves)
 
   @functools.cached_property
   def _predictor(self):

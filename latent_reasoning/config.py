@@ -91,8 +91,8 @@ class TokenizerConfig:
   kind: Literal['char', 'bpe', 'file'] = key(
       'char', 'characters, a trained BPE, or a given file')
   path: str = key(
-      '', 'tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder of them, for '
-      "kind file; with pretrained weights, in place of the checkpoint's")
+      '', 'tokenizer.json, vocab.json (and merges.txt), tokenizer.model or a folder of them, '
+      "for kind file; with pretrained weights, in place of the checkpoint's")
   add_bos: Literal['auto', 'true', 'false'] = key(
       'auto', "BOS in front of a question; auto: as the tokenizer's post-processor says")
   vocab_size: int = key(0, 'most entries of a trained BPE, special tokens not counted')

@@ -84,6 +84,7 @@ def test_experiment(trained, capsys):
   """Trained, scored, asked, looked into, checked, written, and found again."""
   scores = trained.evaluate()
   assert 0 <= scores['accuracy']['final'] <= 1 and 'final' in str(scores)
+  assert scores.plot()._repr_png_().startswith(b'\x89PNG')
   assert json.loads(trained.workdir.results.read_text())['step'] == scores['step'] == 14
   answer = trained.answer('1+2-3')
   assert len(answer.by_block) == 3 and answer.text == answer.by_block[-1]
