@@ -60,7 +60,7 @@ class Readout:
   and `out` is predicted from it; without, `out[0]` is predicted at the anchor.
   Latents come before `start`.
   """
-  visible_until: int  # sees prefix[since:until]; its positions go on from `until`
+  visible_until: int  # sees prefix[visible_from:visible_until], where its positions go on
   out: Sequence[int] = ()
   weight: float = 1.0  # of each of its tokens in the loss
   visible_from: int = 0

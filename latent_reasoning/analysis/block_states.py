@@ -67,8 +67,7 @@ def require(config: Config) -> None:
     raise InputError(f'method {config.method} has no blocks; expected method rim')
   if config.imm.write_policy:
     raise InputError("config.imm.write_policy is set, and its banks would carry what the "
-                     "blocks' "
-                     "keys and values do not; expected ''")
+                     "blocks' keys and values do not; expected ''")
 
 
 def parts(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list, list]]:
@@ -77,7 +76,7 @@ def parts(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[l
   fitting = [(i, row) for i, row in rows if predictor.fits(row)]
   if not fitting:
     raise InputError('no question fits the positions of the model with its blocks and '
-                     'config.eval.max_new_tokens; lower config.eval.blocks or max_tokens')
+                     'config.eval.max_new_tokens; lower config.eval.blocks or max_new_tokens')
   size = predictor.config.eval.batch_size
   for start in range(0, len(fitting), size):
     yield tuple(map(list, zip(*fitting[start:start + size], strict=True)))
@@ -179,7 +178,7 @@ def _observe(model, params, batch: batching.Batch, ends):
 
 
 def by_budget(predictor: Predictor, examples: Sequence[Example], rule: str) -> list[float]:
-  """Accuracy with 0, 1, … `answerer.blocks` blocks, problems that do not fit left out.
+  """Accuracy with 0, 1, … `predictor.blocks` blocks, problems that do not fit left out.
 
   A readout sees no block after its own, so one row holds every budget.
   """

@@ -2,7 +2,7 @@
 
 Trajectories and the probe of right and wrong answers are of the paper (arXiv 2605.30343);
 probes of values after Alain and Bengio (arXiv 1610.01644), the lens after nostalgebraist
-(2020). All of it reads states that `blocks.collect` gathered, or one more forward pass.
+(2020). All of it reads states that `block_states.collect` gathered, or one more forward pass.
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ def _objective(decoder: ReasoningDecoder, params, batch: DecoderInputs, rng=None
 
 @dataclasses.dataclass(frozen=True)
 class Frozen(Experiment):
-  """The training of a reasoning decoder as a run, for `loop.train`.
+  """The training of a reasoning decoder as a run, for `trainer.train`.
 
   Attributes:
     base: the run whose model is read.
@@ -102,8 +102,8 @@ class Frozen(Experiment):
   def fresh(self, stage: int | None = None) -> step_lib.TrainState:
     params = reasoning_decoder.init(
         self.decoder(), self.config.reasoning_decoder.source, self.base.model(),
-        self.base_params,
-        self.batches.batches.at(0), step_lib.key(self.config.seed, step_lib.DECODER))
+        self.base_params, self.batches.batches.at(0),
+        step_lib.key(self.config.seed, step_lib.DECODER))
     return step_lib.start(params, self.tx(1))
 
   def init(self, stage: int | None = None) -> step_lib.TrainState:

@@ -88,44 +88,44 @@ class Arithmetic(Generated):
 
   def _draw(self, key: bytes):
     bits = int.from_bytes(hashlib.shake_128(key).digest(self._bytes))
-    values, special, bits = self._cut(bits)
+    values, symbols, bits = self._cut(bits)
     chain = str(values[0]) + ''.join(
-        [f'{o}{v}' for o, v in zip(special, values[1:], strict=True)])
-    return chain, (chain, values, special, bits)
+        [f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True)])
+    return chain, (chain, values, symbols, bits)
 
   def _cut(self, bits: int) -> tuple[list[int], list[str], int]:
     """Cuts a random number into operands, operations and what is left of it."""
     c = self._config
     bits, extra = divmod(bits, c.max_steps - c.min_steps + 1)
-    values, special = [], []
+    values, symbols = [], []
     for _ in range(c.min_steps + extra):
       bits, v = divmod(bits, self._values)
       bits, o = divmod(bits, len(c.operations))
       values.append(v)
-      special.append(c.operations[o])
+      symbols.append(c.operations[o])
     bits, v = divmod(bits, self._values)
     values.append(v)
-    return values, special, bits
+    return values, symbols, bits
 
   def _example(self, drawn: tuple[str, list[int], list[str], int]) -> Example:
-    chain, values, special, bits = drawn
+    chain, values, symbols, bits = drawn
     steps, modulus, result = [], self._config.modulus, values[0]
-    for symbol, v in zip(special, values[1:], strict=True):
+    for symbol, v in zip(symbols, values[1:], strict=True):
       left, result = result, _APPLY[symbol](result, v)
       if modulus:
         result %= modulus
       steps.append(f'<<{left}{symbol}{v}={result}>>' if self._marks else
                    f'{left}{symbol}{v}={result}')
     bits, template = divmod(bits, self._config.templates)
-    question = self._story(template - 1, values, special, bits) if template else chain
+    question = self._story(template - 1, values, symbols, bits) if template else chain
     return Example(question, tuple(steps), str(result))
 
-  def _story(self, row: int, values: list[int], special: list[str], bits: int) -> str:
+  def _story(self, row: int, values: list[int], symbols: list[str], bits: int) -> str:
     opening, sentences, question = STORIES[row]
     bits, name = divmod(bits, len(NAMES))
     words = {'name': NAMES[name], 'thing': THINGS[bits % len(THINGS)]}
     text = [RING.format(modulus=self._config.modulus)] if self._config.modulus else []
     text.append(opening.format(n=values[0], **words))
     text += [sentences[o].format(n=v, **words)
-             for o, v in zip(special, values[1:], strict=True)]
+             for o, v in zip(symbols, values[1:], strict=True)]
     return ' '.join([*text, question.format(**words)])

@@ -116,7 +116,7 @@ def evaluate(predictor: Predictor, examples: Sequence[Example], dataset: str, sp
   """Scores the answers to all examples.
 
   Args:
-    answerer: method, model and parameters.
+    predictor: method, model and parameters.
     examples: the problems.
     dataset, split: names for the result.
     rule: how answers are compared (answer_matching.RULES).

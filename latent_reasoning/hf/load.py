@@ -321,7 +321,8 @@ def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
 def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex.Array,
               tokens: int, rng: chex.PRNGKey) -> None:
   """Puts an embedding or a head, whose number of rows may be another here: those from
-  `tokens` on are new, in a parameter of their own where they are trained alone (adapt)."""
+  `tokens` on are new, in a parameter of their own where they alone are trained
+  (models.lora)."""
   axis = {'embedding': 0, 'head': 1}[name]
   names = [n for n in (name, f'new_{name}') if n in like]
   width = like[name].shape[1 - axis]

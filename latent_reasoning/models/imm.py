@@ -137,7 +137,7 @@ class Memory(nn.Module):
       h; the banks: forks [B, K, N, R] that readouts begin with, and after the row
       where there are none; and what layers that share the bank need.
     """
-    c, kept, decoder_targets = self.config, [], []
+    c, kept, writes = self.config, [], []
     for i in range(c.rounds):
       if not self.writer:
         x, up, written = shared[i]
@@ -152,9 +152,9 @@ class Memory(nn.Module):
       else:
         bank, r = self._row(x, q, mask, banks[i] if banks else None)
       kept.append(bank)
-      decoder_targets.append((x, up, bank))
+      writes.append((x, up, bank))
       h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.ablate else r, up)
-    return h, tuple(kept), tuple(decoder_targets)
+    return h, tuple(kept), tuple(writes)
 
   def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
     """LayerNorm(h + g(W_up r))."""

@@ -216,9 +216,9 @@ class GPT(nn.Module):
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
         here = block(c, own, *args, writer, name=f'block_{i}')
-        x, kept, decoder_targets = here(x, positions, mask, cache and cache.layer(i), step,
-                                        banks and banks[i], shared)
-        shared = decoder_targets if imm and imm.shared else None
+        x, kept, writes = here(x, positions, mask, cache and cache.layer(i), step,
+                               banks and banks[i], shared)
+        shared = writes if imm and imm.shared else None
         layers.append(kept)
       kept = tuple(zip(*layers, strict=True))
     return self.norm(x), kept

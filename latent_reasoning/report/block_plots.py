@@ -13,7 +13,7 @@ NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
 
 
 def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
-  """Accuracy of each rule with standard errors, beside 'any' (of choose.compare)."""
+  """Accuracy of each rule with standard errors, beside 'any' (of answer_selection.compare)."""
   pyplot = load_pyplot()
   rules = found['rules']
   drawing, axis = pyplot.subplots(figsize=(7, 0.5 * len(rules) + 1.6))
@@ -33,7 +33,7 @@ def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
 def adaptive(path: pathlib.Path, found: dict[str, Any],
              by_budget: Sequence[float]) -> pathlib.Path:
   """Accuracy against mean blocks read, one curve a score, and against a fixed number of
-  blocks, to beyond the trained one (choose.adaptive, blocks.by_budget)."""
+  blocks, to beyond the trained one (answer_selection.adaptive, block_states.by_budget)."""
   pyplot = load_pyplot()
   trained = max(p['blocks'] for p in found['fixed number']['curve'])
   drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)

@@ -70,7 +70,7 @@ def contamination(found: dict[str, Any]) -> str:
 
 
 def text(found: dict[str, Any]) -> str:
-  """The losses of one result of `modes.evaluate_text`."""
+  """The losses of one result of `cli.commands.scored` for text."""
   mark = '' if found['causal'] else '  NOT CAUSAL: no language-modelling loss'
   rows = [['split', 'tokens', 'loss', 'next token right %'],
           *([name, f"{part['tokens']:,}", f"{part['loss']:.4f}{mark}",
@@ -139,7 +139,7 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
 
 
 def choice(found: dict[str, Any]) -> list[list[Any]]:
-  """Rows of `choose.compare`: how good the answer is that a rule takes."""
+  """Rows of `answer_selection.compare`: how good the answer is that a rule takes."""
   rows = [['answer of', 'accuracy %', '% right where some block is', 'mean block']]
   rows += [[name, percent(r['accuracy'], r['standard_error']), percent(r['selection']),
             f"{r['block']:.2f}"] for name, r in found['rules'].items()]

@@ -39,7 +39,7 @@ def init(model, tx: optax.GradientTransformation, batch: Batch, seed: int,
 
 
 def start(params, tx: optax.GradientTransformation, trained: str = 'all') -> TrainState:
-  """The state before the first step; optimizer state is of what is trained (adapt)."""
+  """The state before the first step; optimizer state is of what is trained (models.lora)."""
   return TrainState(jnp.zeros((), jnp.int32), params, tx.init(lora.split(params, trained)[0]))
 
 
@@ -52,7 +52,7 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
   microbatches and are divided once by the total weight, and a loss that compares the problems
   of a batch (losses.BatchLoss) sees the whole of it, so that accumulation does not change
   the loss. Metrics are sums and stay on the device. Nothing but what
-  is `trained` (adapt) has a gradient. On a mesh, the state stays as `placed` (sharding).
+  is `trained` (models.lora) has a gradient. On a mesh, the state stays as `placed` (sharding).
   """
   use_dropout = model.random
 

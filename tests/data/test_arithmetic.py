@@ -57,10 +57,10 @@ def test_steps_and_answer_agree_with_an_independent_evaluator(
     assert example.answer == str(results[-1])
     operands = [int(n) for n in re.findall(r'\d+', example.question)]
     assert max(operands) <= (min(top, modulus - 1) if modulus else top)
-    special = re.findall(r'[-+*]', example.question)
-    assert set(special) <= set(operations)
+    symbols = re.findall(r'[-+*]', example.question)
+    assert set(symbols) <= set(operations)
     left = operands[0]
-    for step, symbol, v, result in zip(example.steps, special, operands[1:], results,
+    for step, symbol, v, result in zip(example.steps, symbols, operands[1:], results,
                                        strict=True):
       plain = f'{left}{symbol}{v}={result}'
       assert step == (f'<<{plain}>>' if marks else plain)
@@ -126,11 +126,11 @@ def test_lengths_operands_and_operations_are_uniform():
   for n in (2, 3, 4):
     assert abs(lengths.count(n) / 6000 - 1 / 3) < 0.03
   text = ''.join(questions)
-  digits, special = re.findall(r'\d', text), re.findall(r'[-+*]', text)
+  digits, symbols = re.findall(r'\d', text), re.findall(r'[-+*]', text)
   for d in '0123456789':
     assert abs(digits.count(d) / len(digits) - 0.1) < 0.01
   for o in '+-*':
-    assert abs(special.count(o) / len(special) - 1 / 3) < 0.02
+    assert abs(symbols.count(o) / len(symbols) - 1 / 3) < 0.02
 
 
 # How each wording says an operation, kept apart from the generator's own table.

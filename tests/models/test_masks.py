@@ -122,7 +122,7 @@ def test_part(tiny_config):
 
 
 def test_visible_from_and_until():
-  """A readout sees prefix[since:until], and no other readout of the same prefix."""
+  """A readout sees prefix[visible_from:visible_until], no other readout of that prefix."""
   row = sequences.causal([5] * 6, [Readout(4, [1, 2], visible_from=2), Readout(4, [1, 2],
                                                                                visible_from=0)])
   may = np.asarray(masks.allowed(batching.collate([row], 6, 2, 1).mask))[0]
