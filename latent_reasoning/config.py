@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from latent_reasoning.errors import InputError, nearest
+
 
 def key(default: Any, meaning: str, at_least: float = 0) -> Any:
   """A field of a group: its default, its meaning, and the least value of a number."""
@@ -341,16 +343,14 @@ class Config:
   sweep: SweepConfig = group(SweepConfig)
 
   def replace(self, **changes: Any) -> 'Config':
-    """The same with other values of dotted keys; `Experiment` checks them."""
+    """The same with other values of dotted keys; `Experiment` checks them.
+
+    Raises:
+      InputError: there is no such key.
+    """
     found = self
     for name, value in changes.items():
-      parts = name.split('.')
-      for depth in reversed(range(len(parts))):
-        group = get(found, '.'.join(parts[:depth])) if depth else found
-        if not hasattr(group, parts[depth]):
-          raise AttributeError(f'there is no key {name!r}')
-        value = dataclasses.replace(group, **{parts[depth]: value})
-      found = value
+      found = _replaced(found, name.split('.'), value, name)
     return found
 
   @property
@@ -387,6 +387,17 @@ MOVED_VALUES = {
     ('method', 'lm'): 'language_model', ('model.attention', 'split'): 'shared_prefix',
     ('model.attention', 'packed'): 'dense', ('imm.implementation', 'chunked'): 'chunkwise',
     ('imm.implementation', 'naive'): 'recurrent'}
+
+
+def _replaced(group: Any, parts: list[str], value: Any, name: str) -> Any:
+  """A group with another value of the key at the end of `parts`, in whole `name`."""
+  known = [f.name for f in dataclasses.fields(group)] if dataclasses.is_dataclass(group) else []
+  if parts[0] not in known:
+    raise InputError(f'config.{name} is now config.{MOVED[name]}' if name in MOVED else
+                     f'config.{name} is unknown; {nearest(parts[0], known)}')
+  if len(parts) > 1:
+    value = _replaced(getattr(group, parts[0]), parts[1:], value, name)
+  return dataclasses.replace(group, **{parts[0]: value})
 
 
 def default() -> Any:

@@ -40,8 +40,12 @@ def test_replace():
   assert (new.method, new.optim.stage1.steps, new.optim.batch_size) == ('cot', 3, 2)
   changed = config_lib.difference(config_lib.flatten(old), config_lib.flatten(new))
   assert len(changed) == 3 and old.method == 'rim'
-  with pytest.raises(AttributeError, match='optim.stage1.stepz'):
-    old.replace(**{'optim.stage1.stepz': 1})
+  for key, message in {'optim.stage1.stepz': "stepz is unknown; did you mean 'steps'",
+                       'optin.batch_size': "did you mean 'optim'",
+                       'seed.x': 'config.seed.x is unknown',
+                       'model.width': 'is now config.model.embed_dim'}.items():
+    with pytest.raises(InputError, match=message):
+      old.replace(**{key: 1})
 
 
 def test_importing_is_light():

@@ -296,12 +296,12 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
 @pytest.mark.parametrize('mode', ['train', 'compare'])
 def test_runs_of_a_comparison_are_alone(tmp_path, monkeypatch, mode):
   """The user's overrides reach every run, but those of the comparison do not."""
-  decoder_targets = []
-  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: decoder_targets.append(
+  started = []
+  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: started.append(
       (config.runs, config.seeds, flags)) or 0)
   monkeypatch.setattr(sys, 'argv', ['main'])
   assert call(f'--config={CONFIG}', *TINY, "--config.sweep.runs=('a method=rim',)",
               '--config.sweep.seeds=(3,)', f'--workdir={tmp_path}', f'--mode={mode}') == 0
-  (runs, seeds, flags), = decoder_targets
+  (runs, seeds, flags), = started
   assert runs == ('a method=rim',) and seeds == (3,)
   assert flags == [f'--config={CONFIG}', *TINY]

@@ -38,10 +38,10 @@ def test_scores_by_hand(tiny_config):
               problem('d', '3', 3)]
   said = {'a': ['7', '7', '7.0'], 'b': ['8', '1', '2'], 'c': ['1', '2', '9'],
           'd': ['x', '', '4']}
-  decoder_targets = []
+  reported = []
   result, records = evaluator.evaluate(
       Said(tiny_config(seed=5), said), examples, 'toy', 'test', 'numeric',
-      lambda *a: decoder_targets.append(a))
+      lambda *a: reported.append(a))
   assert result['accuracy'] == {'final': 0.5, 'any': 0.75, 'per_block': [0.5, 0.25, 0.5]}
   error = result['standard_error']
   assert error['final'] == pytest.approx(0.25)  # √(½ · ½ / 4)
@@ -57,7 +57,7 @@ def test_scores_by_hand(tiny_config):
       'dataset': 'toy', 'split': 'test', 'index': 1, 'question': 'b', 'steps': 2,
       'answer': '8', 'too_long': False, 'predictions': ['8', '1', '2'],
       'correct': [True, False, False]}
-  assert decoder_targets == [(1, 4), (2, 4), (3, 4), (4, 4)]
+  assert reported == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_pass_at_k(tiny_config):

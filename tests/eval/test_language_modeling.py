@@ -143,8 +143,8 @@ def test_reading_the_future(make, capsys):
   """It trains, is marked wherever its loss stands, fails the leakage checks, says nothing."""
   run = make(**{'imm.write_policy': 'sequence_mean'})
   trainer.train(run)
-  decoder_targets = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
-  assert decoder_targets and all('NOT CAUSAL' in line for line in decoder_targets)
+  warned = [line for line in capsys.readouterr().err.splitlines() if 'loss' in line]
+  assert warned and all('NOT CAUSAL' in line for line in warned)
   assert all(r['causal'] is False for r in metrics.read(run.workdir.metrics))
   assert commands.evaluate(run) == 0
   out = capsys.readouterr().out

@@ -23,10 +23,10 @@ def examples(run):
 
 @pytest.fixture(scope='module')
 def measured(run, examples):
-  decoder_targets = []
+  said = []
   found = latency.measure(run.config, run.model(), run.init().params, run.tokenizer,
-                          examples, decoder_targets.append)
-  assert decoder_targets
+                          examples, said.append)
+  assert said
   return found
 
 
