@@ -128,21 +128,24 @@ class ModelConfig:
   """The transformer (models.transformer), and where its weights come from."""
   init_from: str = key(
       '', "pretrained weights: a directory or hub id, which sets the sizes; '': from scratch")
-  family: Literal['gpt', 'llama'] = key('gpt', 'llama: also Mistral, Qwen, SmolLM2')
   num_layers: int = key(4, 'transformer blocks', 1)
   embed_dim: int = key(64, 'width of the residual stream', 1)
   num_heads: int = key(4, 'attention heads', 1)
-  num_kv_heads: int = key(0, 'of keys and values, family llama; 0: as many')
-  head_dim: int = key(0, 'family llama; 0: embed_dim / num_heads')
+  num_kv_heads: int = key(0, 'of keys and values; 0: as many; needs fused_qkv=False')
+  head_dim: int = key(0, '0: embed_dim / num_heads; needs fused_qkv=False')
   mlp_dim: int = key(256, 'hidden width of the MLP', 1)
   max_positions: int = key(128, 'longest sequence, generated tokens included', 1)
   position_embedding: Literal['learned', 'rotary'] = key('learned', 'how positions enter')
   tie_embeddings: bool = key(True, 'the head is the transposed embedding table')
-  bias: bool = key(True, 'biases in dense layers and norms; of family llama, in the MLP')
-  qkv_bias: bool = key(False, 'family llama, as Qwen2')
-  out_bias: bool = key(False, "family llama, of attention's output")
-  qk_norm: bool = key(False, 'family llama: queries and keys are normed, as in Qwen3')
-  norm_epsilon: float = key(1e-6, 'of layer norm or RMS norm')
+  norm: Literal['layer', 'rms'] = key('layer', 'layer norm, as GPT-2, or RMS norm, as Llama')
+  norm_epsilon: float = key(1e-6, 'of the norms')
+  mlp: Literal['gelu', 'swiglu'] = key('gelu', 'as GPT-2, or gated, as Llama')
+  fused_qkv: bool = key(True, 'one map to queries, keys and values, as GPT-2; or three')
+  bias: bool = key(True, 'biases in all dense layers and layer norms')
+  qkv_bias: bool = key(False, 'without bias: biases of queries, keys and values, as Qwen2')
+  out_bias: bool = key(False, "without bias: a bias of attention's output")
+  mlp_bias: bool = key(False, 'without bias: biases in the MLP')
+  qk_norm: bool = key(False, 'queries and keys are normed, as in Qwen3; needs fused_qkv=False')
   rope: RopeConfig = group(RopeConfig)
   lora: LoraConfig = group(LoraConfig)
   dtype: Literal['float32', 'bfloat16', 'float16'] = key(
@@ -366,6 +369,7 @@ TEXTS = ('text', 'shakespeare', 'wikitext', 'c4')  # of data.name: plain text
 # What keys and values were called up to 0.1, for the error that names the new.
 MOVED = {
     'data.block': 'data.seq_len', 'model.layers': 'model.num_layers',
+    'model.family': 'model.norm, config.model.mlp and config.model.fused_qkv',
     'model.width': 'model.embed_dim', 'model.heads': 'model.num_heads',
     'model.kv_heads': 'model.num_kv_heads', 'model.head_size': 'model.head_dim',
     'model.hidden': 'model.mlp_dim', 'model.positions': 'model.position_embedding',

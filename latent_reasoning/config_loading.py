@@ -79,9 +79,9 @@ def _check(config: Config) -> None:
                        'increasing sizes of at least 1')
   size = model.head_dim or model.embed_dim // model.num_heads
   few = model.num_kv_heads or model.num_heads
-  if model.family == 'gpt' and (model.head_dim or model.num_kv_heads):
-    raise InputError('config.model.head_dim and num_kv_heads are of family llama; expected 0 '
-                     'with family gpt')
+  if model.fused_qkv and (model.head_dim or model.num_kv_heads or model.qk_norm):
+    raise InputError('config.model.head_dim, num_kv_heads and qk_norm need '
+                     'config.model.fused_qkv=False')
   if model.num_heads % few:
     raise InputError(f'config.model.num_heads {model.num_heads} is not a multiple of '
                      f'config.model.num_kv_heads {few}; change one of them')

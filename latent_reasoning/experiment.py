@@ -26,7 +26,7 @@ from latent_reasoning.eval import answer_matching, checkpoint_selection, languag
 from latent_reasoning.eval.evaluator import Predictor, evaluate
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, imm, lora, reasoning_decoder
-from latent_reasoning.models.transformer import GPT, parameter_count
+from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
@@ -83,11 +83,11 @@ class Experiment:
     """Where a state lies on the mesh; None: whole, on the one device."""
     return None if self.mesh.size == 1 else sharding.state(self.config, like, self.mesh)
 
-  def model(self, dropout: float = 0.0) -> GPT:
+  def model(self, dropout: float = 0.0) -> Transformer:
     known = self.tokenizer.size if self.trained == 'new' else 0
     projection = self.batches.method.has_latents and self.config.baselines.projection
-    return GPT(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm, known,
-               projection, self.tokenizer.used)
+    return Transformer(self.config.model, self.tokenizer.vocab_size, dropout, self.config.imm,
+                       known, projection, self.tokenizer.used)
 
   def decoder(self, dropout: float = 0.0) -> reasoning_decoder.ReasoningDecoder:
     """The reasoning decoder of config.reasoning_decoder."""
@@ -173,7 +173,7 @@ class Experiment:
     """The memory's failure signatures on a batch; empty without memory."""
     if not self.config.imm.write_policy:
       return {}
-    found = _watched(self.model(), params, batch)
+    found = _memory_usage(self.model(), params, batch)
     return {name: float(value) for name, value in jax.device_get(found).items()}
 
   def loss(self, params, split: str, **imm: Any) -> dict[str, float]:
@@ -247,7 +247,7 @@ def start_of(config: Config) -> str:
   return f'config.model.init_from {config.model.init_from!r}'
 
 
-_watched = jax.jit(imm.watched, static_argnums=0)
+_memory_usage = jax.jit(imm.usage, static_argnums=0)
 
 
 def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Experiment:

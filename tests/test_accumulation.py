@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from close import assert_close
+from llama import LLAMA
 
 from latent_reasoning import methods
 from latent_reasoning.parallel import sharding
@@ -23,7 +24,7 @@ CASES |= {
     'externalized': {'rim.externalize': True, 'optim.stage1.steps': 0,
                      'data.buckets.count': (1, 3, 6)},
     'scanned Llama': {
-        'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+        **LLAMA,
         'model.num_kv_heads': 2, 'model.scan': True, 'aux.align': 0.3},
     'gated memory': {'imm.write_policy': 'gated', 'imm.linformer_rank': 4}}
 COMMON = {'tokenizer.pad_to': 8, 'model.num_heads': 4, 'optim.batch_size': 8,

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from llama import LLAMA
 
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
@@ -175,7 +176,7 @@ def test_what_no_memory_holds(tiny_config, make_run, tmp_path, changes, message)
 def test_parameters_by_estimate(tiny_config, make_run, tmp_path):
   """Norms and biases apart, they are those that are made."""
   for changes in ({}, {'model.tie_embeddings': False}, {
-      'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+      **LLAMA,
       'model.num_kv_heads': 1}):
     run = make_run(tiny_config(**changes), tmp_path / str(len(changes)))
     made = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.fresh).params))

@@ -19,6 +19,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from llama import LLAMA
 
 FILE = pathlib.Path(__file__).parent / 'golden/numbers.json'
 BASE = {'data.arithmetic.test_size': 50, 'eval.batch_size': 10, 'optim.stage1.steps': 20,
@@ -39,9 +40,7 @@ CASES = {
     'rim_externalize': {'rim.externalize': True, 'data.buckets.count': (1, 3, 6)},
     'rim_decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
     'rim_aux': {'aux.align': 0.5, 'aux.smooth': 0.1},
-    'rim_llama': {'model.family': 'llama', 'model.num_kv_heads': 1,
-                  'model.position_embedding': 'rotary',
-                  'model.bias': False},
+    'rim_llama': {**LLAMA, 'model.num_kv_heads': 1},
     'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.grad_accum_steps': 2},
     'rim_dense': {'model.attention': 'dense'},
     'rim_muon': {'optim.stage1.optimizer': 'muon', 'optim.stage2.optimizer': 'muon'},

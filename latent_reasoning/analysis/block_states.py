@@ -161,8 +161,8 @@ def _with_end(tokens: list[int], end: int) -> list[int]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(model, params, batch: batching.Batch, ends):
-  hidden, (_, _, _, layers) = model.apply({'params': params}, batch.tokens, batch.positions,
-                                          batch.mask)
+  out = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden, layers = out.hidden, out.layers.hidden
   at, targets, weights = losses.predictions(batch)
   picked = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = jax.nn.log_softmax(model.apply({'params': params}, picked, method='head'))

@@ -83,5 +83,5 @@ def prediction_shift(run: Experiment, params, text: str, place: int,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predictions(model, params, batch):
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
   return jax.nn.softmax(model.apply({'params': params}, hidden, method='head'))

@@ -31,7 +31,7 @@ class MemoryState:
   """The banks of all layers and rounds.
 
   Attributes:
-    banks: as `models.transformer.GPT` takes them, [B, N, R] each.
+    banks: as `models.transformer.Transformer` takes them, [B, N, R] each.
   """
   banks: Any
 
@@ -95,7 +95,7 @@ def read(model, params, tokens: chex.Array,
   Positions begin at 0 in each segment; only the memory reaches back further.
 
   Args:
-    model: as models.transformer.GPT, with a causal memory.
+    model: as models.transformer.Transformer, with a causal memory.
     params: its parameters.
     tokens: int32 [B, T].
     state: what the segment before returned; None: empty.
@@ -108,8 +108,8 @@ def read(model, params, tokens: chex.Array,
                      "'gated'")
   batch = language_modeling.rows(jnp.pad(tokens, ((0, 0), (0, 1))))
   until = jnp.full((tokens.shape[0], 1), tokens.shape[1], jnp.int32)
-  hidden, (_, _, banks, _) = model.apply(
+  out = model.apply(
       {'params': params}, batch.tokens, batch.positions, batch.mask.replace(until=until),
       banks=state.banks if state else None)
-  after = jax.tree.map(lambda a: a[:, 0], banks)
-  return model.apply({'params': params}, hidden, method='head'), MemoryState(after)
+  after = jax.tree.map(lambda a: a[:, 0], out.layers.banks)
+  return model.apply({'params': params}, out.hidden, method='head'), MemoryState(after)

@@ -151,13 +151,9 @@ def _look(model, params, batch: batching.Batch, wide: int):
 
   def one(row):  # by row, or the weights of a large model would not fit into memory
     row = jax.tree.map(lambda a: a[None], row)
-    (_, (keys, *_)), found = model.apply({'params': params}, row.tokens, row.positions,
-                                         row.mask, mutable=['intermediates'])
-    own = found['intermediates']
-    queries = (own['blocks']['q'][0] if model.config.scan else
-               [own[f'block_{i}']['q'][0] for i in range(model.config.num_layers)])
+    layers = model.apply({'params': params}, row.tokens, row.positions, row.mask).layers
     w = jnp.stack([attention_lib.weights(q, k, row.mask)[0].mean(0)
-                   for q, k in zip(queries, keys, strict=True)])  # [layers, L, L]
+                   for q, k in zip(layers.queries, layers.keys, strict=True)])  # [layers, L, L]
     to_question = w[..., :question]
     to_blocks = w[..., question:p].reshape(*w.shape[:2], count, wide).sum(-1)
     readouts = jnp.concatenate([to_question.sum(-1, keepdims=True), to_blocks,

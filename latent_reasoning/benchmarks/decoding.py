@@ -16,7 +16,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.report import table
 
 SHAPES = ((4, 128, 4), (12, 768, 12))  # layers, width, heads
@@ -50,7 +50,7 @@ def ours(path: pathlib.Path, base: ModelConfig, ids: np.ndarray):
   values = pretrained.read_json(path / 'config.json')
   config = families.model_config(values, base, 'config.json')
   config = dataclasses.replace(config, init_from=str(path))
-  model, size = GPT(config, VOCABULARY), ids.shape[1]
+  model, size = Transformer(config, VOCABULARY), ids.shape[1]
   batch = jax.device_put(batching.collate(
       [sequences.causal(row, [sequences.Readout(size)]) for row in ids.tolist()], size, 1, 1))
   like = jax.eval_shape(model.init, jax.random.key(0), batch.tokens, batch.positions,

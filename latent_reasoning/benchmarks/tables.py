@@ -41,7 +41,7 @@ from latent_reasoning.eval import language_modeling
 from latent_reasoning.methods import language_model
 from latent_reasoning.methods.rim import refine
 from latent_reasoning.models import memory_policies
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.report import table
 from latent_reasoning.train import losses, profiler
 from latent_reasoning.train import train_step as step_lib
@@ -89,7 +89,7 @@ def rows_table(args) -> str:
     times = []
     for attention, batches in (
         ('shared_prefix', many), ('dense', [one]), ('shared_prefix', [one])):
-      model = GPT(dataclasses.replace(MODEL, attention=attention), VOCABULARY)
+      model = Transformer(dataclasses.replace(MODEL, attention=attention), VOCABULARY)
       params = model.init(jax.random.key(0), one.tokens, one.positions, one.mask)['params']
       grad = jax.jit(jax.grad(
           lambda p, b, m=model: losses.next_token(m, p, b), has_aux=True))
@@ -143,7 +143,7 @@ def layer_table(args) -> str:
     ids = np.random.default_rng(0).integers(VOCABULARY, size=(args.batch, length + 1))
     batch, times, calls = language_modeling.rows(ids.astype(np.int32)), [[], []], []
     for own in (None, imm):
-      model = GPT(config, VOCABULARY, imm=own)
+      model = Transformer(config, VOCABULARY, imm=own)
       params = model.init(jax.random.key(0), batch.tokens, batch.positions,
                           batch.mask)['params']
       x = jnp.asarray(np.random.default_rng(1).normal(size=(args.batch, length, width)),
@@ -151,7 +151,7 @@ def layer_table(args) -> str:
 
       def total(p, x, m=model, b=batch):
         return jnp.sum(m.apply({'params': p}, b.tokens, b.positions, b.mask,
-                               embeddings=x)[0]**2)
+                               embeddings=x).hidden**2)
       calls.append(functools.partial(jax.jit(jax.grad(total, (0, 1))), params, x))
     for repeat in range(-1, 3 * args.repeats):  # in turn: slow moments fall on both
       for call, own in zip(calls, times, strict=True):
@@ -174,7 +174,7 @@ def jax_step(shape: tuple[int, ...], repeats: int) -> float:
   config = dataclasses.replace(MODEL, num_layers=layers, embed_dim=width,
                                num_heads=heads, mlp_dim=4 * width, bias=False)
   ids = np.random.default_rng(0).integers(65, size=(size, length + 1)).astype(np.int32)
-  batch, model = language_modeling.rows(ids), GPT(config, 65)
+  batch, model = language_modeling.rows(ids), Transformer(config, 65)
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.99),
                    optax.add_decayed_weights(0.1), optax.scale(-1.0))
   stepper = step_lib.make_train_step(model, language_model.next_token, tx, 0, 1)

@@ -19,7 +19,7 @@ from latent_reasoning.models.attention import Cache
 
 def head_kernel(model, params) -> chex.Array:
   """Returns a [D, V] copy of the head, made once for many calls of `generate`."""
-  if not model.config.tie_embeddings and not model.known:
+  if not model.config.tie_embeddings and not model.pretrained_vocab:
     return params['head']
   # A copy, not a view: inside the loop, the transpose would be taken each token.
   return jax.jit(lambda p: jnp.concatenate(
@@ -43,14 +43,15 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   if batch.started:
-    hidden, _, cache = latents.think(model, params, batch, room=room, edit=edit)
+    out, cache = latents.forward_with_cache(model, params, batch, room=room, edit=edit)
+    hidden = out.hidden
     last = hidden[:, p:].reshape(hidden.shape[0], count, -1, hidden.shape[-1])[:, :, -1]
     return _logits(model, params, last, head_DV), cache
   mask = batch.mask.part(0, p).replace(count=0)
-  hidden, kept = model.apply({'params': params}, batch.tokens[:, :p], batch.positions[:, :p],
-                             mask, embeddings=embeddings)
-  anchors = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)
-  cache = latents.empty_cache(kept, count, room)
+  out = model.apply({'params': params}, batch.tokens[:, :p], batch.positions[:, :p], mask,
+                    embeddings=embeddings)
+  anchors = jnp.take_along_axis(out.hidden, batch.anchors[..., None], axis=1)
+  cache = latents.empty_cache(out.layers, count, room)
   return _logits(model, params, anchors, head_DV), edit(cache) if edit else cache
 
 
@@ -66,10 +67,9 @@ def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
   mask = batch.mask
   mask = mask.replace(segment=mask.segment[:, slots], visible_from=mask.visible_from[:, slots],
                       visible_until=mask.visible_until[:, slots])
-  hidden, (own_k, own_v, banks, _) = model.apply(
-      {'params': params}, tokens, batch.positions[:, slots] + step, mask, cache, step)
-  return (_logits(model, params, hidden, head_DV),
-          cache.replace(own_k=own_k, own_v=own_v, banks=banks))
+  out = model.apply({'params': params}, tokens, batch.positions[:, slots] + step, mask, cache,
+                    step)
+  return _logits(model, params, out.hidden, head_DV), cache.add(out.layers)
 
 
 def _logits(model, params, hidden, head_DV):

@@ -21,7 +21,7 @@ class Predictor:
 
   Args:
     config: method, rim, data.buckets, eval and seed are read.
-    model: as models.transformer.GPT, without dropout.
+    model: as models.transformer.Transformer, without dropout.
     params: its parameters.
     tokenizer: a `tokenizers.Tokenizer`.
   """

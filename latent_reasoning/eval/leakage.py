@@ -141,7 +141,7 @@ def _influence(model, params, batch: Batch) -> np.ndarray:
   direction = jax.random.normal(step_lib.key(0, step_lib.LEAKAGE), inputs.shape[-1:])
 
   def outputs(embeddings):
-    hidden, _ = latents.forward(model, params, batch, embeddings=embeddings)
+    hidden = latents.forward(model, params, batch, embeddings=embeddings).hidden
     return (hidden[0].astype(jnp.float32) @ direction)
 
   _, vjp = jax.vjp(outputs, inputs)
@@ -204,7 +204,7 @@ def gradients(subject: Subject, rows):
 def _log_probabilities(model, params, batch: Batch):
   """Log-probabilities of the targets, [B, K + K·R], and their weights."""
   at, targets, weights = losses.predictions(batch)
-  hidden, _ = latents.forward(model, params, batch)
+  hidden = latents.forward(model, params, batch).hidden
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
   logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
   return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], weights
@@ -216,8 +216,8 @@ _log_probabilities = jax.jit(_log_probabilities, static_argnums=0)
 @functools.partial(jax.jit, static_argnums=0)
 def _all_log_probabilities(model, params, batch: Batch, embeddings=None):
   """Log-probabilities at every position, [B, L, V]."""
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          embeddings=embeddings)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          embeddings=embeddings).hidden
   return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
 
 
@@ -280,9 +280,9 @@ def separate(subject: Subject, rows):
 @functools.partial(jax.jit, static_argnums=0)
 def _next_thought(model, params, batch: Batch, embeddings, place):
   """The embeddings with a latent put after the hidden state that it is, plain forward."""
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          embeddings=embeddings)
-  latent = model.apply({'params': params}, hidden[:, place], method='think')
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                          embeddings=embeddings).hidden
+  latent = model.apply({'params': params}, hidden[:, place], method='latent_input')
   return jax.lax.dynamic_update_index_in_dim(embeddings, latent, place + 1, 1)
 
 

@@ -27,8 +27,7 @@ from latent_reasoning.train.workdir import write_json, write_text
 
 def check(config: Config) -> None:
   """Raises InputError where a model is none that others have code for."""
-  model, rim = config.model, config.rim
-  said = []
+  rim, said = config.rim, []
   if config.imm.write_policy:
     said.append(f"config.imm.write_policy '{config.imm.write_policy}', a memory inside the "
                 f"layers")
@@ -38,13 +37,10 @@ def check(config: Config) -> None:
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
   if not rim.readout_sees_question:
     said.append('config.rim.readout_sees_question=False')
-  if model.family == 'gpt' and (model.position_embedding != 'learned' or not model.bias):
-    said.append('a GPT without biases or with rotary positions, which is not GPT-2')
-  if model.family == 'llama' and model.position_embedding != 'rotary':
-    said.append(f"config.model.position_embedding '{model.position_embedding}' in family llama")
   if said:
     raise InputError(f"the model has {'; '.join(said)}: no other engine has code for it. "
                      'Only plain causal models can be exported')
+  families.find(config.model)
 
 
 def tensors(config: Config, params: dict, tokens: int) -> dict[str, np.ndarray]:
@@ -77,7 +73,7 @@ def _at(config: Config, params: dict, ours: tuple[str, ...], layer: int | None):
 def _full(config: Config, theirs: str) -> str:
   """A name with the prefix that it has in files."""
   return theirs if theirs.startswith('lm_head') else (
-      families.PREFIX[config.model.family] + theirs)
+      families.find(config.model).prefix + theirs)
 
 
 def adapter(config: Config, params: dict,
@@ -123,7 +119,8 @@ def adapter(config: Config, params: dict,
   return {f'base_model.model.{name}': a for name, a in found.items()}, {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'inference_mode': True,
       'base_model_name_or_path': model.init_from, 'r': lora.rank, 'lora_alpha': lora.alpha,
-      'lora_dropout': lora.dropout, 'bias': 'none', 'fan_in_fan_out': model.family == 'gpt',
+      'lora_dropout': lora.dropout, 'bias': 'none',
+      'fan_in_fan_out': families.find(model).conv1d,
       'target_modules': targets, 'trainable_token_indices': rows or None}
 
 

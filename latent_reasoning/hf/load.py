@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
 from latent_reasoning.errors import InputError, local_path
-from latent_reasoning.hf.families import BUFFERS, PREFIX, TABLE, model_config, names
+from latent_reasoning.hf.families import BUFFERS, find, model_config, names
 
 # --- finding it ---------------------------------------------------------------
 
@@ -94,9 +94,9 @@ ROWS = 1 << 14  # of a table that are compared at a time
 
 def _own_head(path: pathlib.Path, model: ModelConfig) -> bool:
   """Whether a checkpoint that calls its head tied has one that differs from its table."""
-  held, name = tensors(path), TABLE[model.family]
-  table, head = held.get(PREFIX[model.family] + name) or held.get(name), held.get(
-      'lm_head.weight')
+  held, family = tensors(path), find(model)
+  name = next(n.theirs for n in family.tensors(model) if n.ours == ('embedding',))
+  table, head = held.get(family.prefix + name) or held.get(name), held.get('lm_head.weight')
   if head is None or table is None:
     return False
   if head.shape != table.shape:
@@ -230,12 +230,12 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
   Raises:
     InputError: tensors are missing, surplus or of another shape; lists them all.
   """
-  path, expected = directory(config.init_from), names(config)
+  path, expected, prefix = directory(config.init_from), names(config), find(config).prefix
   out = jax.tree.map(lambda a: None, like)
   seen, surplus, wrong = {}, [], []
   keys = dict(zip(('embedding', 'head'), jax.random.split(rng), strict=True))
   for full, tensor in tensors(path).items():
-    name = full.removeprefix(PREFIX[config.family])
+    name = full.removeprefix(prefix)
     if re.fullmatch(BUFFERS, name):
       continue
     if config.tie_embeddings and name == 'lm_head.weight':  # equal to the table (`resolve`)

@@ -58,7 +58,8 @@ def loss(config: Config) -> BatchLoss:
   """
   def teach(model, params, batch: Batch, rng):
     rng = None if rng is None else jax.random.split(rng)[1]
-    hidden, layers = latents.forward(model, params, batch.teacher, rng)
+    out = latents.forward(model, params, batch.teacher, rng)
+    hidden, layers = out.hidden, out.layers.hidden
     # An answer is as long in both rows, the last tokens of the chain of thought.
     length = jnp.sum(batch.weights > 0, axis=1)
     said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # before the answer
@@ -72,7 +73,8 @@ def loss(config: Config) -> BatchLoss:
 
   def terms(model, params, batch: Batch, rng, whole, first):
     own_rng = None if rng is None else jax.random.split(rng)[0]
-    hidden, layers = latents.forward(model, params, batch, own_rng)
+    out = latents.forward(model, params, batch, own_rng)
+    hidden, layers = out.hidden, out.layers.hidden
     loss, sums = of_hidden(model, params, batch, hidden)
     own = _states(hidden, layers, batch.prefix + batch.latents)
     hidden, theirs = teach(model, params, batch, rng)

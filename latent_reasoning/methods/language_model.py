@@ -9,10 +9,10 @@ from latent_reasoning.train.losses import sums_of_logits
 
 
 def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
-  """Next-token loss at every position of rows of text. As `next_token`."""
+  """Next-token loss at every position of rows of text. As losses.next_token."""
   rngs = None if rng is None else {'dropout': rng}
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          deterministic=rng is None, rngs=rngs)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                       deterministic=rng is None, rngs=rngs).hidden
   logits = model.apply({'params': params}, hidden, method='head')
   return sums_of_logits(logits, batch.targets, batch.weights)
 

@@ -41,6 +41,10 @@ class Cache:
   own_v: chex.Array
   banks: Any = None
 
+  def add(self, layers) -> 'Cache':
+    """This cache with what the model returned of more tokens (transformer.LayerOutput)."""
+    return self.replace(own_k=layers.keys, own_v=layers.values, banks=layers.banks)
+
   def layer(self, i: int) -> 'Cache':
     """The cache of layer i, of a tuple over layers."""
     return Cache(self.prefix_k[i], self.prefix_v[i], self.own_k[i], self.own_v[i],

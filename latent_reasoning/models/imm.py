@@ -11,6 +11,7 @@ W_down h alone: the query becomes W_upᵀ q and the read-out g(W_up r), exactly.
 
 import chex
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,20 @@ from latent_reasoning.models.memory_policies import (
   store,
   whole_mean,
 )
+
+
+@flax.struct.dataclass
+class MemoryReads:
+  """What the prefix of a sequence, P tokens, read of the memory.
+
+  Attributes:
+    retrieved: r, float32 [B, P, R].
+    beta: the gate with which each token wrote, [B, P].
+    attention: shares of the slots, [B, P, N]; None where nobody inspects.
+  """
+  retrieved: chex.Array
+  beta: chex.Array | None
+  attention: chex.Array | None
 
 
 class Matrix(nn.Module):
@@ -60,12 +75,14 @@ class Memory(nn.Module):
     dtype: of the dense maps; the bank is float32.
     bias: in the norm.
     writer: whether this layer writes; else it reads what another one wrote.
+    inspect: whether reads have their attention over slots.
   """
   config: ImmConfig
   width: int
   dtype: jnp.dtype
   bias: bool
   writer: bool = True
+  inspect: bool = False
 
   def setup(self):
     c, d = self.config, self.width
@@ -135,9 +152,10 @@ class Memory(nn.Module):
 
     Returns:
       h; the banks: forks [B, K, N, R] that readouts begin with, and after the row
-      where there are none; and what layers that share the bank need.
+      where there are none; the reads of each round, None while decoding; and what layers
+      that share the bank need.
     """
-    c, kept, writes = self.config, [], []
+    c, kept, reads, writes = self.config, [], [], []
     for i in range(c.rounds):
       if not self.writer:
         x, up, written = shared[i]
@@ -150,11 +168,12 @@ class Memory(nn.Module):
                 if self.writer else written)
         r, _ = read(bank.slots, q)
       else:
-        bank, r = self._row(x, q, mask, banks[i] if banks else None)
+        bank, r, found = self._row(x, q, mask, banks[i] if banks else None)
+        reads.append(found)
       kept.append(bank)
       writes.append((x, up, bank))
       h = self._integrate(h, jnp.zeros_like(r) if 'read' in c.ablate else r, up)
-    return h, tuple(kept), tuple(writes)
+    return h, tuple(kept), None if decoding else tuple(reads), tuple(writes)
 
   def _integrate(self, h: chex.Array, r: chex.Array, up: chex.Array | None) -> chex.Array:
     """LayerNorm(h + g(W_up r))."""
@@ -171,28 +190,19 @@ class Memory(nn.Module):
       bank = empty((batch,), slots_of(c, self.width), q.shape[-1])
     if not policy.causal:
       r, a = whole_mean(bank, x, q)
-      self._watch(x, a, r)
-      return bank, r
+      return bank, r, MemoryReads(r, x.beta, a)
     run = IMPLEMENTATIONS[c.implementation]
-    watch = self.is_mutable_collection('intermediates')
     until = mask.until if mask.until.shape[1] else None
     own, own_q = jax.tree.map(lambda y: y[:, :p], (x, q))
-    r, forks, a = run(policy, bank, own, own_q, until, size=c.chunk, watch=watch)
-    self._watch(own, a, r)
+    r, forks, a = run(policy, bank, own, own_q, until, size=c.chunk, watch=self.inspect)
+    reads = MemoryReads(r, own.beta, a)
     if not count:
-      return forks, r
+      return forks, r, reads
     own, own_q = jax.tree.map(
         lambda y: y[:, p:].reshape(batch * count, -1, *y.shape[2:]), (x, q))
     start = jax.tree.map(lambda y: y.reshape(batch * count, *y.shape[2:]), forks)
     r_own, _, _ = run(policy, start, own, own_q, size=c.chunk)
-    return forks, jnp.concatenate([r, r_own.reshape(batch, -1, r.shape[-1])], axis=1)
-
-  def _watch(self, x: MemoryWrites, a: chex.Array | None, r: chex.Array) -> None:
-    """Keeps what the prefix attended to, read and wrote, where `apply` asks for it."""
-    if a is not None:
-      self.sow('intermediates', 'attention', a)
-      self.sow('intermediates', 'retrieved', r)
-      self.sow('intermediates', 'beta', x.beta)
+    return forks, jnp.concatenate([r, r_own.reshape(batch, -1, r.shape[-1])], axis=1), reads
 
 
 def slots_of(config: ImmConfig, width: int) -> int:
@@ -200,26 +210,25 @@ def slots_of(config: ImmConfig, width: int) -> int:
   return config.slots or round(width**0.5)
 
 
-def sown(found: dict, name: str) -> list[chex.Array]:
-  """What layers and rounds kept under a name: [B, T, …] each, in order."""
-  leaves = jax.tree_util.tree_leaves_with_path(found.get('intermediates', {}))
-  def order(path):  # block_2 before block_10, rounds inside a layer
-    return [int(key.key.rpartition('_')[2]) if 'block_' in str(getattr(key, 'key', ''))
-            else getattr(key, 'idx', 0) for key in path]
-  mine = [(order(path), leaf) for path, leaf in leaves
-          if name in [getattr(key, 'key', None) for key in path]]
-  layers = [leaf for _, leaf in sorted(mine, key=lambda pair: pair[0])]
-  return [part for leaf in layers for part in (leaf if leaf.ndim > 3 else [leaf])]
+def reads_of(layers) -> list[MemoryReads]:
+  """The reads of each layer with memory and each round, in order (transformer.LayerOutput)."""
+  if isinstance(layers.hidden, tuple):
+    return [one for rounds in layers.reads if rounds for one in rounds]
+  return [jax.tree.map(lambda a: a[i], one)  # noqa: B023
+          for i in range(len(layers.hidden)) for one in layers.reads or ()]
 
 
 def attention(model, params, batch) -> chex.Array:
   """Which slots the tokens of prefixes read: [layers and rounds, B, P, N]."""
-  _, found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                         mutable=['intermediates'])
-  return jnp.stack(sown(found, 'attention'))
+  return jnp.stack([one.attention for one in _inspected(model, params, batch)])
 
 
-def watched(model, params, batch) -> dict[str, chex.Array]:
+def _inspected(model, params, batch) -> list[MemoryReads]:
+  return reads_of(model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                              inspect=True).layers)
+
+
+def usage(model, params, batch) -> dict[str, chex.Array]:
   """What a batch's prefixes did with the memory: the paper's failure signatures.
 
   Returns:
@@ -227,21 +236,19 @@ def watched(model, params, batch) -> dict[str, chex.Array]:
     log N (1: reads are uniform), 'top_slot', the share of the most read slot, and
     'write_gate'. Empty without memory.
   """
-  _, found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                         mutable=['intermediates'])
-  attention = sown(found, 'attention')
-  if not attention:
+  reads = _inspected(model, params, batch)
+  if not reads:
     return {}
-  a = jnp.stack(attention)  # [..., B, T, N]
+  a = jnp.stack([one.attention for one in reads])  # [..., B, T, N]
   slots = a.shape[-1]
   entropy = -jnp.sum(a * jnp.log(jnp.maximum(a, 1e-30)), axis=-1).mean()
   return {'read_entropy': entropy / jnp.log(max(slots, 2)),
           'top_slot': a.mean((-3, -2)).max(-1).mean(),
-          'write_gate': jnp.stack(sown(found, 'beta')).mean()}
+          'write_gate': jnp.stack([one.beta for one in reads]).mean()}
 
 
 def warnings(found: dict[str, float], slots: int) -> list[str]:
-  """The failure signatures in words, of `watched` and the gradient's norm."""
+  """The failure signatures in words, of `usage` and the gradient's norm."""
   said = []
   if slots > 1 and found['read_entropy'] > 0.999:
     said.append('the memory reads all slots alike (entropy of log N): it cannot choose')

@@ -17,48 +17,47 @@ import jax.numpy as jnp
 
 from latent_reasoning.batching import Batch
 from latent_reasoning.models.attention import Cache
+from latent_reasoning.models.transformer import LayerOutput, Output
 
 
-def empty_cache(kept: tuple, count: int, room: int) -> Cache:
-  """A cache of a prefix for `count` readouts with room for some tokens each.
-
-  Args:
-    kept: what the model returned of the prefix, (k, v, banks, …) of all layers.
-  """
-  k, v, banks, *_ = kept
+def empty_cache(layers: LayerOutput, count: int, room: int) -> Cache:
+  """A cache of a prefix, by what the model returned of it, for `count` readouts with room
+  for some tokens each."""
 
   def own(a):  # [..., B, M, P, H] -> [..., B, K, M, room, H]
     *layers, size, heads, _, width = a.shape
     return jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype)
-  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (k, v))
-  return Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), banks)
+  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (layers.keys, layers.values))
+  return Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), layers.banks)
 
 
 def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
-            embeddings: chex.Array | None = None):
-  """Hidden states of a batch, and the residual streams of all layers.
+            embeddings: chex.Array | None = None, inspect: bool = False) -> Output:
+  """The forward pass of a batch.
 
   Args:
-    model: as models.transformer.GPT.
+    model: as models.transformer.Transformer.
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.
     embeddings: [B, L, D] in place of the tokens'; those of latents are not read.
+    inspect: as the model takes it; not with latents.
 
   Returns:
-    hidden states [B, L, D], and [B, L, D] of each layer (stacked where it is scanned).
+    final hidden states [B, L, D] and what the layers computed; of those, with latents, the
+    residual streams alone.
   """
   if batch.latents:
-    return think(model, params, batch, rng, embeddings)[:2]
+    return forward_with_cache(model, params, batch, rng, embeddings)[0]
   rngs = None if rng is None else {'dropout': rng}
-  hidden, kept = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                             embeddings=embeddings, deterministic=rng is None, rngs=rngs)
-  return hidden, kept[3]
+  return model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                     embeddings=embeddings, deterministic=rng is None, inspect=inspect,
+                     rngs=rngs)
 
 
-def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
-          embeddings: chex.Array | None = None, room: int = 0,
-          edit: Callable[[Cache], Cache] | None = None):
+def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+                       embeddings: chex.Array | None = None, room: int = 0,
+                       edit: Callable[[Cache], Cache] | None = None) -> tuple[Output, Cache]:
   """As `forward`, and the cache behind it, with room for more tokens of each readout.
 
   A batch without latents is read the same way; its readouts' tokens all go at once.
@@ -77,12 +76,11 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
                        own_mask, cache, step, embeddings=inputs, deterministic=rng is None,
                        rngs=rngs)
 
-  hidden, kept = apply(0, batch.positions[:, :p], mask.part(0, p).replace(count=0), None, None,
-                       embeddings[:, :p])
-  cache = empty_cache(kept, count, r + room)
+  prefix = apply(0, batch.positions[:, :p], mask.part(0, p).replace(count=0), None, None,
+                 embeddings[:, :p])
+  cache = empty_cache(prefix.layers, count, r + room)
   cache = edit(cache) if edit else cache
-  h = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
-  prefix, layers = hidden, [kept[3]]
+  h = jnp.take_along_axis(prefix.hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
 
   def slots(start, stop):
     """Positions and mask of these slots of each readout, [B, K·n]."""
@@ -95,21 +93,21 @@ def think(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
   def body(carry, t):
     h, cache = carry
     places, own_mask = slots(0, 1)  # latents differ in their position alone
-    inputs = model.apply({'params': params}, h, method='think')
-    h, (k, v, banks, x) = apply(t + 1, places + t, own_mask, cache, t, inputs)
-    return (h, cache.replace(own_k=k, own_v=v, banks=banks)), (h, x)
+    inputs = model.apply({'params': params}, h, method='latent_input')
+    out = apply(t + 1, places + t, own_mask, cache, t, inputs)
+    return (out.hidden, cache.add(out.layers)), (out.hidden, out.layers.hidden)
 
   def rows(a):  # [n, ..., B, K, D] -> [..., B, K, n, D]
     return jnp.moveaxis(a, 0, -2)
   (_, cache), (latents, x) = jax.lax.scan(body, (h, cache), jnp.arange(n))
   tail = embeddings[:, p:].reshape(size, count, r, -1)[:, :, n:].reshape(
       size, count * (r - n), -1)
-  hidden, (k, v, banks, last) = apply(n + 1, *slots(n, r), cache, n, tail)
+  rest = apply(n + 1, *slots(n, r), cache, n, tail)
 
   def join(before, latent, after):
     *lead, width = after.shape[:-2] + after.shape[-1:]
     own = jnp.concatenate([rows(latent), after.reshape(*lead, count, r - n, width)], axis=-2)
     return jnp.concatenate([before, own.reshape(*lead, count * r, width)], axis=-2)
-  return (join(prefix, latents, hidden),
-          jax.tree.map(join, layers[0], x, last),
-          cache.replace(own_k=k, own_v=v, banks=banks))
+  streams = jax.tree.map(join, prefix.layers.hidden, x, rest.layers.hidden)
+  return (Output(join(prefix.hidden, latents, rest.hidden),
+                 LayerOutput(streams, None, None, None)), cache.add(rest.layers))

@@ -34,9 +34,9 @@ class RMSNorm(nn.Module):
 
 
 def norm(config: ModelConfig, **kwargs) -> nn.Module:
-  """The norm of a family: a GPT's layer norm, or a Llama's root-mean-square norm."""
+  """The norm that config.model.norm names."""
   dtype = jnp.dtype(config.dtype)
-  if config.family == 'llama':
+  if config.norm == 'rms':
     return RMSNorm(config.norm_epsilon, dtype, **kwargs)
   return nn.LayerNorm(config.norm_epsilon, use_bias=config.bias, dtype=dtype, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The reasoning decoder: a small GPT that says as text what a memory holds.
+"""The reasoning decoder: a small transformer that says as text what a memory holds.
 
 It reads a few vectors, projected to its width, in place of a prompt: the hidden
 states of a RiM block, or what the memory of each IMM layer returned at some
@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from latent_reasoning.config import ModelConfig
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import imm, masks
-from latent_reasoning.models.transformer import GPT, Dense
+from latent_reasoning.models.transformer import Dense, Transformer
 
 
 def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None = None):
   """Runs a model over rows and picks what its texts are to be read out of.
 
   Args:
-    model: as models.transformer.GPT.
+    model: as models.transformer.Transformer.
     params: its parameters.
     batch: sequences with `decoder_targets`.
     kind: 'blocks' or 'memory', as config.reasoning_decoder.source.
@@ -34,16 +34,15 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
     of width E a position.
   """
   rngs = None if rng is None else {'dropout': rng}
-  (hidden, _), found = model.apply(
-      {'params': params}, batch.tokens, batch.positions, batch.mask,
-      deterministic=rng is None, rngs=rngs,
-      mutable=['intermediates'] if kind == 'memory' else [])
-  layers = imm.sown(found, 'retrieved') if kind == 'memory' else [hidden]
+  out = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                    deterministic=rng is None, rngs=rngs)
+  layers = ([one.retrieved for one in imm.reads_of(out.layers)] if kind == 'memory'
+            else [out.hidden])
   vectors = jnp.stack(layers, axis=2)  # [B, P, n, E]
   at = batch.decoder_targets.at
   rows = jnp.arange(at.shape[0])[:, None, None]
   picked = vectors[rows, at]  # [B, C, S, n, E]
-  return hidden, picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
+  return out.hidden, picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
 
 
 class ReasoningDecoder(nn.Module):
@@ -61,7 +60,7 @@ class ReasoningDecoder(nn.Module):
   dropout: float = 0.0
 
   @property
-  def random(self) -> bool:
+  def needs_rng(self) -> bool:
     """Whether training draws random numbers."""
     return self.dropout > 0
 
@@ -69,13 +68,13 @@ class ReasoningDecoder(nn.Module):
     dtype = jnp.dtype(self.config.dtype)
     self.project = Dense(self.config.embed_dim, True, dtype)
     self.norm = nn.LayerNorm(dtype=dtype)
-    self.decoder = self.gpt()
+    self.decoder = self.transformer()
 
-  def gpt(self) -> GPT:
+  def transformer(self) -> Transformer:
     """The decoder by itself, to generate with."""
     none = dataclasses.replace(self.config.lora, rank=0)
     own = dataclasses.replace(self.config, num_layers=self.layers, scan=False, lora=none)
-    return GPT(own, self.vocab, self.dropout, parent=None)
+    return Transformer(own, self.vocab, self.dropout, parent=None)
 
   def read(self, source: chex.Array) -> chex.Array:
     """[B, S, E] as embeddings [B, S, D]."""
@@ -96,10 +95,9 @@ class ReasoningDecoder(nn.Module):
           'for what it reads; raise config.model.max_positions, which has '
           f'{self.config.max_positions}')
     own = self.decoder.embed(tokens[:, source.shape[1]:])
-    hidden, _ = self.decoder(
+    return self.decoder(
         tokens, positions, mask, deterministic=deterministic,
-        embeddings=jnp.concatenate([self.read(source), own], axis=1))
-    return hidden
+        embeddings=jnp.concatenate([self.read(source), own], axis=1)).hidden
 
   def head(self, hidden: chex.Array) -> chex.Array:
     return self.decoder.head(hidden)

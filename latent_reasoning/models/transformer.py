@@ -1,17 +1,21 @@
-"""A decoder: pre-norm, learned or rotary positions, optional KV cache. Two families.
+"""A pre-norm decoder with an optional KV cache; config.model chooses its parts.
 
-x + attention(norm(x)), then x + mlp(norm(x)), a final norm and a head. The family
-'gpt' is GPT-2 (Radford et al. 2019): layer norm, one fused map to queries, keys and
-values, GELU. The family 'llama' (Touvron et al. 2023) is Llama, Mistral, SmolLM2 and
-Qwen: root-mean-square norm, fewer heads for keys and values (Ainslie et al. 2023),
-SwiGLU (Shazeer 2020), optional biases and norms of queries and keys.
+x + attention(norm(x)), then x + mlp(norm(x)), a final norm and a head. The defaults are
+GPT-2 (Radford et al. 2019): layer norm, one fused map to queries, keys and values, GELU,
+learned positions. A Llama (Touvron et al. 2023) has root-mean-square norms, SwiGLU
+(Shazeer 2020), rotary positions and fewer heads for keys and values (Ainslie et al. 2023).
+A family of pretrained models is such a choice (hf).
 
 Dropout is on embeddings and on what each branch adds, not on attention weights, so
 that shared-prefix and dense attention stay equal while training.
 """
 
+import dataclasses
+from typing import Any
+
 import chex
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -26,54 +30,90 @@ EMBEDDING_STD = 0.02
 MANY = 8  # rows from which, on a CPU, the table times them beats them times its transpose
 
 
-class Block(nn.Module):
-  """One layer.
+@flax.struct.dataclass
+class LayerOutput:
+  """What a layer computes.
 
-  Returns x; its (k, v, banks, x), or with a cache (own_k, own_v, banks, x); and what later
-  layers need of a shared memory. `imm` is None in a layer without memory.
+  Attributes:
+    hidden: the residual stream behind it, [B, T, D].
+    queries: [B, T, N, H], with their positions.
+    keys, values: [B, T, M, H]; with a cache its own_k and own_v with these tokens in them.
+    banks: of the memory, one a round, at each readout's anchor, or at the sequence's end
+      where there is no readout. None without memory.
+    reads: what the prefix read of the memory, imm.MemoryReads, one a round. None without.
+
+  Of a whole model each is a tuple over layers, or an array with a leading layer axis where
+  the layers are scanned. What nobody uses is dropped by jit.
+  """
+  hidden: Any
+  queries: Any
+  keys: Any
+  values: Any
+  banks: Any = None
+  reads: Any = None
+
+
+@flax.struct.dataclass
+class Output:
+  """What the model returns: final hidden states [B, T, D], normed, and those of its layers."""
+  hidden: chex.Array
+  layers: LayerOutput
+
+
+class Block(nn.Module):
+  """One layer. Returns its output, and what later layers need of a shared memory.
+
+  Attributes:
+    imm: the implicit memory; None in a layer without.
+    writer: whether the layer writes to the memory; else it reads what another one wrote.
+    inspect: whether the memory returns what it attended to.
   """
   config: ModelConfig
   imm: ImmConfig | None
   dropout: float
   deterministic: bool
   writer: bool = True
+  inspect: bool = False
 
   @nn.compact
   def __call__(self, x_BTD: chex.Array, positions: chex.Array, mask: Mask,
                cache: Cache | None, step: chex.Array | None, banks=None, shared=None):
     c, dtype, imm = self.config, jnp.dtype(self.config.dtype), self.imm
+    reads = None
     if cache is not None:
       banks = cache.banks
     if imm:
-      memory = memory_lib.Memory(imm, c.embed_dim, dtype, c.bias, self.writer, name='memory')
+      memory = memory_lib.Memory(imm, c.embed_dim, dtype, c.bias, self.writer, self.inspect,
+                                 name='memory')
       if imm.place == 'before':
-        x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+        x_BTD, banks, reads, shared = memory(x_BTD, positions, mask, banks, cache is not None,
+                                             shared)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
     out_scale = (2 * c.num_layers)**-0.5  # keeps the residual stream's variance
     q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
     if c.position_embedding == 'rotary':
       q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
-    self.sow('intermediates', 'q', q)  # for attention.weights
     if cache is None:
-      y, kept = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask), (k, v)
+      y = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask)
     else:
-      y, kept = attention.cached(q, k, v, mask, cache, step)
-    bias = c.bias if c.family == 'gpt' else c.out_bias
-    y = self._dense(c.embed_dim, bias, 'out', out_scale)(y.reshape(*x_BTD.shape[:2], -1))
+      y, (k, v) = attention.cached(q, k, v, mask, cache, step)
+    y = self._dense(c.embed_dim, c.bias or c.out_bias, 'out', out_scale)(
+        y.reshape(*x_BTD.shape[:2], -1))
     x_BTD = x_BTD + drop(y)
 
-    y = norm(c, name='norm_2')(x_BTD)
-    up = self._dense(c.mlp_dim, c.bias, 'up')(y)
-    if c.family == 'gpt':
-      y = nn.gelu(up)
+    y, bias = norm(c, name='norm_2')(x_BTD), c.bias or c.mlp_bias
+    up = self._dense(c.mlp_dim, bias, 'up')(y)
+    if c.mlp == 'swiglu':
+      y = nn.silu(self._dense(c.mlp_dim, bias, 'gate')(y)) * up
     else:
-      y = nn.silu(self._dense(c.mlp_dim, c.bias, 'gate')(y)) * up
-    y = self._dense(c.embed_dim, c.bias, 'down', out_scale)(y)
+      y = nn.gelu(up)
+    y = self._dense(c.embed_dim, bias, 'down', out_scale)(y)
     x_BTD = x_BTD + drop(y)
     if imm and imm.place == 'after':
-      x_BTD, banks, shared = memory(x_BTD, positions, mask, banks, cache is not None, shared)
+      x_BTD, banks, reads, shared = memory(x_BTD, positions, mask, banks, cache is not None,
+                                           shared)
     x_BTD = by_batch(x_BTD)
-    return x_BTD, (*kept, banks if imm else None, x_BTD), shared
+    return LayerOutput(x_BTD, q, k, v, banks if imm else None, reads), shared
 
   def _dense(self, features: int, bias: bool, name: str, scale: float = 1.0) -> Dense:
     return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
@@ -86,10 +126,11 @@ class Block(nn.Module):
 
     def heads(a, count):
       return a.reshape(*a.shape[:2], count, size)
-    if c.family == 'gpt':
-      qkv = self._dense(3 * c.embed_dim, c.bias, 'qkv')(y)
+    bias = c.bias or c.qkv_bias
+    if c.fused_qkv:
+      qkv = self._dense(3 * c.embed_dim, bias, 'qkv')(y)
       return tuple(heads(a, c.num_heads) for a in jnp.split(qkv, 3, axis=-1))
-    q, k, v = (heads(self._dense(count * size, c.qkv_bias, name)(y), count)
+    q, k, v = (heads(self._dense(count * size, bias, name)(y), count)
                for name, count in (('q', c.num_heads), ('k', few), ('v', few)))
     if c.qk_norm:
       q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
@@ -109,7 +150,7 @@ class LatentProjection(nn.Module):
         Dense(self.width, True, self.dtype, name='down')(up))
 
 
-class GPT(nn.Module):
+class Transformer(nn.Module):
   """Tokens in, hidden states out; `head` turns hidden states into logits.
 
   Attributes:
@@ -117,22 +158,22 @@ class GPT(nn.Module):
     vocab: V, padded.
     dropout: rate while not deterministic.
     imm: the implicit memory; None, or without a policy: none.
-    projection: whether latents go through an MLP of their own (`think`).
-    known: rows of the vocabulary from here on are parameters of their own, so that
-      they can be trained alone; 0: one table.
-    used: entries of the vocabulary that a token has; those behind it fill it up to a size
-      that a mesh divides, are never predicted and get no gradient. 0: all.
+    pretrained_vocab: rows of the vocabulary from here on are parameters of their own, so
+      that they can be trained alone; 0: one table.
+    projection: whether latents go through an MLP of their own (`latent_input`).
+    num_tokens: entries of the vocabulary that a token has; those behind it fill it up to a
+      size that a mesh divides, are never predicted and get no gradient. 0: all.
   """
   config: ModelConfig
   vocab: int
   dropout: float = 0.0
   imm: ImmConfig | None = None
-  known: int = 0
+  pretrained_vocab: int = 0
   projection: bool = False
-  used: int = 0
+  num_tokens: int = 0
 
   @property
-  def random(self) -> bool:
+  def needs_rng(self) -> bool:
     """Whether training draws random numbers."""
     lora = self.config.lora
     return self.dropout > 0 or (lora.rank > 0 and lora.dropout > 0)
@@ -140,7 +181,8 @@ class GPT(nn.Module):
   def setup(self):
     c = self.config
     normal = nn.initializers.normal(EMBEDDING_STD)
-    known, new = self.known or self.vocab, self.vocab - (self.known or self.vocab)
+    known = self.pretrained_vocab or self.vocab
+    new = self.vocab - known
     self.embedding = self.param('embedding', normal, (known, c.embed_dim), jnp.float32)
     if new:
       self.new_embedding = self.param('new_embedding', normal, (new, c.embed_dim), jnp.float32)
@@ -155,24 +197,24 @@ class GPT(nn.Module):
     if self.projection:
       self.thought = LatentProjection(c.embed_dim, jnp.dtype(c.dtype))
 
-  def think(self, hidden: chex.Array) -> chex.Array:
+  def latent_input(self, hidden: chex.Array) -> chex.Array:
     """The input after a hidden state [..., D] that no token is made of."""
     return self.thought(hidden) if self.projection else hidden
 
   def embed(self, tokens: chex.Array) -> chex.Array:
     """Token embeddings, without positions: [B, T] -> [B, T, D]."""
     dtype = jnp.dtype(self.config.dtype)
-    if not self.known:
+    if not self.pretrained_vocab:
       return self.embedding[tokens].astype(dtype)
-    old = self.embedding[jnp.minimum(tokens, self.known - 1)].astype(dtype)
-    new = self.new_embedding[jnp.maximum(tokens - self.known, 0)].astype(dtype)
-    return jnp.where(tokens[..., None] < self.known, old, new)
+    old = self.embedding[jnp.minimum(tokens, self.pretrained_vocab - 1)].astype(dtype)
+    new = self.new_embedding[jnp.maximum(tokens - self.pretrained_vocab, 0)].astype(dtype)
+    return jnp.where(tokens[..., None] < self.pretrained_vocab, old, new)
 
   @nn.compact
   def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
                cache: Cache | None = None, step: chex.Array | None = None, *,
                embeddings: chex.Array | None = None, banks=None,
-               deterministic: bool = True):
+               deterministic: bool = True, inspect: bool = False) -> Output:
     """Runs the layers over rows, or over some tokens of each readout from a cache.
 
     Args:
@@ -184,18 +226,13 @@ class GPT(nn.Module):
       embeddings: [B, T, D] in place of the tokens' embeddings.
       banks: of all layers, to begin a row with; None: empty.
       deterministic: no dropout.
-
-    Returns:
-      hidden states [B, T, D], normed, and (k, v, banks, x) of all layers (dropped by jit
-      where unused): k and v [B, T, N, H] a layer, the memory's banks at each readout's
-      anchor, or at the row's end where there is no readout, and the residual stream
-      [B, T, D] behind it. With a cache, its own_k, own_v and banks with these tokens.
+      inspect: what is read of a memory has its attention over slots (imm.MemoryReads).
     """
     c = self.config
     chex.assert_equal_shape([tokens, positions, mask.segment])
     x = self.embed(tokens) if embeddings is None else embeddings
     if self.is_initializing():
-      self.think(x)  # its parameters are made here
+      self.latent_input(x)  # its parameters are made here
     if c.position_embedding == 'learned':
       x = x + self.position_embedding[positions].astype(x.dtype)
     x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
@@ -204,30 +241,31 @@ class GPT(nn.Module):
     args = (self.dropout, deterministic)
     if c.scan:
       def body(block, x, cache, banks):
-        x, kept, _ = block(x, positions, mask, cache, step, banks)
-        return x, kept
-      scanned = nn.scan(
-          body, variable_axes={'params': 0, 'intermediates': 0},
-          split_rngs={'params': True, 'dropout': True}, length=c.num_layers)
-      x, kept = scanned(block(c, imm, *args, name='blocks'), x, cache, banks)
+        out, _ = block(x, positions, mask, cache, step, banks)
+        return out.hidden, out
+      scanned = nn.scan(body, variable_axes={'params': 0},
+                        split_rngs={'params': True, 'dropout': True}, length=c.num_layers)
+      x, layers = scanned(block(c, imm, *args, inspect=inspect, name='blocks'), x, cache, banks)
     else:
       layers, shared, with_memory = [], None, imm and (imm.layers or range(c.num_layers))
       for i in range(c.num_layers):
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
-        here = block(c, own, *args, writer, name=f'block_{i}')
-        x, kept, writes = here(x, positions, mask, cache and cache.layer(i), step,
-                               banks and banks[i], shared)
+        here = block(c, own, *args, writer, inspect, name=f'block_{i}')
+        out, writes = here(x, positions, mask, cache and cache.layer(i), step,
+                           banks and banks[i], shared)
         shared = writes if imm and imm.shared else None
-        layers.append(kept)
-      kept = tuple(zip(*layers, strict=True))
-    return self.norm(x), kept
+        x = out.hidden
+        layers.append(out)
+      layers = LayerOutput(**{field.name: tuple(getattr(one, field.name) for one in layers)
+                              for field in dataclasses.fields(LayerOutput)})
+    return Output(self.norm(x), layers)
 
   def kernels(self) -> list[chex.Array]:
     """The head by parts [D, n]: of known tokens, and of new ones."""
     if self.config.tie_embeddings:
-      return [self.embedding.T] + ([self.new_embedding.T] if self.known else [])
-    return [self.head_kernel] + ([self.new_head] if self.known else [])
+      return [self.embedding.T] + ([self.new_embedding.T] if self.pretrained_vocab else [])
+    return [self.head_kernel] + ([self.new_head] if self.pretrained_vocab else [])
 
   def head(self, hidden: chex.Array, kernel_DV: chex.Array | None = None) -> chex.Array:
     """Logits in float32: [..., D] -> [..., V].
@@ -237,7 +275,7 @@ class GPT(nn.Module):
         a large table inside the decoding loop costs more than the layers.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    tied = self.config.tie_embeddings and not self.known
+    tied = self.config.tie_embeddings and not self.pretrained_vocab
     if kernel_DV is not None and tied and len(flat) >= MANY:
       logits = jnp.matmul(self.embedding.astype(flat.dtype), flat.T,
                           preferred_element_type=jnp.float32).T
@@ -250,8 +288,8 @@ class GPT(nn.Module):
 
   def _of_tokens(self, logits: chex.Array, shape: tuple[int, ...]) -> chex.Array:
     """Logits in the shape of their hidden states, where no token is at no probability."""
-    if self.used and self.used < self.vocab:
-      logits = jnp.where(jnp.arange(self.vocab) < self.used, logits, attention.NEGATIVE)
+    if self.num_tokens and self.num_tokens < self.vocab:
+      logits = jnp.where(jnp.arange(self.vocab) < self.num_tokens, logits, attention.NEGATIVE)
     return logits.reshape(*shape, self.vocab)
 
 
@@ -260,7 +298,7 @@ def parameter_count(config: ModelConfig, vocab: int) -> int:
   c = config
   size, few = c.head_dim or c.embed_dim // c.num_heads, c.num_kv_heads or c.num_heads
   attended = c.embed_dim * size * (2 * c.num_heads + 2 * few)
-  mlp = (3 if c.family == 'llama' else 2) * c.embed_dim * c.mlp_dim
+  mlp = (3 if c.mlp == 'swiglu' else 2) * c.embed_dim * c.mlp_dim
   tables = vocab * (1 if c.tie_embeddings
                     else 2) + (c.position_embedding == 'learned') * c.max_positions
   return c.num_layers * (attended + mlp) + tables * c.embed_dim

@@ -170,7 +170,7 @@ def activations(config: Config, mesh, batch: batching.Batch) -> int:
   rows = max(1, rows // (cut * config.optim.grad_accum_steps))
   heads, few = c.num_heads, c.num_kv_heads or c.num_heads
   head = c.head_dim or c.embed_dim // c.num_heads
-  wide = (heads + 2 * few) * head + heads * head + (3 if c.family == 'llama' else 2) * c.mlp_dim
+  wide = (heads + 2 * few) * head + heads * head + (3 if c.mlp == 'swiglu' else 2) * c.mlp_dim
   tensor = mesh.shape['tensor']
   layer = rows * length * (size * (4 * c.embed_dim + wide / tensor)
                            + (c.attention not in attention.KERNELS)

@@ -36,7 +36,7 @@ from latent_reasoning.parallel import multihost
 from latent_reasoning.train.train_step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
-FORMAT = 3  # of what a checkpoint holds; one of another is refused
+FORMAT = 4  # of what a checkpoint holds; one of another is refused
 TRIES = 3  # of reading, before an error is told
 WAIT = 0.5  # seconds before the second of them, then twice as long
 

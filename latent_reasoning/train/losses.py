@@ -39,7 +39,7 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
   """Weighted next-token loss, Σ w · -log p(target): the losses L1 and L2 of RiM.
 
   Args:
-    model: as models.transformer.GPT.
+    model: as models.transformer.Transformer.
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.
@@ -48,7 +48,7 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     the sum, and a dict of float32 scalar sums: 'loss', 'weight' (the divisor),
     'correct' (weight of the predictions that are right).
   """
-  return of_hidden(model, params, batch, latents.forward(model, params, batch, rng)[0])
+  return of_hidden(model, params, batch, latents.forward(model, params, batch, rng).hidden)
 
 
 def of_hidden(model, params, batch: Batch, hidden: chex.Array):
@@ -139,9 +139,7 @@ def with_aux(aux: AuxConfig) -> BatchLoss:
             'inner': jnp.sum(batch.anchors[:, 2:] > 0, axis=1)}
 
   def terms(model, params, batch: Batch, rng, whole, first):
-    rngs = None if rng is None else {'dropout': rng}
-    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                            deterministic=rng is None, rngs=rngs)
+    hidden = latents.forward(model, params, batch, rng).hidden
     loss, sums = of_hidden(model, params, batch, hidden)
     z = jnp.take_along_axis(hidden, batch.anchors[..., None], axis=1).astype(jnp.float32)
     weight = whole['weight'].sum()  # by which the sums will be divided

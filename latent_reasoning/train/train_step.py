@@ -54,7 +54,7 @@ def make_train_step(model, objective: Callable, tx: optax.GradientTransformation
   the loss. Metrics are sums and stay on the device. Nothing but what
   is `trained` (models.lora) has a gradient. On a mesh, the state stays as `placed` (sharding).
   """
-  use_dropout = model.random
+  use_dropout = model.needs_rng
 
   def micro(own, frozen, batch, rng, *whole):
     def loss(own):

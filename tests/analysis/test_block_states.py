@@ -39,10 +39,9 @@ def seen(predictor, examples):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, batch):
-  hidden, (_, _, _, layers) = model.apply({'params': params}, batch.tokens, batch.positions,
-                                          batch.mask)
-  return hidden, layers, jax.nn.log_softmax(
-      model.apply({'params': params}, hidden, method='head'))
+  out = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  return out.hidden, out.layers.hidden, jax.nn.log_softmax(
+      model.apply({'params': params}, out.hidden, method='head'))
 
 
 @pytest.mark.integration

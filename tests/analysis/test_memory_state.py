@@ -10,7 +10,7 @@ from latent_reasoning.analysis import memory_state
 from latent_reasoning.analysis.memory_state import MemoryState
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import language_modeling
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -20,7 +20,7 @@ def made(tiny_config, random_params):
   """A small model whose last layer has a bank, and parameters."""
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3,
                           'imm.layers': (1,)})
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   params = random_params(model, batching.collate([sequences.causal([1, 2], ())], 2, 0, 0))
   return model, params
 
@@ -113,4 +113,4 @@ def test_save_and_load(reader, tmp_path):
 def test_no_memory(tiny_config):
   """A model without memory has nothing to carry."""
   with pytest.raises(InputError, match='no memory'):
-    memory_state.read(GPT(tiny_config().model, 16), {}, segments(1)[0])
+    memory_state.read(Transformer(tiny_config().model, 16), {}, segments(1)[0])

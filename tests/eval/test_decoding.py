@@ -11,7 +11,7 @@ from close import assert_close
 
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.eval import decoding
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.sequences import PackedSequence
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -34,7 +34,7 @@ VARIANTS = {
 @dataclasses.dataclass(frozen=True)
 class Case:
   config: object
-  model: GPT
+  model: Transformer
   params: dict
   head: jax.Array
 
@@ -56,7 +56,7 @@ def make(tiny_config, random_params):
   @functools.cache
   def build(variant):
     config = tiny_config(**VARIANTS[variant])
-    model = GPT(config.model, VOCAB)
+    model = Transformer(config.model, VOCAB)
     batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
     params = random_params(model, batch, std=0.4)
     return Case(config, model, params, decoding.head_kernel(model, params))
@@ -65,7 +65,7 @@ def make(tiny_config, random_params):
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, batch):
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
   return model.apply({'params': params}, hidden, method='head')
 
 

@@ -12,7 +12,7 @@ from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.eval import decoding, leakage
 from latent_reasoning.methods import rim
 from latent_reasoning.models import attention, imm, latents, masks, memory_policies
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -73,7 +73,7 @@ def make(tiny_config, tokenizer, random_params):
     one = next(p for p in problems if len(p.steps) == 1)
     two = next(p for p in problems if len(p.steps) == 2)
     # Programs are cached by model: one that differs shares none with sound code.
-    model = GPT(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
+    model = Transformer(config.model, tokenizer.vocab_size, next(fresh) / 1e6 if own else 0.0,
                 config.imm, projection=config.baselines.projection)
     batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
     return leakage.Subject(config, model, random_params(model, batch), tokenizer,
@@ -126,7 +126,7 @@ def test_sound(make, variant):
 @pytest.mark.integration
 def test_a_thought_that_sees_the_answer(make, monkeypatch):
   """A Coconut whose thoughts are computed with the answer in sight is caught."""
-  sound = latents.think
+  sound = latents.forward_with_cache
 
   def leaky(model, params, batch, rng=None, embeddings=None, room=0):
     if embeddings is None:
@@ -137,7 +137,7 @@ def test_a_thought_that_sees_the_answer(make, monkeypatch):
   subject = make(own=True, method='coconut', **{'baselines.parts': 3, 'model.num_layers': 2})
   assert all(leakage._check('', CHECKS[name], subject, subject.rows(1))['ok']
              for name in (SIGHT, GRADIENTS, SEPARATE))
-  monkeypatch.setattr(latents, 'think', leaky)
+  monkeypatch.setattr(latents, 'forward_with_cache', leaky)
   fails(make(own=True, method='coconut', **{'baselines.parts': 3, 'model.num_layers': 2}),
         SIGHT, GRADIENTS, SEPARATE)
 

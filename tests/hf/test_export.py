@@ -15,6 +15,7 @@ import safetensors.numpy
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from llama import LLAMA
 
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.cli import commands
@@ -169,7 +170,7 @@ def test_same_answers_of_an_adapter(trained, own):
   tables = sum('token_adapter' in name for name in held)
   assert sum(a.size for a in held.values()) == new - (
       padding * tables * config.model.embed_dim) and padding
-  if config.model.family == 'gpt':
+  if config.model.fused_qkv:
     assert values['target_modules'] == ['attn.c_attn', 'transformer.h.1.attn.c_proj',
                                         'transformer.h.1.mlp.c_proj']
   loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -325,8 +326,10 @@ def test_nothing_evil_in_a_card(tiny_config, make_run, tmp_path, evil):
     ({'imm.write_policy': 'gated'}, 'a memory inside the layers'),
     ({'rim.block_attention': 'bidirectional'}, 'block_attention'),
     ({'rim.readout_sees_question': False}, 'readout_sees_question'),
-    ({'model.bias': False}, 'not GPT-2'), ({'model.position_embedding': 'rotary'}, 'not '
-                                                                                   'GPT-2')])
+    ({'model.bias': False}, 'no family of transformers .*bias=False'),
+    ({'model.position_embedding': 'rotary'}, 'no family'), ({'model.norm': 'rms'}, 'no family'),
+    ({**LLAMA, 'model.qkv_bias': True, 'model.mlp_bias': True}, 'no family'),
+    ({**LLAMA, 'model.position_embedding': 'learned'}, 'no family')])
 def test_what_others_have_no_code_for(tiny_config, changes, message):
   with pytest.raises(InputError, match=message):
     export.check(tiny_config(**changes))

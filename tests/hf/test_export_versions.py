@@ -14,17 +14,18 @@ import sys
 import jax
 import numpy as np
 import pytest
+from llama import LLAMA
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.config import RopeConfig
 from latent_reasoning.hf import export, families
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     not os.environ.get('LATENT_REASONING_VERSIONS'),
     reason='installs two environments; set LATENT_REASONING_VERSIONS=1')]
 
-LLAMA = {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+SMALL_LLAMA = {**LLAMA,
          'model.num_kv_heads': 1, 'model.max_positions': 64}
 ROPES = {'plain': RopeConfig(5e5, '', 1.0, 1.0, 4.0, 8192),
          'linear': RopeConfig(1e4, 'linear', 2.0, 1.0, 4.0, 8192),
@@ -45,17 +46,18 @@ def models(tiny_config, random_params, folder):
   """Exports of tiny models, and their logits here."""
   made = {}
   for name, rope in {**ROPES, 'gpt2': None}.items():
-    config = tiny_config(**(LLAMA if rope else {'model.max_positions': 64}))
+    config = tiny_config(**(SMALL_LLAMA if rope else {'model.max_positions': 64}))
     model_config = dataclasses.replace(
-        config.model, **({'rope': rope, 'head_size': 8} if rope else {}))
-    config, model = dataclasses.replace(config, model=model_config), GPT(model_config, 16)
+        config.model, **({'rope': rope, 'head_dim': 8} if rope else {}))
+    config = dataclasses.replace(config, model=model_config)
+    model = Transformer(model_config, 16)
     batch = batching.collate([sequences.causal(TOKENS[0].tolist(), ())], 40, 0, 0)
     params = random_params(model, batch)
     path = folder / name
     path.mkdir()
     (path / 'config.json').write_text(json.dumps(families.hf_config(model_config, 16)))
     export._save(export.tensors(config, jax.device_get(params), 16), path / 'model.safetensors')
-    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+    hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
     made[path] = np.asarray(model.apply({'params': params}, hidden, method='head'))
   return made
 

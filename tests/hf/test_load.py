@@ -17,7 +17,7 @@ from latent_reasoning import batching, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.models.transformer import GPT, stack_layers
+from latent_reasoning.models.transformer import Transformer, stack_layers
 from latent_reasoning.planning import estimate
 
 torch = pytest.importorskip('torch', reason='parity with PyTorch: pip install torch==2.13.0')
@@ -70,7 +70,7 @@ def ours(folder, base, tokens=37, vocab=40, **changes):
   values = pretrained.read_json(folder / 'config.json')
   config = dataclasses.replace(families.model_config(values, base, 'config.json'),
                                init_from=str(folder), **changes)
-  model = GPT(config, vocab)
+  model = Transformer(config, vocab)
   like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
   return model, pretrained.load(config, like, tokens, jax.random.key(1), dict)
 
@@ -96,7 +96,7 @@ def test_logits_of_transformers(name, base, tmp_path):
   theirs = make(tmp_path, name)
   model, params = ours(tmp_path, base)
   args = batch(TEXTS)
-  hidden, _ = jax.jit(lambda p: model.apply({'params': p}, *args))(params)
+  hidden = jax.jit(lambda p: model.apply({'params': p}, *args))(params).hidden
   found = model.apply({'params': params}, hidden, method='head')
   with torch.no_grad():
     seen = theirs(torch.tensor(args[0]), attention_mask=torch.tensor(
@@ -116,7 +116,7 @@ def test_padding_on_the_left(name, base, tmp_path):
   positions = np.maximum(np.arange(14) - 3, 0)[None].astype(np.int32)
   mask = batch(tokens.tolist())[2]
   mask = mask.replace(visible_from=np.where(np.arange(14) < 3, 0, 3)[None].astype(np.int32))
-  hidden, _ = model.apply({'params': params}, tokens, positions, mask)
+  hidden = model.apply({'params': params}, tokens, positions, mask).hidden
   found = model.apply({'params': params}, hidden, method='head')
   with torch.no_grad():
     seen = theirs(torch.tensor(tokens), position_ids=torch.tensor(positions),
@@ -370,11 +370,11 @@ def test_a_head_of_its_own(base, tiny_config, tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{}')
   config = pretrained.resolve(tiny_config(**{'model.init_from': str(tmp_path)}))
   assert not config.model.tie_embeddings
-  model = GPT(config.model, 40)
+  model = Transformer(config.model, 40)
   like = jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))['params']
   params = pretrained.load(config.model, like, 37, jax.random.key(1), dict)
   args = batch(TEXTS[:1])
-  found = model.apply({'params': params}, model.apply({'params': params}, *args)[0],
+  found = model.apply({'params': params}, model.apply({'params': params}, *args).hidden,
                       method='head')
   with torch.no_grad():
     assert_close(found[0, :, :37], theirs(torch.tensor(args[0])).logits[0], tol=1e-4)
@@ -397,13 +397,13 @@ def test_an_untied_gpt2_without_its_head(base, tmp_path):
 @pytest.mark.integration
 def test_padding_of_the_vocabulary(tiny_config, random_params):
   """No logit, no gradient and no probability for what is no token."""
-  model = GPT(tiny_config().model, 16, used=13)
+  model = Transformer(tiny_config().model, 16, num_tokens=13)
   args = batch([[1, 2, 12]])
   params = random_params(model, types.SimpleNamespace(
       tokens=args[0], positions=args[1], mask=args[2]))
 
   def loss(params):
-    hidden, _ = model.apply({'params': params}, *args)
+    hidden = model.apply({'params': params}, *args).hidden
     logits = model.apply({'params': params}, hidden, method='head')
     return -jax.nn.log_softmax(logits)[0, :, 3].sum(), logits
   (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -13,7 +13,7 @@ from latent_reasoning.eval import decoding
 from latent_reasoning.methods import rim
 from latent_reasoning.models import imm, memory_policies
 from latent_reasoning.models.memory_policies import POLICIES
-from latent_reasoning.models.transformer import GPT, stack_layers
+from latent_reasoning.models.transformer import Transformer, stack_layers
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -47,10 +47,10 @@ def test_gpt_with_memory(tiny_config, rim_batch, random_params, variant):
   """In a model: naive = chunked over a RiM row, and cached decoding = a plain sequence."""
   batch, prompts = rim_batch
   config = tiny_config(**VARIANTS[variant])
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
   slow = model.clone(imm=dataclasses.replace(config.imm, implementation='recurrent'))
-  apply = jax.jit(lambda m, p, b: m.apply({'params': p}, b.tokens, b.positions, b.mask)[0],
+  apply = jax.jit(lambda m, p, b: m.apply({'params': p}, b.tokens, b.positions, b.mask).hidden,
                   static_argnums=0)
   assert_close(apply(model, params, batch), apply(slow, params, batch))
   prompt = batching.collate(prompts, batching.sizes(prompts)[0], 2, 1)
@@ -81,12 +81,12 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
   """Scanned and rematerialised layers with a bank each are the unrolled ones."""
   batch, _ = rim_batch
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3})
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
   scanned = model.clone(config=dataclasses.replace(config.model, scan=True, remat=True))
   one, two = (
       jax.jit(lambda p, m=m: m.apply({'params': p}, batch.tokens, batch.positions,
-                                     batch.mask)[0])(p)
+                                     batch.mask).hidden)(p)
       for m, p in ((model, params), (scanned, stack_layers(params, 2))))
   assert_close(one, two)
 
@@ -100,7 +100,7 @@ def test_low_rank_is_exact(tiny_config):
   h = np.random.default_rng(0).normal(size=(1, 9, 8)).astype(np.float32)
   batch = batching.collate([sequences.causal(range(9), ())], 9, 0, 0)
   params = layer.init(jax.random.key(0), h, batch.positions, batch.mask, None, False)['params']
-  found, _, _ = layer.apply({'params': params}, h, batch.positions, batch.mask, None, False)
+  found, *_ = layer.apply({'params': params}, h, batch.positions, batch.mask, None, False)
   k = {name: np.asarray(p['kernel']) for name, p in params.items()}
   x, _ = layer.apply({'params': params}, h, batch.positions, k['write_up'], method='project')
   wide = x.replace(s=x.s @ k['write_up'])
@@ -116,13 +116,13 @@ def test_switched_off(tiny_config, rim_batch, random_params, off):
   """Without writes, or without reads, nothing but the norm is left of the memory."""
   batch, _ = rim_batch
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': (off, 'norm')})
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
   bare = {k: {n: v for n, v in p.items() if n != 'memory'} if k.startswith('block_') else p
           for k, p in params.items()}
-  found, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
-  plain, _ = model.clone(imm=None).apply({'params': bare}, batch.tokens, batch.positions,
-                                         batch.mask)
+  found = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
+  plain = model.clone(imm=None).apply({'params': bare}, batch.tokens, batch.positions,
+                                      batch.mask).hidden
   assert_close(found, plain)
 
 
@@ -130,31 +130,31 @@ def test_switched_off(tiny_config, rim_batch, random_params, off):
 def test_banks_between_segments(tiny_config, random_params):
   """A model that is given the banks of a first part remembers it: memory = in one row."""
   config = tiny_config(**{'imm.write_policy': 'gated'})
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   row = batching.collate([sequences.causal(range(3, 9), ())], 6, 0, 0)
   params = random_params(model, row)
   mask = row.mask.replace(until=np.full((1, 1), 6, np.int32))
   @jax.jit
   def apply(mask, banks=None):
     return model.apply({'params': params}, row.tokens, row.positions, mask, banks=banks)
-  without, (_, _, banks, _) = apply(mask)
-  with_memory, _ = apply(mask, jax.tree.map(lambda a: a[:, 0], banks))
-  assert np.abs(with_memory - without).max() > 1e-3
+  without = apply(mask)
+  banks = jax.tree.map(lambda a: a[:, 0], without.layers.banks)
+  assert np.abs(apply(mask, banks).hidden - without.hidden).max() > 1e-3
 
 
 @pytest.mark.integration
 def test_watched(tiny_config, random_params):
   """Entropy, slot use and gate of a fresh and of a collapsed memory, and its warnings."""
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.slots': 4})
-  model = GPT(config.model, 16, imm=config.imm)
+  model = Transformer(config.model, 16, imm=config.imm)
   batch = batching.collate([sequences.causal(range(3, 9), ())] * 2, 6, 0, 0)
   params = random_params(model, batch)
-  found = {k: float(v) for k, v in imm.watched(model, params, batch).items()}
+  found = {k: float(v) for k, v in imm.usage(model, params, batch).items()}
   assert 0 < found['read_entropy'] <= 1 and 0.25 <= found['top_slot'] <= 1
   assert 0 < found['write_gate'] < 1
-  assert imm.watched(model.clone(imm=None), params, batch) == {}
+  assert imm.usage(model.clone(imm=None), params, batch) == {}
   blind = model.clone(imm=dataclasses.replace(config.imm, ablate=('query',)))
-  uniform = {k: float(v) for k, v in imm.watched(blind, params, batch).items()}
+  uniform = {k: float(v) for k, v in imm.usage(blind, params, batch).items()}
   assert_close([uniform['read_entropy'], uniform['top_slot']], [1, 0.25])
   assert 'reads all slots alike' in imm.warnings(uniform, 4)[0]
   assert imm.warnings({**found, 'memory_grad_norm': 0.0}, 4)

@@ -12,7 +12,7 @@ from latent_reasoning import batching, methods, sequences
 from latent_reasoning.eval import decoding, leakage
 from latent_reasoning.methods import codi as codi_lib
 from latent_reasoning.models import latents
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -40,7 +40,7 @@ def build(scanned, tiny_config, random_params):
   """A model that thinks, with rows of its last part of stage 1."""
   config = tiny_config(**{'method': 'coconut', 'baselines.parts': 3, 'baselines.latents': 2,
                           'baselines.projection': scanned, 'model.scan': scanned})
-  model = GPT(config.model, VOCABULARY, projection=scanned)
+  model = Transformer(config.model, VOCABULARY, projection=scanned)
   two = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
   return leakage.Subject(config, model, random_params(model, two), None, EXAMPLES)
 
@@ -70,12 +70,12 @@ def test_no_thoughts_is_the_plain_pass(subject):
   """A batch without thoughts, read by parts, has the hidden states of the whole row."""
   own = [methods.get('cot').sequence(e, 1, 0.0, subject.config, IDS) for e in EXAMPLES]
   batch = batching.collate(own, *batching.sizes(own))
-  plain, layers = latents.forward(subject.model, subject.params, batch)
-  parts, own_layers, _ = jax.jit(latents.think, static_argnums=0)(
+  plain = latents.forward(subject.model, subject.params, batch)
+  parts, _ = jax.jit(latents.forward_with_cache, static_argnums=0)(
       subject.model, subject.params, batch)
   real = np.asarray(batch.weights > 0)
-  assert_close(np.asarray(parts)[real], np.asarray(plain)[real])
-  last, own_last = (jax.tree.leaves(a)[-1] for a in (layers, own_layers))
+  assert_close(np.asarray(parts.hidden)[real], np.asarray(plain.hidden)[real])
+  last, own_last = (jax.tree.leaves(a)[-1] for a in (plain.layers.hidden, parts.layers.hidden))
   assert_close(np.asarray(own_last)[..., real, :] if own_last.ndim == 3
                else np.asarray(own_last)[-1][real],
                np.asarray(last)[..., real, :] if last.ndim == 3
@@ -90,7 +90,7 @@ def test_gradient_reaches_the_question_through_thoughts(subject):
   embeddings = subject.model.apply({'params': subject.params}, batch.tokens, method='embed')
 
   def loss(embeddings):
-    hidden, _ = latents.forward(subject.model, subject.params, batch, embeddings=embeddings)
+    hidden = latents.forward(subject.model, subject.params, batch, embeddings=embeddings).hidden
     return jnp.sum(hidden[:, batch.prefix + batch.latents]**2)
   grads = np.asarray(jax.jit(jax.grad(loss))(embeddings))
   assert np.isfinite(grads).all()
@@ -113,7 +113,7 @@ def test_decoding_equals_a_full_pass(subject):
   full = [dataclasses.replace(row, readouts=[dataclasses.replace(
       row.readouts[0], out=said[b, 0].tolist())]) for b, row in enumerate(prompts)]
   batch = batching.collate(full, *batching.sizes(full))
-  hidden, _ = latents.forward(subject.model, subject.params, batch)
+  hidden = latents.forward(subject.model, subject.params, batch).hidden
   logits = subject.model.apply({'params': subject.params}, hidden, method='head')
   at = slice(batch.prefix + batch.latents, batch.prefix + batch.latents + 4)
   np.testing.assert_array_equal(np.asarray(logits[:, at].argmax(-1)), said[:, 0])
@@ -171,7 +171,8 @@ def test_codi_distance_by_hand(one, codi):
   objective, batch = codi()
   rows = {}
   for name, own in (('student', batch), ('teacher', batch.teacher)):
-    hidden, layers = latents.forward(one.model, one.params, own)
+    out = latents.forward(one.model, one.params, own)
+    hidden, layers = out.hidden, out.layers.hidden
     own_length = (np.asarray(batch.weights) > 0).sum(1)
     said = (np.asarray(own.weights) > 0).sum(1) - own_length
     at = own.prefix + (batch.latents if name == 'student' else said - 1)

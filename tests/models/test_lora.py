@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from close import assert_close
 from flax import traverse_util
+from llama import LLAMA
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import lora
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.train import trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -31,24 +32,24 @@ def logits():
   @jax.jit
   def run(params, static):
     model = static.value
-    hidden, _ = model.apply({'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask)
+    hidden = model.apply({'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask).hidden
     return model.apply({'params': params}, hidden, method='head')
 
   @jax.tree_util.register_static
   @dataclasses.dataclass(frozen=True)
   class Static:
-    value: GPT
+    value: Transformer
   return lambda model, params: run(params, Static(model))
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {}, {'model.scan': True, 'model.tie_embeddings': False},
-    {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False}])
+    LLAMA])
 def test_growth(tiny_config, random_params, changes):
   """The share of what merging adds in the merged weight, by kind and layer."""
   config = tiny_config(**LORA, **changes)
-  params = random_params(GPT(config.model, 16, known=11), BATCH)
+  params = random_params(Transformer(config.model, 16, pretrained_vocab=11), BATCH)
   before, after = flat(params), flat(lora.merge(params, config.model.lora))
   found = lora.lora_norms(params, config.model.lora)
   assert {tuple(own) for own in found.values()} == {(0, 1)}
@@ -63,15 +64,15 @@ def test_growth(tiny_config, random_params, changes):
 
 @pytest.mark.parametrize('changes', [
     {}, {'model.scan': True, 'model.tie_embeddings': False},
-    {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False}])
+    LLAMA])
 def test_merged_is_beside(tiny_config, random_params, logits, changes):
   """A plain model with merged weights says what LoRA and rows of their own say."""
   config = tiny_config(**LORA, **changes)
-  model = GPT(config.model, 16, known=11)
+  model = Transformer(config.model, 16, pretrained_vocab=11)
   params = random_params(model, BATCH)
   merged = lora.merge(params, config.model.lora)
   none = dataclasses.replace(config.model.lora, rank=0)
-  plain = GPT(dataclasses.replace(config.model, lora=none), 16)
+  plain = Transformer(dataclasses.replace(config.model, lora=none), 16)
   shapes = jax.eval_shape(plain.init, jax.random.key(0), BATCH.tokens, BATCH.positions,
                           BATCH.mask)['params']
   assert jax.tree.map(lambda a: a.shape, merged) == jax.tree.map(lambda a: a.shape, shapes)
@@ -85,11 +86,11 @@ def test_merged_is_beside(tiny_config, random_params, logits, changes):
 def test_nothing_at_first(tiny_config, logits):
   """B is zero: before the first step, LoRA changes no logit."""
   config = tiny_config(**LORA)
-  model = GPT(config.model, 16)
+  model = Transformer(config.model, 16)
   params = model.init(jax.random.key(0), BATCH.tokens, BATCH.positions, BATCH.mask)['params']
   plain = {path: a for path, a in flat(params).items() if 'lora' not in path[-1]}
   none = dataclasses.replace(config.model.lora, rank=0)
-  bare = GPT(dataclasses.replace(config.model, lora=none), 16)
+  bare = Transformer(dataclasses.replace(config.model, lora=none), 16)
   np.testing.assert_array_equal(logits(model, params),
                                 logits(bare, traverse_util.unflatten_dict(plain)))
 
@@ -97,7 +98,7 @@ def test_nothing_at_first(tiny_config, logits):
 def test_targets(tiny_config):
   """Only layers whose path a pattern finds are adapted."""
   config = tiny_config(**{**LORA, 'model.lora.targets': ('qkv', 'block_1/up')})
-  shapes = jax.eval_shape(GPT(config.model, 16).init, jax.random.key(0), BATCH.tokens,
+  shapes = jax.eval_shape(Transformer(config.model, 16).init, jax.random.key(0), BATCH.tokens,
                           BATCH.positions, BATCH.mask)['params']
   assert {path[:-1] for path in flat(shapes) if path[-1] == 'lora_a'} == {
       ('block_0', 'qkv'), ('block_1', 'qkv'), ('block_1', 'up')}
@@ -106,7 +107,8 @@ def test_targets(tiny_config):
 def test_split_and_join(tiny_config, random_params):
   """Every parameter is on one side, and comes back."""
   config = tiny_config(**LORA, **{'imm.write_policy': 'gated'})
-  params = random_params(GPT(config.model, 16, imm=config.imm, known=11), BATCH)
+  model = Transformer(config.model, 16, imm=config.imm, pretrained_vocab=11)
+  params = random_params(model, BATCH)
   own, frozen = lora.split(params, 'new')
   assert not flat(own).keys() & flat(frozen).keys()
   assert ('new_embedding',) in flat(own) and ('embedding',) in flat(frozen)
@@ -141,7 +143,7 @@ def test_memory_changes_nothing_at_first(tiny_config, random_params, logits):
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.ablate': ('norm',),
                           'imm.out_scale': 0.0,
                           'imm.layers': (1,)})
-  plain = GPT(config.model, 16)
+  plain = Transformer(config.model, 16)
   params = random_params(plain, BATCH)
   model = plain.clone(imm=config.imm)
   fresh = model.init(jax.random.key(0), BATCH.tokens, BATCH.positions, BATCH.mask)['params']

@@ -11,7 +11,7 @@ from close import assert_close
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import masks, reasoning_decoder
-from latent_reasoning.models.transformer import GPT, stack_layers
+from latent_reasoning.models.transformer import Transformer, stack_layers
 from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -37,7 +37,7 @@ def world(tiny_config, random_params):
   def make(kind, **changes):
     config = tiny_config(**{'reasoning_decoder.source': kind, **changes})
     batch = rows(config, config.method)
-    model = GPT(config.model, 16, imm=config.imm)
+    model = Transformer(config.model, 16, imm=config.imm)
     params = random_params(model, batch)
     decoder = reasoning_decoder.ReasoningDecoder(config.model, 16, 1)
     own = reasoning_decoder.init(decoder, kind, model, params, batch, jax.random.key(0))

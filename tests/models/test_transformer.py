@@ -12,7 +12,7 @@ from close import assert_close
 from latent_reasoning import batching, sequences
 from latent_reasoning.config import RopeConfig
 from latent_reasoning.models import layers, transformer
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -34,13 +34,13 @@ def make(tiny_config):
   """Makes a GPT from fields of its config."""
   base = tiny_config().model
   def build(dropout=0.0, **changes):
-    return GPT(dataclasses.replace(base, **changes), VOCAB, dropout)
+    return Transformer(dataclasses.replace(base, **changes), VOCAB, dropout)
   return build
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, batch):
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
   return model.apply({'params': params}, hidden, method='head')
 
 
@@ -50,8 +50,8 @@ def influence(model, params, batch):
   embeddings = model.apply({'params': params}, batch.tokens, method='embed')
   direction = jnp.asarray(np.random.default_rng(1).normal(size=VOCAB), jnp.float32)
   def outputs(embeddings):
-    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                            embeddings=embeddings)
+    hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
+                            embeddings=embeddings).hidden
     return model.apply({'params': params}, hidden, method='head')[0] @ direction
   return jnp.abs(jax.jacrev(outputs)(embeddings)[:, 0]).max(-1)
 
@@ -62,8 +62,8 @@ def influence(model, params, batch):
     {'position_embedding': 'learned', 'tie_embeddings': False, 'bias': False, 'num_layers': 1},
     {'position_embedding': 'rotary', 'tie_embeddings': True, 'bias': False, 'num_layers': 1},
     {'position_embedding': 'rotary', 'tie_embeddings': False, 'bias': True, 'scan': True},
-    {'position_embedding': 'rotary', 'tie_embeddings': True, 'bias': False, 'family': 'llama',
-     'num_heads': 4,
+    {'position_embedding': 'rotary', 'tie_embeddings': True, 'bias': False, 'norm': 'rms',
+     'mlp': 'swiglu', 'fused_qkv': False, 'num_heads': 4,
      'num_kv_heads': 2, 'head_dim': 6, 'qk_norm': True}])
 def test_causal_by_gradient(make, random_params, changes):
   """A logit depends on every token up to its own, and on none after it."""
@@ -110,7 +110,7 @@ def test_equals_numpy(make, random_params):
 @functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradient(model, params, batch):
   def loss(params):
-    hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+    hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
     return jnp.sum(jnp.sin(model.apply({'params': params}, hidden, method='head')))
   return jax.value_and_grad(loss)(params)
 
@@ -155,9 +155,9 @@ def test_bfloat16(make, random_params):
   params = random_params(model, BATCH)
   loss, grads = jax.eval_shape(loss_and_gradient, model, params, BATCH)
   assert {a.dtype for a in jax.tree.leaves((params, loss, grads))} == {jnp.dtype('float32')}
-  hidden, (k, v, *_) = jax.eval_shape(lambda: model.apply(
+  out = jax.eval_shape(lambda: model.apply(
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask))
-  assert hidden.dtype == k.dtype == v.dtype == jnp.bfloat16
+  assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype('bfloat16')}
   found = logits(model, params, BATCH)
   assert found.dtype == jnp.float32
   exact = logits(make(scan=True), params, BATCH)
@@ -182,9 +182,9 @@ def test_dropout(make, random_params):
 
   @functools.partial(jax.jit, static_argnums=0)
   def run(deterministic, seed):
-    hidden, _ = model.apply({'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask,
-                            deterministic=deterministic,
-                            rngs={'dropout': jax.random.key(seed)})
+    hidden = model.apply({'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask,
+                         deterministic=deterministic,
+                         rngs={'dropout': jax.random.key(seed)}).hidden
     return model.apply({'params': params}, hidden, method='head')
 
   calm = run(True, 0)
@@ -200,9 +200,9 @@ def test_everything_drops_out(make, random_params, scan):
   """At rate 1, embeddings and both branches of each layer are gone."""
   model = make(dropout=1.0, scan=scan)
   params = random_params(model, BATCH)
-  hidden, _ = jax.jit(lambda: model.apply(
+  hidden = jax.jit(lambda: model.apply(
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask, deterministic=False,
-      rngs={'dropout': jax.random.key(0)}))()
+      rngs={'dropout': jax.random.key(0)}))().hidden
   bias = np.asarray(params['norm']['bias'])  # the norm of nothing
   assert_close(hidden, np.broadcast_to(bias, hidden.shape))
 
@@ -214,9 +214,9 @@ def test_scanned_layers_drop_differently(make, random_params):
   params = jax.tree.map(jnp.zeros_like, random_params(model, BATCH))
   params['blocks']['down']['bias'] += 1
   params['norm']['scale'] += 1
-  hidden, _ = jax.jit(lambda: model.apply(
+  hidden = jax.jit(lambda: model.apply(
       {'params': params}, BATCH.tokens, BATCH.positions, BATCH.mask, deterministic=False,
-      rngs={'dropout': jax.random.key(0)}))()
+      rngs={'dropout': jax.random.key(0)}))().hidden
   levels = [len(np.unique(np.round(x, 3))) for x in np.asarray(hidden).reshape(-1, 16)]
   assert max(levels) == 3
 
@@ -251,12 +251,13 @@ def test_keys_and_values_of_all_layers(make):
     params = jax.eval_shape(model.init, jax.random.key(0), BATCH.tokens, BATCH.positions,
                             BATCH.mask)
     return jax.eval_shape(lambda p: model.apply(
-        p, BATCH.tokens, BATCH.positions, BATCH.mask)[1], params)
-  k, v, _, x = kept(make())
-  assert [a.shape for a in (*k, *v)] == [(2, LENGTH, 2, 8)] * 4
-  assert [a.shape for a in x] == [(2, LENGTH, 16)] * 2
-  k, v, _, x = kept(make(scan=True))
-  assert k.shape == v.shape == (2, 2, LENGTH, 2, 8) and x.shape == (2, 2, LENGTH, 16)
+        p, BATCH.tokens, BATCH.positions, BATCH.mask).layers, params)
+  out = kept(make())
+  assert [a.shape for a in (*out.keys, *out.values, *out.queries)] == [(2, LENGTH, 2, 8)] * 6
+  assert [a.shape for a in out.hidden] == [(2, LENGTH, 16)] * 2
+  out = kept(make(scan=True))
+  assert out.keys.shape == out.values.shape == (2, 2, LENGTH, 2, 8)
+  assert out.hidden.shape == (2, 2, LENGTH, 16) and out.banks is out.reads is None
 
 
 @pytest.mark.integration

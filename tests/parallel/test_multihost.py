@@ -12,6 +12,7 @@ import time
 
 import conftest
 import pytest
+from llama import LLAMA
 
 from latent_reasoning import main
 from latent_reasoning.errors import InputError
@@ -29,8 +30,7 @@ RUNS = {
     'rim': {'model.num_layers': 2},
     'gated': {'model.num_layers': 2, 'imm.write_policy': 'gated', 'imm.linformer_rank': 4,
               'imm.slots': 3},
-    'llama': {'model.family': 'llama', 'model.position_embedding': 'rotary',
-              'model.bias': False,
+    'llama': {**LLAMA,
               'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.lora.rank': 4,
               'model.lora.dropout': 0.1, 'optim.trainable': 'new'}}
 FSDP = {'mesh.data': 1, 'mesh.fsdp': -1}

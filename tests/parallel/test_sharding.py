@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 from close import assert_close
 from jax.sharding import PartitionSpec as P
+from llama import LLAMA
 
 from latent_reasoning import methods
 from latent_reasoning.errors import InputError
 from latent_reasoning.parallel import sharding
 
-LLAMA = {'model.family': 'llama', 'model.position_embedding': 'rotary', 'model.bias': False,
+SMALL_LLAMA = {**LLAMA,
          'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.scan': True,
          'model.lora.rank': 4, 'model.lora.dropout': 0.1, 'optim.trainable': 'new'}
 RUNS = {
     'rim': {'optim.stage1.dropout': 0.1, 'optim.stage2.optimizer': 'muon'},
     'gated': {'imm.write_policy': 'gated', 'imm.linformer_rank': 4, 'imm.slots': 3},
-    'llama, LoRA': LLAMA}
+    'llama, LoRA': SMALL_LLAMA}
 PEERS = {m: {'method': m} for m in methods.METHODS if m not in ('rim', 'language_model')}
 PEERS['codi, projected'] = {'method': 'codi', 'baselines.projection': True}
 COMMON = {'tokenizer.pad_to': 8, 'model.num_heads': 4, 'optim.batch_size': 16}

@@ -11,7 +11,7 @@ from close import assert_close
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.methods import rim
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.sequences import Readout
 from latent_reasoning.train import losses
 
@@ -27,7 +27,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def model(tiny_config):
-  return GPT(tiny_config().model, VOCAB)
+  return Transformer(tiny_config().model, VOCAB)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def params(model, random_params):
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, batch):
-  hidden, _ = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)
+  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask).hidden
   return model.apply({'params': params}, hidden, method='head')
 
 
@@ -110,7 +110,7 @@ def test_head_only_where_something_is_predicted(tiny_config, params):
   """Logits are made for anchors and readouts, not for the whole prefix."""
   sizes = []
 
-  class Counting(GPT):
+  class Counting(Transformer):
     def head(self, hidden, kernel_DV=None):
       sizes.append(hidden.shape)
       return super().head(hidden, kernel_DV)
@@ -120,22 +120,14 @@ def test_head_only_where_something_is_predicted(tiny_config, params):
   assert sizes == [(2, 3 + 3 * 3, 16)]
 
 
-def test_dropout_needs_a_key():
-  """Without a key the model is deterministic; with one it gets it for its dropout."""
-  calls = []
-
-  class Recorder:
-    def apply(self, variables, x, *args, method=None, **kwargs):
-      if method:  # the head
-        return np.zeros((*x.shape[:-1], VOCAB), np.float32)
-      calls.append(kwargs)
-      return np.zeros((*x.shape, 4), np.float32), (None,) * 4
-
-  batch, rng = batching.collate(ROWS, 9, 3, 3), jax.random.key(0)
-  for key in (None, rng):
-    jax.eval_shape(lambda key=key: losses.next_token(Recorder(), {}, batch, key)[0])
-  assert calls == [{'embeddings': None, 'deterministic': True, 'rngs': None},
-                   {'embeddings': None, 'deterministic': False, 'rngs': {'dropout': rng}}]
+def test_dropout_needs_a_key(model, params):
+  """Without a key the loss is that of no dropout; with one it is of the key alone."""
+  batch, drops = batching.collate(ROWS, 9, 3, 3), model.clone(dropout=0.5)
+  loss = jax.jit(lambda model, key=None: losses.next_token(model, params, batch, key)[0],
+                 static_argnums=0)
+  plain, first, second = loss(model), *(loss(drops, jax.random.key(seed)) for seed in (0, 1))
+  assert loss(drops) == plain and loss(drops, jax.random.key(0)) == first
+  assert len({float(a) for a in (plain, first, second)}) == 3
 
 
 def rim_rows(tiny_config):
@@ -163,7 +155,7 @@ def test_alignment_by_hand(model, params, aux_of):
   loss, sums = found(align=0.5, temperature=0.2)
   plain, _ = found()
   hidden = np.asarray(jax.jit(lambda p: model.apply(
-      {'params': p}, batch.tokens, batch.positions, batch.mask)[0])(params), np.float64)
+      {'params': p}, batch.tokens, batch.positions, batch.mask).hidden)(params), np.float64)
   table = np.asarray(params['embedding'], np.float64)
   states = np.stack([hidden[b, batch.anchors[b, 2]] for b in range(3)])
   means = np.stack([table[a].mean(0) for a in ([4, 5], [4, 5], [1])])

@@ -9,7 +9,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, sequences
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.train import optimizer
 
 PARAMS = {'layer': {'kernel': np.array([[0.5, -1.0], [2.0, 0.25]], np.float32),
@@ -74,7 +74,8 @@ def test_clipping_matters(tiny_config):
 @pytest.mark.parametrize('tied', [False, True])
 def test_what_decays(tiny_config, scan, tied):
   """Matrices inside the layers and the head; no bias, norm or embedding table."""
-  model = GPT(tiny_config(**{'model.scan': scan, 'model.tie_embeddings': tied}).model, 8)
+  config = tiny_config(**{'model.scan': scan, 'model.tie_embeddings': tied})
+  model = Transformer(config.model, 8)
   batch = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
   params = jax.eval_shape(model.init, jax.random.key(0), batch.tokens, batch.positions,
                           batch.mask)['params']

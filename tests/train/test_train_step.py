@@ -11,7 +11,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, sequences
-from latent_reasoning.models.transformer import GPT
+from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.train import losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 
@@ -71,7 +71,7 @@ def train_step(model=Bigram(), objective=bigram, tx=SGD, seed=0, accumulate=1):
 @pytest.fixture(scope='module')
 def gpt(tiny_config, random_params):
   """(model, maker of fresh states) of a GPT of one layer."""
-  model = GPT(tiny_config(**{'model.num_layers': 1}).model, VOCAB)
+  model = Transformer(tiny_config(**{'model.num_layers': 1}).model, VOCAB)
   def fresh(tx):
     params = random_params(model, BATCH)
     return step_lib.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
