@@ -108,8 +108,8 @@ class Experiment(experiment.Experiment):
                   lambda: f'{self.curriculum.total} steps; files in {self.workdir.path}',
                   self._curves)
 
-  def _curves(self, path: pathlib.Path, _: Result) -> pathlib.Path:
-    return report.learning(path, _found(self).folders[0])
+  def _curves(self, _: Result) -> Any:
+    return report.learning(_found(self).folders[0])
 
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
@@ -199,4 +199,4 @@ def compare(*experiments: Experiment) -> Result:
       _found(*experiments), latency={'entries': entries}))
   title, rows = report.document(summary)[0]
   return Result(summary, lambda: f'{title}\n\n{report.table(rows)}',
-                lambda path, _: report.accuracy_and_time(path, summary))
+                report.accuracy_and_time)

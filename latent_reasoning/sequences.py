@@ -140,6 +140,7 @@ class Method:
 
   Attributes:
     name: config.method.
+    about: what it does, in a sentence for readers of its results.
     stages: what a sequence is in each stage of the curriculum, (example, progress in [0, 1),
       config, ids) -> PackedSequence.
     prompt: (question ids, blocks, config, ids) -> PackedSequence whose readouts are to be
@@ -154,6 +155,7 @@ class Method:
     is_text: whether it models plain text and answers no questions.
   """
   name: str
+  about: str
   stages: tuple[Stage, Stage]
   prompt: Callable[[Sequence[int], int, Config, SpecialTokens], PackedSequence]
   loss: Callable[[Config], Any] | None = None

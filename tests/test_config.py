@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import re
 import typing
 
 import ml_collections

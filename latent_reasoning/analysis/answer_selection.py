@@ -1,97 +1,81 @@
 """Which block answers: rules, linear probes, and reading no more blocks than needed.
 
-NumPy alone. `votes`, `correct`, `confidence` are [N, K], of blocks.Seen.
+Needs scikit-learn (extra `report`) and no JAX. `votes`, `correct` and `confidence` are [N, K],
+of block_states.BlockActivations.
 """
 
-import dataclasses
+import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from latent_reasoning.analysis.block_states import BlockActivations
+from latent_reasoning.errors import InputError
 
 L2 = 1.0  # of a probe's weights on standardised inputs; its intercept is free
-ITERATIONS = 60
+ITERATIONS = 200
 BOOTSTRAPS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-  """A linear classifier of states.
+def sklearn(module: str) -> Any:
+  """A module of scikit-learn, imported when it is used.
 
-  Attributes:
-    classes: what it tells apart, [C].
-    mean, scale: of the inputs, [D].
-    weights: [D + 1, C], the intercept last.
+  Raises:
+    InputError: it is missing.
   """
-  classes: np.ndarray
-  mean: np.ndarray
-  scale: np.ndarray
-  weights: np.ndarray
-
-  def scores(self, x: np.ndarray) -> np.ndarray:
-    """Logits: [..., D] -> [..., C]."""
-    return ((x - self.mean) / self.scale) @ self.weights[:-1] + self.weights[-1]
-
-  def predict(self, x: np.ndarray) -> np.ndarray:
-    return self.classes[self.scores(x).argmax(-1)]
+  try:
+    return importlib.import_module(f'sklearn.{module}')
+  except ImportError:
+    raise InputError("probes need scikit-learn; pip install -e '.[report]'") from None
 
 
-def fit(x: np.ndarray, y: np.ndarray, l2: float = L2) -> Probe:
-  """Multinomial logistic regression, Σ -log p(y|x) + l2/2 |W|².
-
-  Newton steps with Böhning's bound ½ XᵀX on the curvature (Annals of the Institute of
-  Statistical Mathematics 44, 1992), accelerated as by Nesterov: no step size.
+def fit(x: np.ndarray, y: np.ndarray, l2: float = L2) -> Any:
+  """A linear classifier of states: multinomial logistic regression on standardised inputs,
+  Σ -log p(y|x) + l2/2 |W|².
 
   Args:
     x: [N, D]. y: [N], labels of any kind.
+
+  Returns:
+    a pipeline of scikit-learn.
   """
-  classes, label = np.unique(y, return_inverse=True)
-  mean, scale = x.mean(0), x.std(0) + 1e-6
-  inputs = np.append((x - mean) / scale, np.ones((len(x), 1)), axis=1).astype(np.float32)
-  penalty = np.append(np.full(x.shape[1], l2), 1e-6)[:, None]
-  bound = np.linalg.inv(0.5 * inputs.T @ inputs + np.diag(penalty[:, 0]))
-  target = np.eye(len(classes))[label]
-  weights = ahead = np.zeros((inputs.shape[1], len(classes)))
-  for i in range(ITERATIONS):
-    gradient = inputs.T @ (_softmax(inputs @ ahead) - target) + penalty * ahead
-    new = ahead - bound @ gradient
-    weights, ahead = new, new + i / (i + 3) * (new - weights)
-  return Probe(classes, mean, scale, weights)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-  e = np.exp(logits - logits.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
+  regression = sklearn('linear_model').LogisticRegression(C=1 / l2, max_iter=ITERATIONS)
+  probe = sklearn('pipeline').make_pipeline(sklearn('preprocessing').StandardScaler(),
+                                            regression)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # that it has not converged to the last digit
+    return probe.fit(x, y)
 
 
 def auroc(score: np.ndarray, right: np.ndarray) -> float:
   """P(a right one scores above a wrong one), ties count half; NaN without both."""
-  values, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-  ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-  n, m = right.sum(), (~right).sum()
-  return float((ranks[right].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float('nan')
+  if right.all() or not right.any():
+    return float('nan')
+  return float(sklearn('metrics').roc_auc_score(right, score))
 
 
 def auprc(score: np.ndarray, right: np.ndarray) -> float:
   """Average precision: Σ (recall_i - recall_{i-1}) · precision_i, ties together."""
   if not right.any():
     return float('nan')
-  values, place = np.unique(-score, return_inverse=True)
-  hits = np.cumsum(np.bincount(place, right, len(values)))
-  seen = np.cumsum(np.bincount(place, minlength=len(values)))
-  return float((np.diff(hits, prepend=0) * hits / seen).sum() / right.sum())
+  return float(sklearn('metrics').average_precision_score(right, score))
 
 
 def interval(measure: Callable, score: np.ndarray, right: np.ndarray,
              seed: int = 0) -> dict[str, float]:
   """A measure of [N, …] scores with its 95% bootstrap interval over the N problems."""
-  rng = np.random.default_rng(seed)
-  found = [measure(score[i].ravel(), right[i].ravel()) for i in
-           (rng.integers(len(score), size=len(score)) for _ in range(BOOTSTRAPS))]
-  found = [f for f in found if np.isfinite(f)] or [float('nan')]
-  low, high = np.quantile(found, [0.025, 0.975])
+  def of(index):
+    return measure(score[index].ravel(), right[index].ravel())
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # of a measure that is the same in all draws
+    drawn = stats.bootstrap(
+        (np.arange(len(score)),), of, vectorized=False, method='percentile',
+        n_resamples=BOOTSTRAPS, rng=seed).bootstrap_distribution
+  finite = drawn[np.isfinite(drawn)]
+  low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
   return {'value': measure(score.ravel(), right.ravel()), 'low': float(low),
           'high': float(high)}
 
@@ -132,17 +116,22 @@ def chosen(correct: np.ndarray, block: np.ndarray) -> np.ndarray:
   return np.take_along_axis(correct, block[:, None], axis=1)[:, 0]
 
 
-def correctness_probe(seen: BlockActivations) -> Probe:
-  """Tells from the state that the head reads whether a block's answer is right."""
+def correctness_probe(seen: BlockActivations) -> Any:
+  """Tells from the state that the head reads whether a block's answer is right; None where
+  all are right, or none is."""
   states = seen.states[:, :, -1]
+  if seen.correct.all() or not seen.correct.any():
+    return None
   return fit(states.reshape(-1, states.shape[-1]), seen.correct.ravel())
 
 
-def probed(probe: Probe, seen: BlockActivations) -> np.ndarray:
+def probed(probe: Any, seen: BlockActivations) -> np.ndarray:
   """Log odds that a block is right, [N, K]; 0 where the probe saw one class only."""
-  scores = probe.scores(seen.states[:, :, -1])
-  return (scores[..., 1] - scores[..., 0] if len(probe.classes) == 2
-          else np.zeros(scores.shape[:-1]))
+  if probe is None:
+    return np.zeros(seen.correct.shape)
+  states = seen.states[:, :, -1]
+  return probe.decision_function(states.reshape(-1, states.shape[-1])).reshape(
+      seen.correct.shape)
 
 
 def compare(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
@@ -172,7 +161,7 @@ def compare(valid: BlockActivations, test: BlockActivations) -> dict[str, Any]:
           'adaptive': adaptive(valid, test, probe)}
 
 
-def adaptive(valid: BlockActivations, test: BlockActivations, probe: Probe,
+def adaptive(valid: BlockActivations, test: BlockActivations, probe: Any,
              points: int = 21) -> dict[str, Any]:
   """Reads blocks 1, 2, … until a score passes a threshold; one curve a score.
 

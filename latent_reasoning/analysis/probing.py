@@ -27,16 +27,6 @@ CLASSES = 100  # most values that a probe tells apart; rarer ones count as wrong
 LOOKED_AT = 256  # problems whose attention is averaged
 
 
-def pca(states: np.ndarray, components: int = 2):
-  """Principal axes of states [..., D]: (mean [D], axes [D, components], their shares of
-  the variance)."""
-  flat = states.reshape(-1, states.shape[-1]).astype(np.float64)
-  mean = flat.mean(0)
-  variance, axes = np.linalg.eigh(np.cov((flat - mean).T))
-  order = np.argsort(variance)[::-1][:components]
-  return mean, axes[:, order], variance[order] / variance.sum()
-
-
 def curvature(states: np.ndarray) -> np.ndarray:
   """Cosine between one change from block to block and the next: [N, K, D] -> [N, K - 2].
 
@@ -55,10 +45,13 @@ def trajectories(seen: Sequence[BlockActivations]) -> dict[str, Any]:
     at each inner block, of the last checkpoint, 'means': [checkpoints, K, 2]}.
   """
   last = seen[-1].states[:, :, -1]
-  mean, axes, shares = pca(last)
-  return {'explained': shares.tolist(), 'turns': curvature(last).mean(0).tolist(),
-          'points': (last - mean) @ axes,
-          'means': np.stack([(s.states[:, :, -1].mean(0) - mean) @ axes for s in seen])}
+  axes = answer_selection.sklearn('decomposition').PCA(2, svd_solver='full').fit(
+      last.reshape(-1, last.shape[-1]))
+  return {'explained': axes.explained_variance_ratio_.tolist(),
+          'turns': curvature(last).mean(0).tolist(),
+          'points': axes.transform(last.reshape(-1, last.shape[-1])).reshape(
+              *last.shape[:2], -1),
+          'means': np.stack([axes.transform(s.states[:, :, -1].mean(0)) for s in seen])}
 
 
 def value_probes(valid: BlockActivations, test: BlockActivations | None = None) -> Result:
@@ -91,7 +84,7 @@ def value_probes(valid: BlockActivations, test: BlockActivations | None = None) 
         guess = probe.predict(test.states[there, k, layer])
         accuracy[s, k, layer] = (guess == truth).mean()
   return Result({'accuracy': accuracy, 'commonest': commonest},
-                draw=lambda path, found: block_plots.probes(path, found))
+                draw=block_plots.probes)
 
 
 def lens(predictor: Predictor, seen: BlockActivations) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.methods import rim
 from latent_reasoning.report import block_plots as figures
-from latent_reasoning.report.figures import load_pyplot
+from latent_reasoning.report import style
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import workdir
 
@@ -72,7 +72,8 @@ def intervene(run: Experiment) -> int:
   print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
         f'put in, where it has another answer\n\nwritten to {run.workdir.interventions}')
   try:
-    print(f'figure {figures.interventions(run.workdir.path, result)}')
+    file = style.save(figures.interventions(result), run.workdir.path / 'interventions.png')
+    print(f'figure {file}')
   except InputError as error:
     print(f'no figure: {error}')
   return 0
@@ -92,7 +93,7 @@ def intervened(run: Experiment) -> Result:
 def analyze(run: Experiment) -> int:
   """Collects states, prints what was found in them, writes analysis.json and figures."""
   block_states.require(run.config)
-  load_pyplot()  # said before minutes of work
+  style.require()  # said before minutes of work
   config, found = run.config, restored(run)
   predictor, path = run.predictor(found.state.params), run.workdir.path
   say = tqdm.tqdm.write if sys.stderr.isatty() else print
@@ -112,12 +113,12 @@ def analyze(run: Experiment) -> int:
   attention = probing.attention(predictor, examples)
   say(_states(path_of, values, lens, attention))
   truth = np.array([examples[i].answer for i in test.index])
-  drawn = [
-      figures.block_choice(path, chosen),
-      figures.adaptive(path, chosen['adaptive'], budget),
-      figures.trajectories(path, path_of, [*steps, found.step], truth),
-      figures.probes(path, values), figures.lens(path, lens),
-      figures.attention(path, attention)]
+  drawn = [style.save(figure, path / f'{name}.png') for name, figure in (
+      ('block_choice', figures.block_choice(chosen)),
+      ('adaptive', figures.adaptive(chosen['adaptive'], budget)),
+      ('trajectories', figures.trajectories(path_of, [*steps, found.step], truth)),
+      ('probes', figures.probes(values)), ('lens', figures.lens(lens)),
+      ('attention', figures.attention(attention)))]
   del path_of['points']
   workdir.write_json(run.workdir.analysis, _plain({
       **_of(run, found.step), 'n': len(test.index), 'blocks': predictor.blocks,

@@ -6,6 +6,7 @@ at the end and stops no other. Starting again goes on: what has results is kept,
 off resumes.
 """
 
+import functools
 import pathlib
 import re
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from latent_reasoning import report
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir, read_object, write_json, write_text
 
 
@@ -110,18 +112,20 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str) -> None:
     write_json(path / 'compare.json', summary)
     text = '\n\n'.join(f'**{title}**\n\n{report.markdown(rows)}'
                        for title, rows in report.document(summary))
-    figures = report.comparison_figures(path, summary)
+    charts = functools.partial(figures.comparison, summary)
   else:
     text = report.markdown(report.losses(done, found.control)) if done else (
         'no run has finished')
-    figures = report.figure(path, found.groups()) if done else []
+    charts = functools.partial(figures.curves, found.groups())
   write_text(path / 'table.md', text + '\n')
   print(f'{text}\n\nwritten to {path}/table.md')
-  if figures:
-    print(f"figures: {', '.join(f.name for f in figures)}; all on one page with "
-          f'--mode=report {path}')
-  elif done:
-    print("no figure: matplotlib is missing (pip install -e '.[report]')")
+  try:
+    drawn = figures.write(path, charts()) if done else []
+    if drawn:
+      print(f"figures: {', '.join(f.name for f in drawn)}; all on one page with "
+            f'--mode=report {path}')
+  except InputError as error:
+    print(f'no figure: {error}')
 
 
 def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
+from scipy import stats
 
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
@@ -169,7 +170,8 @@ def summarize(records: Sequence[dict[str, Any]], config: Config, dataset: str, s
     groups[record['steps']].append(correct[-1])
   per_block = [sum(column) / n for column in zip(*padded, strict=True)]
   return {
-      'method': config.method, 'dataset': dataset, 'split': split, 'n': n, 'rule': rule,
+      'method': config.method, 'about': methods.get(config.method).about,
+      'dataset': dataset, 'split': split, 'n': n, 'rule': rule,
       **({'tolerance': answer_matching.TOLERANCE} if rule == 'numeric_close' else {}),
       'accuracy': {**accuracy, 'per_block': per_block},
       'standard_error': {**{name: _error(a, n) for name, a in accuracy.items()},
@@ -190,5 +192,5 @@ def _error(share: float, n: int) -> float:
 
 def mean_error(values: Sequence[float]) -> dict[str, float]:
   """Mean and standard error."""
-  spread = statistics.stdev(values) if len(values) > 1 else 0.0
-  return {'mean': statistics.fmean(values), 'standard_error': spread / math.sqrt(len(values))}
+  return {'mean': statistics.fmean(values),
+          'standard_error': float(stats.sem(values)) if len(values) > 1 else 0.0}

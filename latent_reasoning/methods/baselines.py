@@ -89,8 +89,16 @@ def pause_prompt(question: Sequence[int], blocks: int, config: Config,
   return causal(x, [Readout(len(x))])
 
 
-DIRECT = Method('direct', (direct, direct), question_prompt)
-DIRECT_STEPS = Method('direct_steps', (direct_steps, direct), question_prompt)
-COT = Method('cot', (cot, cot), question_prompt, trace=True)
-PAUSE = Method('pause', (pause, pause), pause_prompt)
-PAUSE_STEPS = Method('pause_steps', (pause_steps, pause), pause_prompt)
+DIRECT = Method('direct', 'The answer alone: no reasoning, trained or generated.',
+                (direct, direct), question_prompt)
+DIRECT_STEPS = Method(
+    'direct_steps', 'The answer alone, after a first stage that also predicts each step from '
+    'the question: the supervision of RiM without its blocks.', (direct_steps, direct),
+    question_prompt)
+COT = Method('cot', 'Chain of thought: the steps are generated before the answer.',
+             (cot, cot), question_prompt, trace=True)
+PAUSE = Method('pause', 'Pause tokens behind the question, then the answer (arXiv '
+               '2310.02226).', (pause, pause), pause_prompt)
+PAUSE_STEPS = Method(
+    'pause_steps', 'Pause tokens, whose first stage also predicts each step: the supervision '
+    'and the tokens of RiM without its blocks.', (pause_steps, pause), pause_prompt)

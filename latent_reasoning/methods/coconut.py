@@ -50,4 +50,7 @@ def prompt(question: Sequence[int], blocks: int, config: Config,
   return causal(x, [Readout(len(x), start=ids.block_close, latents=_all(config))])
 
 
-COCONUT = Method('coconut', (internalize, answer), prompt, parts=True, has_latents=True)
+COCONUT = Method(
+    'coconut', 'Coconut: hidden states are fed back as continuous thoughts, one after another, '
+    'in place of steps (arXiv 2412.06769).', (internalize, answer), prompt, parts=True,
+    has_latents=True)

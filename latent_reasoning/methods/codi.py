@@ -105,4 +105,6 @@ def _states(hidden: chex.Array, layers, place) -> chex.Array:
       jnp.float32)
 
 
-CODI = Method('codi', (student, student), prompt, loss, teacher=teacher, has_latents=True)
+CODI = Method(
+    'codi', 'CODI: continuous thoughts, distilled from the chain of thought of the same model '
+    '(arXiv 2502.21074).', (student, student), prompt, loss, teacher=teacher, has_latents=True)

@@ -48,4 +48,6 @@ def answer(example: TokenizedExample, progress: float, config: Config,
   return causal(x, [Readout(len(x), rest(example, len(example.steps), ids))])
 
 
-ICOT = Method('icot', (internalize, answer), question_prompt, parts=True)
+ICOT = Method(
+    'icot', 'iCoT: the steps of a chain of thought are removed part by part (arXiv '
+    '2405.14838).', (internalize, answer), question_prompt, parts=True)

@@ -18,5 +18,6 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
 
 
 # The leakage check reads the second half of a text as an answer to the first.
-LANGUAGE_MODEL = Method('language_model', (direct, direct), question_prompt,
-                        lambda config: next_token, is_text=True)
+LANGUAGE_MODEL = Method(
+    'language_model', 'Plain text: the next token of each.', (direct, direct), question_prompt,
+    lambda config: next_token, is_text=True)

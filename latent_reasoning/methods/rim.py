@@ -121,5 +121,7 @@ def decoder_targets(example: TokenizedExample, row: PackedSequence, config: Conf
           for at, step in zip(range(first, len(row.prefix), size), example.steps, strict=False)]
 
 
-RIM = Method('rim', stages=(ground, refine), prompt=prompt, decoder_targets=decoder_targets,
-             has_blocks=True)
+RIM = Method(
+    'rim', 'Reasoning in Memory: fixed blocks of special tokens stand in for generated steps, '
+    'and the answer is read behind the last one in one forward pass (arXiv 2605.30343).',
+    stages=(ground, refine), prompt=prompt, decoder_targets=decoder_targets, has_blocks=True)

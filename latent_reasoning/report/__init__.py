@@ -1,14 +1,7 @@
 """Tables, figures and pages of runs. Needs no JAX."""
 
 from latent_reasoning.report.comparison import document, mcnemar, summarize
-from latent_reasoning.report.figures import (
-  accuracy_and_time,
-  adapters,
-  comparison_figures,
-  figure,
-  learning,
-  slots,
-)
+from latent_reasoning.report.figures import accuracy_and_time, adapters, learning, slots
 from latent_reasoning.report.mask_plots import leak, mask
 from latent_reasoning.report.page import write
 from latent_reasoning.report.runs import find
@@ -31,8 +24,8 @@ from latent_reasoning.report.tables import (
 )
 
 __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
-           'comparison_figures', 'contamination', 'interventions', 'leakage', 'data',
+           'contamination', 'interventions', 'leakage', 'data',
            'document', 'verbalized',
-           'figure', 'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
+           'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
            'mcnemar', 'paper', 'percent', 'results', 'slots', 'summarize', 'table', 'text',
            'write']

@@ -1,22 +1,22 @@
-"""Figures of --mode=analyze, one function a PNG. Needs no JAX."""
+"""Figures of what is inside the blocks (analysis). Needs no JAX."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report.figures import load_pyplot, save, shown
+from latent_reasoning.report.style import GREY, canvas, drawing, shown
 
 NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
          'probe': 'the probe trusts the answer'}
 
 
-def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+@drawing
+def block_choice(found: dict[str, Any]):
   """Accuracy of each rule with standard errors, beside 'any' (of answer_selection.compare)."""
-  pyplot = load_pyplot()
   rules = found['rules']
-  drawing, axis = pyplot.subplots(figsize=(7, 0.5 * len(rules) + 1.6))
+  figure, axis = canvas(7.6, 0.45 * len(rules) + 1.5)
+  axis.grid(False, axis='y')
   share = [100 * r['accuracy'] for r in rules.values()]
   bars = axis.barh(list(rules), share, color='C0',
                    xerr=[100 * r['standard_error'] for r in rules.values()])
@@ -27,16 +27,16 @@ def block_choice(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
   axis.set_xlabel(f"exact match % on {found['n']:,} test problems; dashed: some block is right "
                   f"({100 * found['any']:.1f}),\nan upper bound that no rule knows")
   axis.set_title('which block answers')
-  return save(pyplot, drawing, path / 'block_choice.png')
+  return figure
 
 
-def adaptive(path: pathlib.Path, found: dict[str, Any],
-             by_budget: Sequence[float]) -> pathlib.Path:
+@drawing
+def adaptive(found: dict[str, Any],
+             by_budget: Sequence[float]):
   """Accuracy against mean blocks read, one curve a score, and against a fixed number of
   blocks, to beyond the trained one (answer_selection.adaptive, block_states.by_budget)."""
-  pyplot = load_pyplot()
   trained = max(p['blocks'] for p in found['fixed number']['curve'])
-  drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
+  figure, ((left, right),) = canvas(10.5, 4, 1, 2, sharey=True)
   for i, (name, one) in enumerate(found.items()):
     x, y = ([p[key] for p in one['curve']] for key in ('blocks', 'accuracy'))
     fixed = name == 'fixed number'
@@ -58,46 +58,46 @@ def adaptive(path: pathlib.Path, found: dict[str, Any],
   right.set_xlabel('blocks at inference (dotted: as trained)')
   right.set_title('a fixed number of blocks')
   right.xaxis.get_major_locator().set_params(integer=True)
-  return save(pyplot, drawing, path / 'adaptive.png')
+  return figure
 
 
-def trajectories(path: pathlib.Path, found: dict[str, Any], steps: Sequence[int],
-                 answers: np.ndarray, shown: int = 300, lines: int = 10) -> pathlib.Path:
-  """Final states on two principal axes: by block, and their means by training step.
+@drawing
+def trajectories(found: dict[str, Any], steps: Sequence[int], answers: np.ndarray,
+                 most: int = 300):
+  """Final states at `</b>` on two principal axes of all blocks: a panel a block, coloured by
+  the true answer, and the mean of each block by training step.
 
   Args:
     found: of probing.trajectories.
     steps: of its checkpoints.
-    answers: true answer of each problem, as text: the colour of the last block.
+    answers: true answer of each problem, as text.
+    most: points of a colour that are drawn.
   """
-  pyplot = load_pyplot()
-  last, (first, second) = found['points'], found['explained']
-  count = last.shape[1]
-  drawing, axes = pyplot.subplots(1, 3, figsize=(15, 5.5))
-  drawing.suptitle("final states at each block's </b>, on their principal axes", fontsize=11)
-  for k in range(count):
-    axes[0].scatter(*last[:shown, k].T, s=6, alpha=0.5, color=f'C{k}', label=f'block {k + 1}')
-  for one in last[:lines]:
-    axes[0].plot(*one.T, color='black', linewidth=0.7, alpha=0.7)
-  axes[0].set_title(f'by block; lines: {min(lines, len(last))} problems')
+  points, (first, second) = found['points'], found['explained']
+  count = points.shape[1]
+  several = len(found['means']) > 1
+  figure, axes = canvas(2.9 * (count + several) + 0.4, 3.9, 1, count + several, sharex=True,
+                        sharey=True)
   kinds = sorted(set(answers), key=lambda a: (len(a), a))[:10]
-  for i, kind in enumerate(kinds):
-    axes[1].scatter(*last[answers == kind][:shown, -1].T, s=6, alpha=0.6, color=f'C{i}',
-                    label=kind)
-  axes[1].set_title('last block, by true answer')
-  for k in range(count):
-    means = found['means'][:, k]
-    axes[2].plot(*means.T, '-', color=f'C{k}', linewidth=1)
-    axes[2].scatter(*means.T, color=f'C{k}', s=15 + 45 * np.linspace(0, 1, len(means)),
-                    label=f'block {k + 1}')
-  axes[2].set_title('means by training step, small to large:\n'
-                    + ', '.join(f'{s:,}' for s in steps))
-  for axis, scale in zip(axes, (2, 2, 1), strict=True):  # below, where no point is
-    axis.legend(ncols=5, fontsize=9, loc='upper center', bbox_to_anchor=(0.5, -0.14),
-                markerscale=scale)
-    axis.set_xlabel(f'axis 1 ({100 * first:.0f}% of the variance)')
-    axis.set_ylabel(f'axis 2 ({100 * second:.0f}%)')
-  return save(pyplot, drawing, path / 'trajectories.png')
+  for k, axis in enumerate(axes[0, :count]):
+    for i, kind in enumerate(kinds):
+      axis.scatter(*points[answers == kind][:most, k].T, s=7, alpha=0.6, color=f'C{i}',
+                   linewidths=0, label=kind, rasterized=True)
+    axis.set_title(f'block {k + 1}')
+  if several:
+    for k in range(count):
+      means = found['means'][:, k]
+      axes[0, -1].plot(*means.T, '-', color=GREY, linewidth=1)
+      axes[0, -1].annotate(f'{k + 1}', means[-1], fontsize=10, fontweight='bold')
+      axes[0, -1].scatter(*means.T, color=GREY, s=12 + 30 * np.linspace(0, 1, len(means)))
+    axes[0, -1].set_title('mean of each block, small to large:\nsteps '
+                          + ', '.join(f'{s:,}' for s in (steps[0], steps[-1])))
+  axes[0, 0].set_ylabel(f'axis 2 ({100 * second:.0f}%)')
+  figure.supxlabel(f'axis 1 ({100 * first:.0f}% of the variance); colours: the true answer',
+                   fontsize=10)
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
+                ncols=len(kinds), markerscale=2)
+  return figure
 
 
 def _layers(depth: int) -> list[str]:
@@ -107,7 +107,8 @@ def _layers(depth: int) -> list[str]:
 def _grid(axis, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str,
           top: float = 100.0):
   """A heat map of shares in percent with its numbers, where they can be read."""
-  image = axis.imshow(100 * values, vmin=0, vmax=top, cmap='viridis', aspect='auto')
+  image = axis.imshow(100 * values, vmin=0, vmax=top, aspect='auto')
+  axis.grid(False)
   axis.set_xticks(range(len(columns)), columns)
   axis.set_yticks(range(len(rows)), rows)
   axis.set_title(title, fontsize=10)
@@ -120,44 +121,43 @@ def _grid(axis, values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
   return image
 
 
-def probes(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+@drawing
+def probes(found: dict[str, Any]):
   """Where a linear probe finds each step's result (probing.value_probes)."""
-  pyplot = load_pyplot()
   accuracy, commonest = found['accuracy'], found['commonest']
   steps, count, depth = accuracy.shape
-  drawing, axes = pyplot.subplots(1, steps, figsize=(max(7, 3.1 * steps), 0.45 * count + 1.9),
-                                  squeeze=False, sharey=True)
+  figure, axes = canvas(max(7, 3.1 * steps), 0.45 * count + 1.9, 1, steps, sharey=True)
   for s, axis in enumerate(axes[0]):
     _grid(axis, accuracy[s], [f'block {k + 1}' for k in range(count)], _layers(depth),
           f'result of step {s + 1}\n(commonest value: {100 * commonest[s]:.0f}%)')
-  drawing.suptitle('what a linear probe of the state at </b> reads', fontsize=11)
-  drawing.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
-  return save(pyplot, drawing, path / 'probes.png')
+  figure.suptitle('what a linear probe of the state at </b> reads', fontsize=11)
+  figure.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
+  return figure
 
 
-def lens(path: pathlib.Path, found: dict[str, np.ndarray]) -> pathlib.Path:
+@drawing
+def lens(found: dict[str, np.ndarray]):
   """What the head would say at each layer (probing.lens)."""
-  pyplot = load_pyplot()
   count, depth = found['answer'].shape
-  drawing, axes = pyplot.subplots(1, 2, figsize=(9, 0.45 * count + 1.9), sharey=True)
+  figure, axes = canvas(9, 0.45 * count + 1.9, 1, 2, sharey=True)
   titles = {'next step': 'first token of the true next step', 'answer': 'first of the answer'}
-  for axis, (name, values) in zip(axes, found.items(), strict=True):
+  for axis, (name, values) in zip(axes[0], found.items(), strict=True):
     _grid(axis, values, [f'block {k + 1}' for k in range(count)], _layers(depth), titles[name])
-  drawing.suptitle('logit lens: what the head says of the state at </b>', fontsize=11)
-  drawing.supxlabel('layer that the head reads; % of problems where its top token is it',
+  figure.suptitle('logit lens: what the head says of the state at </b>', fontsize=11)
+  figure.supxlabel('layer that the head reads; % of problems where its top token is it',
                     fontsize=10)
-  return save(pyplot, drawing, path / 'lens.png')
+  return figure
 
 
-def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+@drawing
+def attention(found: dict[str, Any]):
   """Shares of attention, layer by layer (probing.attention)."""
-  pyplot = load_pyplot()
   question, between, readouts = (found[n] for n in ('question', 'blocks', 'readouts'))
   layers, count, length = question.shape
   names = [f'block {k + 1}' for k in range(count)]
-  drawing, axes = pyplot.subplots(
-      layers, 3, figsize=(15, layers * (0.33 * count + 0.9) + 0.8), squeeze=False,
-      gridspec_kw={'width_ratios': [max(4, min(12, 0.5 * length)), count + 1, count + 3]})
+  figure, axes = canvas(
+      15, layers * (0.33 * count + 0.9) + 0.8, layers, 3,
+      width_ratios=[max(4, min(12, 0.5 * length)), count + 1, count + 3])
   tokens, top = shown(found['tokens']), 100 * max(
       float(np.nanmax(a)) for a in (question, between, readouts))
   for i, (one, two, three) in enumerate(axes):
@@ -167,18 +167,17 @@ def attention(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     _grid(three, readouts[i], names, ['question', *range(1, count + 1), 'itself'],
           "readout's first token to block", top)
     one.set_ylabel('from')
-  drawing.suptitle(f"attention %, mean over heads and {found['n']} problems (tokens: the first "
-                   'of them)', fontsize=10)
-  return save(pyplot, drawing, path / 'attention.png')
+  figure.suptitle(f"attention %, a mean over heads and {found['n']} problems of one length "
+                  '(the tokens are those of the first)', fontsize=10)
+  return figure
 
 
-def interventions(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+@drawing
+def interventions(found: dict[str, Any]):
   """Accuracy under each intervention, and how often the answer becomes that of the question
   whose blocks were put in (activation_patching.interventions)."""
-  pyplot = load_pyplot()
   lines = [line for line in found['lines'] if line['n']]
-  drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.4 + 0.3 * len(lines)),
-                                           sharey=True)
+  figure, ((left, right),) = canvas(10.5, 1.4 + 0.3 * len(lines), 1, 2, sharey=True)
   names = [line['name'] for line in lines]
   for axis, title, shares, color in (
       (left, 'answer is right', [line['accuracy'] for line in lines], '#31688e'),
@@ -192,4 +191,4 @@ def interventions(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     right.axvline(100 * sum(chance) / len(chance), color='black', linestyle='--', linewidth=1)
     right.set_xlabel('% of problems whose donor says something else\n(dashed: by chance)')
   left.invert_yaxis()
-  return save(pyplot, drawing, path / 'interventions.png')
+  return figure

@@ -1,9 +1,10 @@
 """What runs of several methods and seeds say together."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+from scipy import stats
 
 from latent_reasoning.report.runs import Folder, Found
 
@@ -15,8 +16,8 @@ SIZES = {'operations': 'data.arithmetic.max_steps', 'layers': 'model.num_layers'
 def mcnemar(only_first: int, only_second: int) -> float:
   """Two-sided exact McNemar test: p of a split as uneven as this one among the problems
   that one of two alone answers rightly, were both as good."""
-  n, least = only_first + only_second, min(only_first, only_second)
-  return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2 ** n)
+  n = only_first + only_second
+  return float(stats.binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def paired(one: Folder, other: Folder) -> tuple[int, int] | None:
@@ -113,12 +114,45 @@ def over(values: Sequence[float]) -> dict[str, float] | None:
   """Mean and standard error (None of one value alone)."""
   if not values:
     return None
-  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+  error = float(stats.sem(values)) if len(values) > 1 else None
   return {'mean': statistics.mean(values), 'error': error}
 
 
 def _test(counts: tuple[int, int]) -> dict[str, Any]:
   return {'better': counts[0], 'worse': counts[1], 'p': mcnemar(*counts)}
+
+
+def finding(summary: dict[str, Any]) -> str:
+  """What the runs say, in a sentence or two: the best against the control, in accuracy and
+  in time; '' where nothing was scored."""
+  runs = {name: run for name, run in summary['runs'].items() if run['causal']}
+  if not runs:
+    return ''
+  def accuracy(name):
+    return f"{name} answers {share(runs[name]['final'])}% right"
+  best, control = max(runs, key=lambda name: runs[name]['final']['mean']), summary['control']
+  text = accuracy(best) + (f" of {runs[best]['n']:,} problems" if runs[best]['n'] else '')
+  if control in runs and best != control:
+    gain = 100 * (runs[best]['final']['mean'] - runs[control]['final']['mean'])
+    pooled = runs[best]['against'].get('pooled')
+    text += (f", {gain:.1f} points more than the control: {accuracy(control)}"
+             + (f' (p {probability(pooled["p"])})' if pooled else ''))
+  text += '.'
+  others = [name for name in runs if name not in (best, control)]
+  if others and len(others) < 12:
+    text += ' Others: ' + ', '.join(
+        f"{name} {share(runs[name]['final'])}" for name in sorted(
+            others, key=lambda name: -runs[name]['final']['mean'])) + '.'
+  blocks = runs[best]['per_block']
+  if len(blocks) > 1:
+    text += (' Read after each block, its answers are right in '
+             + ', '.join(share({**block, 'error': None}) for block in blocks) + '%.')
+  times = {name: next((e for e in run['latency'] if e['batch'] == 1), None)
+           for name, run in runs.items()}
+  if best != control and times[best] and times.get(control):
+    ratio = times[best]['full_ms'] / times[control]['full_ms']
+    text += f" Its full answer takes {ratio:.2f} times as long as the control's."
+  return text
 
 
 # Tables: rows of cells, the first one the header. ------------------------------------

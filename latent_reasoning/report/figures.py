@@ -1,47 +1,97 @@
-"""Figures as PNG, of extra `report` (matplotlib)."""
+"""Figures of runs and of their comparison. What is not causal is dashed, grey and says so."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from latent_reasoning.errors import InputError
 from latent_reasoning.report.comparison import mark, varied
 from latent_reasoning.report.runs import Folder, curve
+from latent_reasoning.report.style import (
+  GREY,
+  MARKERS,
+  Chart,
+  canvas,
+  colours,
+  drawing,
+  finite,
+  legend,
+  plain_log,
+  save,
+  shown,
+  spread,
+)
+
+WIDE = (7.6, 4.2)  # inches of a chart of lines
 
 
-def figure(path: pathlib.Path, groups: dict[str, Sequence[Folder]]) -> list[pathlib.Path]:
-  """Draws train and validation loss by step, mean over seeds; [] without matplotlib.
-
-  What reads the future is dashed, grey and says so.
-  """
-  try:
-    pyplot = load_pyplot()
-  except InputError:
-    return []
-  drawing, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, sharex=True)
-  for name, folders in groups.items():
-    causal = all(f.causal for f in folders)
-    for axis, split in zip(axes, ('train', 'valid'), strict=True):
-      points = curve(folders, split, 'loss')
-      style = {} if causal else {'linestyle': '--', 'color': 'grey', 'linewidth': 2.5}
-      axis.plot([p[0] for p in points], [p[1] for p in points],
-                label=name + ('' if causal else ' (NOT CAUSAL: reads the future)'),
-                marker='o' if split == 'valid' else '', markersize=3, **style)
-  for axis, title in zip(axes, ('training loss', 'validation loss, whole split'), strict=True):
-    axis.set(xlabel='step', title=title)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('nats a token')
-  axes[1].legend(fontsize=8)
-  return [save(pyplot, drawing, path / 'losses.png')]
+def write(path: pathlib.Path, charts: Sequence[Chart]) -> list[pathlib.Path]:
+  """Charts as PNG files in a folder."""
+  return [save(chart.figure, path / f'{chart.name}.png') for chart in charts]
 
 
-def learning(path: pathlib.Path, folder: Folder) -> pathlib.Path:
-  """Draws loss by step, and validation accuracy by step and block, of one run.
+# --- curves of training -----------------------------------------------------------
+
+
+def curves(groups: dict[str, Sequence[Folder]]) -> list[Chart]:
+  """Training loss, validation loss and validation accuracy by step, where they were logged."""
+  seeds = max((len(folders) for folders in groups.values()), default=0)
+  mean = f', mean of {seeds} seeds' * (seeds > 1)
+  charts = []
+  for name, split, value, label, caption in (
+      ('training_loss', 'train', 'loss', 'nats a token', 'Training loss by step'),
+      ('validation_loss', 'valid', 'loss', 'nats a token', 'Validation loss by step'),
+      ('validation_accuracy', 'valid', 'final', 'exact match %',
+       'Accuracy on validation problems by step')):
+    scale = 100 if value == 'final' else 1
+    lines = {run: finite((step, scale * found) for step, found in curve(folders, split, value))
+             for run, folders in groups.items()}
+    if any(len(points) > 1 for points in lines.values()):
+      switches = _switches(groups)
+      caption += mean + '; dotted: stage 2 begins' * bool(switches) + '.'
+      charts.append(Chart(name, caption, _curves(groups, lines, label, split == 'valid',
+                                                 switches)))
+  return charts
+
+
+@drawing
+def _curves(groups, lines, label, dots, switches):
+  figure, axis = canvas(*WIDE)
+  colour = colours({name: _method(folders) for name, folders in groups.items()})
+  for name, points in lines.items():
+    causal = all(folder.causal for folder in groups[name])
+    axis.plot([p[0] for p in points], [p[1] for p in points], marker='o' if dots else '',
+              markersize=3, linewidth=1.4, color=colour[name] if causal else GREY,
+              linestyle='-' if causal else '--',
+              label=name if causal else f'{name} (NOT CAUSAL: reads the future)')
+  for at in switches:
+    axis.axvline(at, color=GREY, linestyle=':', linewidth=1)
+  axis.set(xlabel='training step', ylabel=label)
+  legend(figure, axis)
+  return figure
+
+
+def _method(folders: Sequence[Folder]) -> str:
+  return next((f.results.get('method') or f.config.get('method') or '' for f in folders), '')
+
+
+def _switches(groups: dict[str, Sequence[Folder]]) -> list[int]:
+  """The steps at which some run goes over to its second stage, at most three of them."""
+  found = set()
+  for folders in groups.values():
+    for folder in folders:
+      first = [r['step'] for r in folder.metrics if r.get('stage') == 1]
+      if first and any(r.get('stage') == 2 for r in folder.metrics):
+        found.add(max(first))
+  return sorted(found) if len(found) <= 3 else []
+
+
+@drawing
+def learning(folder: Folder):
+  """Loss by step, and validation accuracy by step and block, of one run.
 
   Between the stages of a curriculum stands a line: their losses are of other texts.
   """
-  pyplot = load_pyplot()
-  drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8))
+  figure, ((left, right),) = canvas(10.5, 3.8, 1, 2)
   train = [r for r in folder.metrics if r['split'] == 'train' and 'loss' in r]
   stages = sorted({r['stage'] for r in train})
   for stage in stages:
@@ -53,177 +103,246 @@ def learning(path: pathlib.Path, folder: Folder) -> pathlib.Path:
   count = len(valid[-1]['per_block']) if valid else 0
   for k in range(count):
     last = k + 1 == count
-    right.plot(steps, [100 * r['per_block'][k] for r in valid], marker='o', markersize=4,
-               color=pyplot.get_cmap('viridis')(0.85 * (1 - (k + 1) / count)),
-               linewidth=2.5 if last else 1.5,
+    right.plot(steps, [100 * r['per_block'][k] for r in valid], marker='o', markersize=3.5,
+               color=_block_colour(k, count), linewidth=2.5 if last else 1.5,
                label='the answer' if count == 1 else f'block {k + 1}' + ' (final)' * last)
   for before, after in zip(stages, stages[1:], strict=False):
     switch = max(r['step'] for r in folder.metrics if r['stage'] == before)
     for axis in (left, right):
-      axis.axvline(switch, color='black', linestyle=':', linewidth=1)
-    left.annotate(f'stage {after} ', (switch, 0.97), ha='left', va='top', fontsize=8,
+      axis.axvline(switch, color=GREY, linestyle=':', linewidth=1)
+    left.annotate(f'stage {after}', (switch, 0.97), ha='left', va='top', fontsize=9,
                   xytext=(4, 0), textcoords='offset points',
                   xycoords=left.get_xaxis_transform())
-  left.set(xlabel='step', ylabel='nats a token', title='training loss')
-  right.set(xlabel='step', ylabel='exact match %', ylim=(-2, 103),
+  left.set(xlabel='training step', ylabel='nats a token', title='training loss')
+  right.set(xlabel='training step', ylabel='exact match %', ylim=(-2, 103),
             title='validation, answer read after each block' if count > 1 else 'validation')
   for axis in (left, right):
-    axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[1]:
-      axis.legend(fontsize=8)
-  return save(pyplot, drawing, path / 'learning.png')
+      axis.legend()
+  return figure
 
 
-def accuracy_and_time(path: pathlib.Path, summary: dict[str, Any]) -> pathlib.Path:
-  """Draws final accuracy beside the time to the answer at batch 1, a bar a run.
-
-  Args:
-    path: folder for the file.
-    summary: of `comparison.summarize`, with latencies.
-  """
-  pyplot = load_pyplot()
-  runs = {mark(n, r): r for n, r in summary['runs'].items()}
-  drawing, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.4 + 0.55 * len(runs)),
-                                           sharey=True)
-  accuracy = [100 * r['final']['mean'] for r in runs.values()]
-  errors = [100 * (r['final']['error'] or 0) for r in runs.values()]
-  bars = left.barh(list(runs), accuracy, 0.6, color='#31688e',
-                   xerr=errors if any(errors) else None, capsize=3)
-  left.bar_label(bars, [f'{a:.1f}' for a in accuracy], padding=3)
-  left.set(xlim=(0, 115), xlabel='exact match %, test problems', title='accuracy')
-  for shift, key, name, color in ((-0.2, 'first_ms', 'first token of the answer', '#fdae61'),
-                                  (0.2, 'full_ms', 'whole answer', '#b2182b')):
-    times = [next((e[key] for e in r['latency'] if e['batch'] == 1), 0) for r in runs.values()]
-    bars = right.barh([i + shift for i in range(len(runs))], times, 0.36, label=name,
-                      color=color)
-    right.bar_label(bars, [f'{t:.2f}' for t in times], padding=3, fontsize=8)
-  right.set(xlabel='ms at batch 1, median', title='time')
-  right.margins(x=0.15)
-  right.legend(fontsize=8)
-  left.invert_yaxis()
-  return save(pyplot, drawing, path / 'accuracy_and_time.png')
+def _block_colour(k: int, count: int):
+  from matplotlib import colormaps
+  return colormaps['viridis'](0.85 * (1 - (k + 1) / count))
 
 
-def comparison_figures(path: pathlib.Path, summary: dict[str, Any]) -> list[pathlib.Path]:
-  """Draws accuracy by run, by number of steps, and against latency and parameters,
-  each where there is something to draw; [] without matplotlib.
+# --- a comparison -----------------------------------------------------------------
+
+
+def comparison(summary: dict[str, Any]) -> list[Chart]:
+  """What the runs of a comparison differ in, a chart for each cost there is.
 
   Args:
-    path: folder for the files.
     summary: of `comparison.summarize`.
   """
-  try:
-    pyplot = load_pyplot()
-  except InputError:
-    return []
   runs = {mark(name, run): run for name, run in summary['runs'].items()}
-  files = []
-
-  drawing, axis = pyplot.subplots(figsize=(7, 1 + 0.35 * len(runs)))
-  axis.barh(list(runs), [100 * r['final']['mean'] for r in runs.values()],
-            xerr=[100 * (r['final']['error'] or 0) for r in runs.values()], capsize=3)
-  axis.set(xlabel='final accuracy %, mean and standard error over seeds', xlim=(0, 100))
-  axis.invert_yaxis()
-  axis.grid(alpha=0.3, axis='x')
-  files.append(save(pyplot, drawing, path / 'accuracy.png'))
-
-  if found := varied(summary):
-    files.append(_varied(pyplot, path / 'varied.png', summary['runs'], *found))
-  elif len({s for r in runs.values() for s in r['by_steps']}) > 1:
-    drawing, axis = pyplot.subplots(figsize=(7, 4.2))
-    for number, (name, run) in enumerate(runs.items()):
-      axis.errorbar([float(s) for s in run['by_steps']],
-                    [100 * v['mean'] for v in run['by_steps'].values()],
-                    [100 * (v['error'] or 0) for v in run['by_steps'].values()], label=name,
-                    marker='osv^D<>P'[number % 8], capsize=3,
-                    linestyle=('-', '--', ':')[number // 8 % 3])
-    axis.set(xlabel='steps of a problem', ylabel='final accuracy %', ylim=(0, 103))
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
-    files.append(save(pyplot, drawing, path / 'by_steps.png'))
-
-  timed = {n: next(e['full_ms'] for e in r['latency'] if e['batch'] == 1)
-           for n, r in runs.items() if any(e['batch'] == 1 for e in r['latency'])}
+  if not runs:
+    return []
+  charts, bars = [], _errors(runs)
+  timed = {name: next(e for e in run['latency'] if e['batch'] == 1)
+           for name, run in runs.items() if any(e['batch'] == 1 for e in run['latency'])}
+  if len(runs) > 1 and not timed:
+    charts.append(Chart('accuracy', f'Exact match on the test problems{bars}.',
+                        _bars(runs, summary['control'])))
   if timed:
-    files.append(_against(pyplot, path / 'by_latency.png', runs, timed,
-                          'full answer ms, batch 1'))
+    charts.append(Chart(
+        'by_latency', 'Accuracy against the time to the full answer, each model alone at batch '
+        f'1, a median; better is up and to the left{bars}.',
+        _against(runs, {n: e['full_ms'] for n, e in timed.items()}, 'full answer, ms')))
+    charts.append(Chart(
+        'latency', 'Time at batch 1, median, to the first token of the answer and to the full '
+        'answer; what a method does before it answers lies before the first.', _times(timed)))
+  if found := varied(summary):
+    charts.append(Chart('varied', f'Accuracy by {found[0]}, a line a method{bars}.',
+                        _varied(summary['runs'], *found)))
+  elif len({s for run in runs.values() for s in run['by_steps']}) > 1:
+    charts.append(Chart(
+        'by_steps', f'Accuracy by the number of steps that a problem takes{bars}.',
+        _lines(runs, {name: [(float(s), v) for s, v in run['by_steps'].items()]
+                      for name, run in runs.items()}, 'steps of a problem')))
+  blocks = {name: list(enumerate(run['per_block'], 1)) for name, run in runs.items()
+            if len(run['per_block']) > 1}
+  if blocks:
+    charts.append(Chart(
+        'by_block', f'Accuracy of the answer that is read after each block{bars}. The last one '
+        'is the answer.', _lines(runs, blocks, 'block')))
   sizes = {n: r['parameters'] for n, r in runs.items() if r['parameters']}
   if len(set(sizes.values())) > 2:
-    files.append(_against(pyplot, path / 'by_parameters.png', runs, sizes, 'parameters'))
-  return files
+    charts.append(Chart('by_parameters', f'Accuracy against the size of the model{bars}.',
+                        _against(runs, sizes, 'parameters')))
+  return charts
 
 
-def _varied(pyplot, file: pathlib.Path, runs, label: str,
-            lines: dict[str, list[tuple[float, str]]]) -> pathlib.Path:
+def _errors(runs: dict[str, Any]) -> str:
+  """What the bars of a caption are."""
+  seeds = max(len(run['seeds']) for run in runs.values())
+  return f'; mean and standard error of {seeds} seeds' if seeds > 1 else '; one seed'
+
+
+def _colours(runs: dict[str, Any]) -> dict[str, str]:
+  found = colours({name: run['method'] for name, run in runs.items()})
+  return {name: colour if runs[name]['causal'] else GREY for name, colour in found.items()}
+
+
+def _percent(value: dict[str, float]) -> tuple[float, float]:
+  return 100 * value['mean'], 100 * (value['error'] or 0)
+
+
+@drawing
+def _bars(runs, control):
+  figure, axis = canvas(7.6, 0.9 + 0.36 * len(runs))
+  values = [_percent(run['final']) for run in runs.values()]
+  errors = [error for _, error in values]
+  bars = axis.barh(list(runs), [mean for mean, _ in values], 0.66,
+                   color=list(_colours(runs).values()), xerr=errors if any(errors) else None,
+                   ecolor=GREY)
+  axis.bar_label(bars, [f'{mean:.1f}' + f' ±{error:.1f}' * bool(error)
+                        for mean, error in values], padding=4, fontsize=9)
+  if control in runs:
+    axis.axvline(100 * runs[control]['final']['mean'], color=GREY, linestyle=':', linewidth=1)
+  axis.set(xlabel='exact match %', xlim=(0, 112))
+  axis.grid(False, axis='y')
+  axis.invert_yaxis()
+  return figure
+
+
+@drawing
+def _times(timed):
+  figure, axis = canvas(7.6, 1.3 + 0.52 * len(timed))
+  for shift, key, name, colour in ((-0.19, 'first_ms', 'first token of the answer', '#7fb2e5'),
+                                   (0.19, 'full_ms', 'full answer', '#1f7fd6')):
+    values = [entry[key] for entry in timed.values()]
+    bars = axis.barh([i + shift for i in range(len(timed))], values, 0.36, label=name,
+                     color=colour)
+    axis.bar_label(bars, [f'{v:.2f}' for v in values], padding=3, fontsize=9)
+  axis.set_yticks(range(len(timed)), list(timed))
+  axis.set(xlabel='ms')
+  axis.margins(x=0.14)
+  axis.grid(False, axis='y')
+  axis.invert_yaxis()
+  legend(figure, axis)
+  return figure
+
+
+@drawing
+def _lines(runs, points, label):
+  """A line a run through (x, mean and error)."""
+  figure, axis = canvas(*WIDE)
+  colour = _colours(runs)
+  for number, (name, own) in enumerate(points.items()):
+    own = finite((x, *_percent(value)) for x, value in own)
+    errors = [p[2] for p in own]
+    axis.errorbar([p[0] for p in own], [p[1] for p in own], errors if any(errors) else None,
+                  label=name, color=colour[name], marker=MARKERS[number % len(MARKERS)],
+                  linestyle='-' if runs[name]['causal'] else '--')
+  axis.set(xlabel=label, ylabel='exact match %', ylim=(-2, 103))
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  legend(figure, axis)
+  return figure
+
+
+@drawing
+def _varied(runs, label, lines):
   """Accuracy by what was varied, a line a method."""
-  drawing, axis = pyplot.subplots(figsize=(7, 4.2))
+  figure, axis = canvas(*WIDE)
+  colour = colours({method: runs[points[0][1]]['method'] for method, points in lines.items()})
   for number, (method, points) in enumerate(lines.items()):
-    final = [runs[name]['final'] for _, name in points]
-    axis.errorbar([x for x, _ in points], [100 * f['mean'] for f in final],
-                  [100 * (f['error'] or 0) for f in final], label=method, capsize=3,
-                  marker='osv^D<>P'[number % 8])
-  values = sorted({x for points in lines.values() for x, _ in points})
+    own = [(x, *_percent(runs[name]['final'])) for x, name in points]
+    axis.errorbar([p[0] for p in own], [p[1] for p in own], [p[2] for p in own], label=method,
+                  color=colour[method], marker=MARKERS[number % len(MARKERS)])
   if label == 'parameters':
     axis.set_xscale('log')
+    plain_log(axis.xaxis)
   else:
-    axis.set_xticks(values)
-  axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 103))
-  axis.grid(alpha=0.3)
-  axis.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
-  return save(pyplot, drawing, file)
+    axis.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+  axis.set(xlabel=label, ylabel='exact match %', ylim=(-2, 103))
+  legend(figure, axis)
+  return figure
 
 
-def _against(pyplot, file: pathlib.Path, runs, x: dict[str, float],
-             label: str) -> pathlib.Path:
-  """Accuracy against a cost, a point a run."""
-  drawing, axis = pyplot.subplots(figsize=(7, 4.2))
-  for name, value in x.items():
-    final = runs[name]['final']
-    axis.errorbar(value, 100 * final['mean'], 100 * (final['error'] or 0), marker='o',
-                  capsize=3)
-    axis.annotate(name, (value, 100 * final['mean']), xytext=(6, 4),
-                  textcoords='offset points', fontsize=8)
-  axis.set(xlabel=label, ylabel='final accuracy %', ylim=(0, 106))
-  if max(x.values()) > 20 * min(x.values()):
+@drawing
+def _against(runs, x, label):
+  """Accuracy against a cost, a named point a run."""
+  figure, axis = canvas(*WIDE)
+  colour, texts = _colours(runs), []
+  for number, (name, value) in enumerate(x.items()):
+    mean, error = _percent(runs[name]['final'])
+    axis.errorbar(value, mean, error or None, color=colour[name], markersize=7,
+                  marker=MARKERS[number % len(MARKERS)])
+    texts.append((value, mean, name, colour[name]))
+  axis.set(xlabel=label, ylabel='exact match %', ylim=(-4, 106))
+  if max(x.values()) > 20 * min(x.values()) > 0:
     axis.set_xscale('log')
-  axis.margins(x=0.18)
-  axis.grid(alpha=0.3, which='both')
-  return save(pyplot, drawing, file)
+    plain_log(axis.xaxis)
+  axis.margins(x=0.12)
+  spread(figure, axis, texts)
+  return figure
 
 
-def slots(path: pathlib.Path, tokens: Sequence[str], maps: Any,
-          causal: bool) -> pathlib.Path:
-  """Draws attention over slots: a panel a layer, a column a token.
+@drawing
+def accuracy_and_time(summary: dict[str, Any]):
+  """Accuracy beside the time to the answer at batch 1, a bar a run.
 
   Args:
-    path: folder for slots.png.
+    summary: of `comparison.summarize`, with latencies.
+  """
+  runs = {mark(n, r): r for n, r in summary['runs'].items()}
+  figure, ((left, right),) = canvas(10.5, 1.5 + 0.55 * len(runs), 1, 2, sharey=True)
+  values = [_percent(run['final']) for run in runs.values()]
+  errors = [error for _, error in values]
+  bars = left.barh(list(runs), [mean for mean, _ in values], 0.6,
+                   color=list(_colours(runs).values()), ecolor=GREY,
+                   xerr=errors if any(errors) else None)
+  left.bar_label(bars, [f'{mean:.1f}' for mean, _ in values], padding=3)
+  left.set(xlim=(0, 115), xlabel='exact match %, test problems', title='accuracy')
+  for shift, key, name, colour in ((-0.2, 'first_ms', 'first token of the answer', '#7fb2e5'),
+                                   (0.2, 'full_ms', 'full answer', '#1f7fd6')):
+    times = [next((e[key] for e in r['latency'] if e['batch'] == 1), 0) for r in runs.values()]
+    bars = right.barh([i + shift for i in range(len(runs))], times, 0.36, label=name,
+                      color=colour)
+    right.bar_label(bars, [f'{t:.2f}' for t in times], padding=3, fontsize=9)
+  right.set(xlabel='ms at batch 1, median', title='time')
+  right.margins(x=0.15)
+  legend(figure, right)
+  left.invert_yaxis()
+  return figure
+
+
+# --- a model ----------------------------------------------------------------------
+
+
+@drawing
+def slots(tokens: Sequence[str], maps: Any, causal: bool):
+  """Attention over slots of a memory: a panel a layer, a column a token.
+
+  Args:
     tokens: T of them, as text.
     maps: [layers, T, N] shares.
     causal: whether the reads are of the past alone.
   """
-  pyplot = load_pyplot()
   width = min(24, max(6, 0.16 * len(tokens) + 1.5))
-  drawing, axes = pyplot.subplots(len(maps), 1, figsize=(width, 1.3 + 1.6 * len(maps)),
-                                  squeeze=False, sharex=True)
+  figure, axes = canvas(width, 1.3 + 1.6 * len(maps), len(maps), 1, sharex=True)
   for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
+    axis.grid(False)
     axis.set_ylabel(f'memory {number + 1}\nslot')
     axis.yaxis.get_major_locator().set_params(integer=True)
-    drawing.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
+    figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
   axes[-1, 0].set_xticks(range(len(tokens)), shown(tokens), fontsize=7, family='monospace')
   axes[0, 0].set_title('share of each slot in what a token reads, a scale for each memory'
                        + ('' if causal else ' (NOT CAUSAL: reads the future)'))
-  return save(pyplot, drawing, path / 'slots.png')
+  return figure
 
 
-def adapters(path: pathlib.Path, grown: dict[str, dict[int, float]]) -> pathlib.Path:
-  """Draws how much LoRA adds to each matrix (lora.growth)."""
-  pyplot = load_pyplot()
+@drawing
+def adapters(grown: dict[str, dict[int, float]]):
+  """How much LoRA adds to each matrix (lora.lora_norms)."""
   depth = 1 + max(layer for own in grown.values() for layer in own)
   shares = [[own.get(layer, float('nan')) for layer in range(depth)] for own in grown.values()]
-  drawing, axis = pyplot.subplots(figsize=(3 + 0.6 * depth, 1.6 + 0.42 * len(grown)))
-  image = axis.imshow(shares, cmap='viridis', vmin=0, aspect='auto')
+  figure, axis = canvas(3 + 0.6 * depth, 1.6 + 0.42 * len(grown))
+  image = axis.imshow(shares, vmin=0, aspect='auto')
+  axis.grid(False)
   axis.set_xticks(range(depth), range(1, depth + 1))
   axis.set_yticks(range(len(grown)), list(grown))
   axis.set(xlabel='layer', title='size of what LoRA adds, as a share of the weight')
@@ -233,29 +352,5 @@ def adapters(path: pathlib.Path, grown: dict[str, dict[int, float]]) -> pathlib.
       for layer, share in own.items():
         axis.text(layer, i, f'{share:.2f}', ha='center', va='center', fontsize=8,
                   color='black' if share > 0.6 * top else 'white')
-  drawing.colorbar(image, ax=axis, pad=0.02)
-  return save(pyplot, drawing, path / 'adapters.png')
-
-
-def shown(tokens: Sequence[str]) -> list[str]:
-  """Tokens as labels: white space spelt out, no mathematics."""
-  return [repr(t)[1:-1].replace(' ', '␣') if t.isspace() else t.replace('$', r'\$')
-          for t in tokens]
-
-
-def save(pyplot, drawing, file: pathlib.Path) -> pathlib.Path:
-  drawing.tight_layout()
-  drawing.savefig(file, dpi=120)
-  pyplot.close(drawing)
-  return file
-
-
-def load_pyplot():
-  try:
-    import matplotlib
-  except ImportError:
-    raise InputError("figures need matplotlib; pip install -e '.[report]'"
-                     ) from None
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-  return pyplot
+  figure.colorbar(image, ax=axis, pad=0.02)
+  return figure

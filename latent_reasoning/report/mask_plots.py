@@ -1,25 +1,25 @@
 """Figures of what positions see (latent_reasoning.analysis.mask_plots). Needs no JAX."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report.figures import load_pyplot, save, shown
+from latent_reasoning.report.style import canvas, drawing, shown
 
 KINDS = {'question': '#31688e', 'block': '#e69f00', 'readout': '#c2185b', 'behind': '#777777'}
 
 
-def mask(path: pathlib.Path, row: dict[str, Any]) -> pathlib.Path:
+@drawing
+def mask(row: dict[str, Any]):
   """Draws which position may see which, coloured by what is seen (mask_plots.row)."""
-  pyplot = load_pyplot()
   from matplotlib.colors import to_rgb
   allowed, tokens, parts = row['allowed'], shown(row['tokens']), row['parts']
   n = len(tokens)
   image = np.ones((n, n, 3))
   for name, start, stop in parts:
     image[:, start:stop][allowed[:, start:stop]] = to_rgb(KINDS[name.split()[0]])
-  drawing, axis = pyplot.subplots(figsize=(2.6 + 0.24 * n, 1.6 + 0.22 * n))
+  figure, axis = canvas(2.6 + 0.24 * n, 1.6 + 0.22 * n)
+  axis.grid(False)
   axis.imshow(image, interpolation='nearest', aspect='auto')
   axis.set_xticks(np.arange(n + 1) - 0.5, [''] * (n + 1), minor=True)
   axis.set_yticks(np.arange(n + 1) - 0.5, [''] * (n + 1), minor=True)
@@ -41,18 +41,17 @@ def mask(path: pathlib.Path, row: dict[str, Any]) -> pathlib.Path:
     axis.annotate(name, ((start + stop - 1) / 2, -0.01), ha='right', va='top', rotation=40,
                   rotation_mode='anchor', fontsize=9, annotation_clip=False,
                   color=KINDS[name.split()[0]], xycoords=axis.get_xaxis_transform())
-  return save(pyplot, drawing, path / 'mask.png')
+  return figure
 
 
-def leak(path: pathlib.Path, found: dict[str, dict[str, Any]], other: str) -> pathlib.Path:
+@drawing
+def leak(found: dict[str, dict[str, Any]], other: str):
   """Draws how far each prediction moves when one token becomes `other`, a panel a run
   (mask_plots.moved).
 
   What moves before that token was told the future; it is drawn in red, and said.
   """
-  pyplot = load_pyplot()
-  drawing, axes = pyplot.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False,
-                                  figsize=(12, 1 + 1.35 * len(found)))
+  figure, axes = canvas(12, 1 + 1.35 * len(found), len(found), 1, sharex=True, sharey=True)
   for axis, (name, one) in zip(axes[:, 0], found.items(), strict=True):
     place, moved, tokens = one['place'], one['moved'], shown(one['tokens'])
     mark = '' if one['causal'] else ' (NOT CAUSAL)'
@@ -68,6 +67,6 @@ def leak(path: pathlib.Path, found: dict[str, dict[str, Any]], other: str) -> pa
   axes[-1, 0].set_xticks(range(len(tokens)), tokens, fontsize=8, family='monospace')
   axes[-1, 0].set_xlabel(f'right of the line, {tokens[place]} becomes {shown([other])[0]}; a '
                          'prediction left of it that moves (red) has seen the future')
-  drawing.supylabel('% of the prediction after\neach character that moved', fontsize=9,
+  figure.supylabel('% of the prediction after\neach character that moved', fontsize=9,
                     ha='center', multialignment='center')
-  return save(pyplot, drawing, path / 'leak.png')
+  return figure

@@ -20,72 +20,120 @@ from typing import Any
 
 from latent_reasoning.config import flatten
 from latent_reasoning.errors import InputError
-from latent_reasoning.report import comparison, runs, svg, tables
-from latent_reasoning.report.comparison import mark, right
+from latent_reasoning.report import block_plots, comparison, figures, runs, style, tables
+from latent_reasoning.report.comparison import right
+from latent_reasoning.report.style import Chart
 
 EXAMPLES = 3  # right and wrong predictions shown of each run
-DRAWN = ('accuracy.png', 'by_steps.png', 'by_latency.png', 'by_parameters.png', 'losses.png')
-# The page has charts of its own instead.
 NOT_CAUSAL = ('NOT CAUSAL: {} reads the future that it is asked to predict. Its losses are no '
               'language-modelling losses and compare with nothing.')
+# Of what analyses draw, in the order in which it is read.
+CAPTIONS = {
+    'block_choice': 'Which block answers: exact match of each rule for choosing one, with '
+                    'standard errors. Dashed: some block is right, which no rule knows.',
+    'adaptive': 'Accuracy against the blocks read, when reading stops at a score (left), and '
+                'for a fixed number of blocks at inference (right).',
+    'probes': 'How often a linear probe of the state at </b> reads the result of each step, by '
+              'block and layer, on held-out problems.',
+    'lens': 'What the head says of the state at </b> of each block and layer: how often its '
+            'top token begins the true next step, and the true answer.',
+    'trajectories': 'Final states at </b> of each block on the two principal axes of all of '
+                    'them, coloured by the true answer.',
+    'attention': 'Where blocks and readouts attend, layer by layer: means over heads and '
+                 'problems of one length.',
+    'mask': 'One training sequence: which position may attend to which, and what it predicts.',
+    'slots': 'One text: which slots of the memory each token reads.',
+    'adapters': 'How much LoRA adds to each matrix.',
+    'leak': 'One text: how far each prediction moves when one token is changed.'}
 Rows = Sequence[Sequence[Any]]
 
 
 class Page:
-  """Sections of tables, texts and charts, written once and rendered twice."""
+  """Sections of tables, texts and charts, collected once and rendered twice."""
 
   def __init__(self, title: str):
-    self.html = [f'<h1>{escape(title)}</h1>']
-    self.plain = [f'# {_plain(title)}']
-    self.pictures: list[pathlib.Path] = []
+    self.title = title
+    self.items: list[dict[str, Any]] = []
+    self.pictures: list[pathlib.Path] = []  # that Markdown links
+
+  def _add(self, kind: str, **values: Any) -> None:
+    self.items.append({'kind': kind, **values})
 
   def section(self, title: str) -> None:
-    self.html.append(f'<h2>{escape(title)}</h2>')
-    self.plain.append(f'## {_plain(title)}')
+    """A heading."""
+    self._add('section', text=title)
 
-  def text(self, text: str, kind: str = '') -> None:
-    self.html.append(f'<p class="{kind}">{escape(text)}</p>')
-    self.plain.append(_plain(text))
+  def text(self, text: str, look: str = '') -> None:
+    """A paragraph; `look` is '', 'finding', 'quiet' or 'warning'."""
+    self._add('text', text=text, look=look)
 
   def table(self, rows: Rows, caption: str = '') -> None:
     """The first row is the header; a table of a header alone is left out."""
-    if len(rows) < 2:
-      return
-    head, *body = [[escape(str(cell)) for cell in row] for row in rows]
-    number = [all(_numeric(row[k]) for row in rows[1:]) for k in range(len(head))]
-    def line(cells, tag):
-      return '<tr>' + ''.join(
-          f"<{tag}{' class=n' if n else ''}>{c}</{tag}>" for c, n in
-          zip(cells, number, strict=True)) + '</tr>'
-    self.html.append(
-        '<div class="scroll" tabindex="0"><table>'
-        + (f'<caption>{escape(caption)}</caption>' if caption else '')
-        + f"<thead>{line(head, 'th')}</thead><tbody>"
-        + ''.join(line(row, 'td') for row in body) + '</tbody></table></div>')
-    self.plain.append((f'**{_plain(caption)}**\n\n' if caption else '') + tables.markdown(
-        [[_plain(str(c)) for c in row] for row in rows]))
+    if len(rows) > 1:
+      self._add('table', rows=rows, caption=caption, numbers=[
+          all(_numeric(row[k]) for row in rows[1:]) for k in range(len(rows[0]))])
 
-  def charts(self, charts: Sequence[str]) -> None:
-    """Figures side by side; HTML alone has them."""
-    if any(charts):
-      self.html.append(f"<div class=charts>{''.join(charts)}</div>")
+  def charts(self, charts: Sequence[Chart], wide: bool = False) -> None:
+    """Figures side by side, or each as wide as the page; HTML alone has them."""
+    if charts:
+      self._add('charts', charts=charts, wide=wide)
 
-  def details(self, title: str, text: str) -> None:
-    self.html.append(f'<details><summary>{escape(title)}</summary><div class="scroll">'
-                     f'<pre>{escape(text)}</pre></div></details>')
+  def details(self, title: str, text: str, fenced: bool = False) -> None:
+    """A folded text; Markdown has it only where it is `fenced`, as commands."""
+    self._add('details', title=title, text=text, fenced=fenced)
 
-  def commands(self, lines: Sequence[str]) -> None:
-    """Commands as they are typed; a line is one command."""
-    self.html.append(f'<div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>')
-    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', ' '.join(lines))), default=0))
-    self.plain.append('\n'.join([f'{fence}sh', *lines, fence]))
+
+def render_html(page: Page) -> str:
+  """The page as HTML; jinja2 escapes what stands in it."""
+  style.require()
+  import jinja2
+  import markupsafe
+  here = pathlib.Path(__file__).parent
+  template = jinja2.Environment(autoescape=True, trim_blocks=False).from_string(
+      (here / 'page.html').read_text(encoding='utf-8'))
+  items, number = [], 0
+  for k, item in enumerate(page.items):
+    if item['kind'] == 'charts':
+      drawn = []
+      for chart in item['charts']:
+        number += 1
+        picture = chart.figure if isinstance(chart.figure, bytes) else style.svg(chart.figure)
+        if isinstance(picture, bytes):
+          picture = (f'<img alt="{escape(chart.name)}" src="data:image/png;base64,'
+                     f'{base64.b64encode(picture).decode()}">')
+        drawn.append({'id': f'figure-{number}', 'caption': chart.caption,
+                      'picture': markupsafe.Markup(picture)})
+      item = {**item, 'charts': drawn, 'id': f'row-{k}'}
+    items.append(item)
+  return template.render(
+      title=page.title, items=items,
+      style=markupsafe.Markup((here / 'page.css').read_text(encoding='utf-8')))
+
+
+def render_markdown(page: Page) -> list[str]:
+  """The paragraphs of the page as Markdown, without figures."""
+  found = [f'# {_plain(page.title)}']
+  for item in page.items:
+    if item['kind'] == 'section':
+      found.append(f"## {_plain(item['text'])}")
+    elif item['kind'] == 'text':
+      found.append(_plain(item['text']))
+    elif item['kind'] == 'table':
+      caption = f"**{_plain(item['caption'])}**\n\n" if item['caption'] else ''
+      found.append(caption + tables.markdown(
+          [[_plain(str(cell)) for cell in row] for row in item['rows']]))
+    elif item['kind'] == 'details' and item['fenced']:
+      fence = '`' * max(3, 1 + max(map(len, re.findall('`+', item['text'])), default=0))
+      found.append(f"{fence}sh\n{item['text']}\n{fence}")
+  return found
 
 
 def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   """Writes report.html, or prints and writes report.md, in `where` or the first folder.
 
   Raises:
-    InputError: no folder given, none with a run in it, or one that cannot be written.
+    InputError: no folder given, none with a run in it, one that cannot be written, or for
+      HTML, matplotlib or jinja2 is missing.
   """
   if not paths:
     raise InputError('no folder given; usage: python -m latent_reasoning.main --mode=report '
@@ -93,15 +141,18 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   found = runs.find(paths)
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
-                     + '. Expected folders of runs or comparisons')
-  page = build(found, [pathlib.Path(p) for p in paths])
+                     + f'. Expected folders of runs or comparisons{_below(paths)}')
+  if not markdown:
+    style.require()
+  page = build(found, [pathlib.Path(p) for p in paths], drawn=not markdown)
   folder = pathlib.Path(where or next(p for p in paths if pathlib.Path(p).is_dir()))
   file = folder / ('report.md' if markdown else 'report.html')
-  text = html(page)
+  text = '' if markdown else render_html(page)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if markdown:
-      text = '\n\n'.join([*page.plain, *_linked(page.pictures, folder, bool(where))]) + '\n'
+      text = '\n\n'.join([*render_markdown(page),
+                          *_linked(page.pictures, folder, bool(where))]) + '\n'
     file.write_text(text, encoding='utf-8')
   except OSError as error:
     raise InputError(f'cannot write {file}: {error}; name another folder with --workdir=DIR'
@@ -114,18 +165,34 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   return 0
 
 
-def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
-  """The page of what was found in some folders."""
+def _below(paths: Sequence[str]) -> str:
+  """Folders with runs inside those given, to suggest them."""
+  found = sorted({str(file.parent) for path in map(pathlib.Path, paths) if path.is_dir()
+                  for file in path.glob('*/config.json')})
+  return f'; there are {", ".join(found[:5])}' if found else ''
+
+
+def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) -> Page:
+  """The page of what was found in some folders.
+
+  Args:
+    drawn: with figures, which need matplotlib.
+  """
   page = Page(', '.join(p.resolve().name for p in paths))
+  summary, groups = comparison.summarize(found), found.groups()
+  for about in dict.fromkeys(f.results.get('about') for f in found.folders):
+    if isinstance(about, str) and len(groups) == 1:
+      page.text(about)
+  if finding := comparison.finding(summary):
+    page.text(finding, 'finding')
   page.text(f'{len(found.folders)} runs, reported {datetime.date.today().isoformat()} by '
-            'latent_reasoning', 'quiet')
+            'latent_reasoning.', 'quiet')
   if found.problems:
     page.text(f'{len(found.problems)} files or folders are damaged or missing: see the end.',
               'warning')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
         f.name for f in found.folders if not f.causal))), 'warning')
-  summary, groups = comparison.summarize(found), found.groups()
   losses = {n: [f.results for f in fs if 'loss' in f.results] for n, fs in groups.items()}
   losses = {n: r for n, r in losses.items() if r}
   page.section('Results')
@@ -138,12 +205,17 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path]) -> Page:
     page.table(headline[1], headline[0])
   elif not losses:
     page.text('No run has results yet.')
-  page.charts([*_accuracy(summary), *_curves(groups)])
+  if drawn:
+    page.charts(figures.comparison(summary))
+    if curves := figures.curves(groups):
+      page.section('Training')
+      page.charts(curves)
   if summary['runs'] and others:
     page.section('In detail')
     for title, rows in others:
       page.table(rows, title)
-  _one_model(page, found)
+  for folder in found.folders:
+    _one_model(page, folder, found.problems, drawn)
   _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)],
            found.problems)
   _predictions(page, groups)
@@ -176,90 +248,45 @@ def _explained(found: runs.Found, summary: dict[str, Any]) -> str:
   return text
 
 
-def _accuracy(summary: dict[str, Any]) -> list[str]:
-  """Bars of accuracy and latency, lines by steps and by block."""
-  named = {mark(n, r): r for n, r in summary['runs'].items()}
-  if not named:
-    return []
-  def series(points):
-    return [svg.Series(n, i, points(r), r['causal'])
-            for i, (n, r) in enumerate(named.items())]
+def _one_model(page: Page, folder: runs.Folder, problems: list[str], drawn: bool) -> None:
+  """What other modes found of a single run: times, leakage checks, blocks, texts."""
+  name, before = folder.name, len(page.items)
 
-  def percent(value):
-    return 100 * value['mean'], 100 * (value['error'] or 0)
-
-  charts = [svg.bars('Final accuracy', [svg.Series('final', 0, [
-      (i, *percent(r['final'])) for i, r in enumerate(named.values())])], list(named),
-      'exact match %', top=100)]
-  if len({s for r in named.values() for s in r['by_steps']}) > 1:
-    charts.append(svg.lines('Accuracy by number of steps', series(
-        lambda r: [(float(s), *percent(v)) for s, v in r['by_steps'].items()]),
-        'steps of a problem', 'final %', top=100))
-  blocks = [s for s in series(lambda r: [
-      (k, *percent(v)) for k, v in enumerate(r['per_block'], 1)]) if len(s.points) > 1]
-  if blocks:
-    charts.append(svg.lines('Accuracy read after each block', blocks, 'block', 'right %',
-                            top=100))
-  timed = {n: next(e for e in r['latency'] if e['batch'] == 1)
-           for n, r in named.items() if any(e['batch'] == 1 for e in r['latency'])}
-  if timed:
-    charts.append(svg.bars('Latency at batch 1', [
-        svg.Series(label, k, [(i, e[key], None) for i, e in enumerate(timed.values())])
-        for k, (label, key) in enumerate((('first answer token', 'first_ms'),
-                                          ('full answer', 'full_ms')))],
-        list(timed), 'ms, median', '.2f'))
-    charts.append(svg.lines('Accuracy against latency', [
-        svg.Series(s.name, s.number, [(timed[s.name]['full_ms'], *percent(
-            named[s.name]['final']))], s.causal) for s in series(lambda r: [])
-        if s.name in timed], 'full answer ms, batch 1', 'final %', top=100))
-  if len({r['parameters'] for r in named.values()} - {None}) > 2:
-    charts.append(svg.lines('Accuracy against size', series(
-        lambda r: [(r['parameters'], *percent(r['final']))] if r['parameters'] else []),
-        'parameters', 'final %', top=100))
-  return charts
-
-
-def _curves(groups: dict[str, list[runs.Folder]]) -> list[str]:
-  """Training loss and validation by step."""
-  charts = []
-  for title, split, value, label in (
-      ('Training loss', 'train', 'loss', 'nats'), ('Validation loss', 'valid', 'loss', 'nats'),
-      ('Validation accuracy', 'valid', 'final', 'final %')):
-    series = []
-    for number, (name, folders) in enumerate(groups.items()):
-      causal = all(f.causal for f in folders)
-      scale = 100 if value == 'final' else 1
-      series.append(svg.Series(
-          name if causal else f'{name} (NOT CAUSAL)', number,
-          [(s, scale * v, None) for s, v in runs.curve(folders, split, value)], causal))
-    charts.append(svg.lines(f'{title}, mean over seeds', series, 'training step', label,
-                            100 if value == 'final' else None, dots=split == 'valid'))
-  return charts
-
-
-def _one_model(page: Page, found: runs.Found) -> None:
-  """What other modes found of single runs: times, leakage checks, blocks."""
-  for folder in found.folders:
-    def of(name, folder=folder):
-      file = folder.path / f'{name}.json'
-      return runs.read_json(file, found.problems) if file.exists() else {}
+  def of(kind: str) -> dict[str, Any]:
+    file = folder.path / f'{kind}.json'
+    return runs.read_json(file, problems) if file.exists() else {}
+  for kind, show in (
+      ('latency', lambda f: page.table(
+          [['method', 'batch', 'first token ms', 'full answer ms', 'first vs direct'],
+           *([e['method'], e['batch'], f"{e['first_ms']:.2f}", f"{e['full_ms']:.2f}",
+              f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries') or ()
+             if e.get('first_vs_direct') is not None)],
+          f'Latency of every method on the weights of {name}')),
+      ('leakage', lambda f: page.table(
+          [['check', '', 'found'], *([c['check'], 'ok' if c['ok'] else 'FAIL', c['found']]
+                                     for c in f['checks'])],
+          f"Leakage checks of {name}, {f['weights']}")),
+      ('analysis', lambda f: page.table(tables.choice(f['choice']),
+                                        f'Which block answers, {name}')),
+      ('interventions', lambda f: _interventions(page, f, name, drawn)),
+      ('verbalized', lambda f: page.table(
+          tables.verbalized_rows(f), f"Text of the reasoning decoder of {f['source']}, {name}"
+      ))):
     try:
-      rows = [['method', 'batch', 'first token ms', 'full answer ms', 'first vs direct']]
-      rows += [[e['method'], e['batch'], f"{e['first_ms']:.2f}", f"{e['full_ms']:.2f}",
-                f"{e['first_vs_direct']:.2f}"] for e in folder.latency.get('entries') or ()
-               if e.get('first_vs_direct') is not None]
-      page.table(rows, f'Latency of every method on the weights of {folder.name}')
-      if leakage := of('leakage'):
-        page.table([['check', '', 'found'], *([c['check'], 'ok' if c['ok'] else 'FAIL',
-                                               c['found']] for c in leakage['checks'])],
-                   f"Leakage checks of {folder.name}, {leakage['weights']}")
-      if analysis := of('analysis'):
-        page.table(tables.choice(analysis['choice']), f'Which block answers, {folder.name}')
-      if interventions := of('interventions'):
-        page.table(tables.interventions(interventions), f'Blocks changed, {folder.name}')
+      if found := of(kind):
+        show(found)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-      page.text(f'{folder.path}: latency, leakage, analysis or interventions is damaged '
-                f'({type(error).__name__})', 'warning')
+      page.text(f'{folder.path / kind}.json is damaged ({type(error).__name__})', 'warning')
+  if len(page.items) > before:
+    page.items.insert(before, {'kind': 'section', 'text': f'Inside {name}'})
+
+
+def _interventions(page: Page, found: dict[str, Any], name: str, drawn: bool) -> None:
+  page.table(tables.interventions(found), f'Blocks changed, {name}')
+  if drawn:
+    page.charts([Chart('interventions', 'What becomes of the answer when blocks are changed, '
+                       "and how often it becomes that of the donor's question.",
+                       block_plots.interventions(found))], wide=True)
 
 
 PNG = b'\x89PNG\r\n\x1a\n'  # how such a file begins
@@ -273,13 +300,15 @@ def _figures(page: Page, paths: Sequence[pathlib.Path], problems: list[str]) -> 
     problems.append(f'{file}: no PNG; left out')
     held[file] = None
   page.pictures = [f for f, data in held.items() if data is not None]
-  files = [f for f in page.pictures if f.name not in DRAWN]
+  drawn = {chart.name for item in page.items if item['kind'] == 'charts'
+           for chart in item['charts']}
+  order = {name: i for i, name in enumerate(CAPTIONS)}
+  files = sorted((f for f in page.pictures if f.stem not in drawn),
+                 key=lambda f: order.get(f.stem, len(order)))
   if files:
-    page.html.append('<h2>Figures</h2>')
-    page.charts([
-        f'<figure><figcaption>{escape(f.parent.name)}/{escape(f.name)}</figcaption><img alt='
-        f'"{escape(f.stem)}" src="data:image/png;base64,'
-        f'{base64.b64encode(held[f]).decode()}"></figure>' for f in files])
+    page.section('Figures')
+    page.charts([Chart(f.stem, f'{f.parent.name}: {CAPTIONS.get(f.stem, f.name)}', held[f])
+                 for f in files], wide=True)
 
 
 def _linked(pictures: Sequence[pathlib.Path], folder: pathlib.Path, copied: bool) -> list[str]:
@@ -345,8 +374,10 @@ def _origin(page: Page, found: runs.Found, paths: Sequence[pathlib.Path]) -> Non
   lines = [line for file in files if file.exists()
            for line in (runs.content(file, found.problems) or b'').decode(
                errors='replace').split('\n') if line]
-  if lines:
-    page.commands(lines)
+  asked = [line for line in lines if '--question' in line]
+  if lines := list(dict.fromkeys(line for line in lines if line not in asked)):
+    page.details(f'{len(lines)} commands' + f', and {len(asked)} that asked a question' * bool(
+        asked), '\n'.join(lines), fenced=True)
   page.table([columns, *([one.get(k, '') for k in columns] for one in known)])
 
 
@@ -365,58 +396,3 @@ def _plain(text: str) -> str:
 def _short(value: Any) -> str:
   text = str(value)
   return text if len(text) <= 300 else f'{text[:299]}…'
-
-
-def html(page: Page) -> str:
-  title = escape(page.plain[0].removeprefix('# '), quote=False)
-  return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title><style>{STYLE}</style></head>
-<body><main>{''.join(page.html)}</main></body></html>
-"""
-
-
-STYLE = """
-:root{color-scheme:light dark;--text:#1b1e23;--quiet:#5b626d;--back:#fff;--panel:#f5f6f8;
---edge:#d8dce2;--warn:#8a3b00;--warnback:#fff3e3;--grey:#80868f;--c0:#0b66b0;--c1:#c8500a;
---c2:#00805c;--c3:#b0478a;--c4:#a87400;--c5:#3d9fd8;--c6:#7a4fc9;--c7:#7c5a3a}
-@media (prefers-color-scheme:dark){:root{--text:#e6e8ec;--quiet:#a2a9b4;--back:#14171b;
---panel:#1d2126;--edge:#3a414a;--warn:#ffc78a;--warnback:#3a2812;--grey:#979da6;--c0:#62aef0;
---c1:#ff935c;--c2:#3ecf9f;--c3:#e58cc4;--c4:#e6b84d;--c5:#8fd3ff;--c6:#b79af5;--c7:#c9a584}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--back);color:var(--text);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1240px;margin:0 auto;padding:20px 16px 60px}
-h1{font-size:24px;margin:8px 0 0;overflow-wrap:anywhere}
-h2{font-size:18px;margin:36px 0 8px;padding-top:8px;border-top:1px solid var(--edge)}
-p{max-width:76ch;margin:8px 0 12px;overflow-wrap:anywhere}
-.quiet{color:var(--quiet);margin-top:2px}
-.warning{color:var(--warn);background:var(--warnback);padding:8px 12px;border-radius:6px}
-.scroll{overflow-x:auto;margin:12px 0;width:fit-content;max-width:100%;
-border:1px solid var(--edge);border-radius:6px}
-table{border-collapse:collapse;width:max-content;font-size:13.5px}
-caption{text-align:left;font-weight:600;padding:8px 10px;position:sticky;left:0}
-th,td{padding:5px 10px;text-align:left;vertical-align:top;border-top:1px solid var(--edge)}
-td:not(.n){max-width:46ch;overflow-wrap:break-word;white-space:pre-line}
-thead th{background:var(--panel);font-weight:600;vertical-align:bottom}
-th:first-child,td:first-child{position:sticky;left:0;background:var(--panel);z-index:1;
-max-width:30ch}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-th.n{white-space:normal;max-width:12ch;overflow-wrap:anywhere}
-.charts{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));
-align-items:start;margin:16px 0}
-figure{margin:0;padding:10px;background:var(--panel);border-radius:6px;min-width:0}
-figcaption{font-weight:600;font-size:14px;margin-bottom:6px}
-figure>svg{display:block;width:100%;max-width:600px;height:auto;font-size:13px}
-figure>img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px}
-svg text{fill:var(--text)}
-.line{fill:none;stroke-width:2}.error{stroke-width:1.5}
-.whisker{stroke:var(--text);stroke-width:1.5}.grid{stroke:var(--edge);stroke-width:1}
-.legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px;margin-top:6px}
-.legend span{display:inline-flex;align-items:center;gap:6px}
-details{margin:8px 0}summary{cursor:pointer;overflow-wrap:anywhere}
-pre{margin:0;padding:10px;font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}
-"""

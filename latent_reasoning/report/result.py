@@ -2,25 +2,28 @@
 
 import html
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from latent_reasoning.report import style
+
 
 class Picture:
-  """A figure as PNG; a notebook shows it."""
+  """A figure; a notebook shows it as PNG.
 
-  def __init__(self, data: bytes):
-    self.data = data
+  Attributes:
+    figure: of matplotlib.
+  """
+
+  def __init__(self, figure: Any):
+    self.figure = figure
 
   def _repr_png_(self) -> bytes:
-    return self.data
+    return style.png(self.figure)
 
   def save(self, path: str | pathlib.Path) -> pathlib.Path:
-    """Writes it to a file."""
-    path = pathlib.Path(path)
-    path.write_bytes(self.data)
-    return path
+    """Writes it to a file, whose name says the format: .png, .svg, .pdf."""
+    return style.save(self.figure, pathlib.Path(path))
 
 
 class Result(dict):
@@ -29,11 +32,11 @@ class Result(dict):
   Args:
     values: what was found.
     text: how it reads; a function, called when it is shown.
-    draw: (folder, result) -> the file of its figure; None: it has none.
+    draw: (result) -> its figure, of report.style; None: it has none.
   """
 
   def __init__(self, values: Mapping[str, Any], text: Callable[[], str] | None = None,
-               draw: Callable[[pathlib.Path, 'Result'], pathlib.Path] | None = None):
+               draw: Callable[['Result'], Any] | None = None):
     super().__init__(values)
     self._text, self._draw = text, draw
 
@@ -51,5 +54,4 @@ class Result(dict):
     """Its figure; ValueError where there is none, InputError without matplotlib."""
     if self._draw is None:
       raise ValueError('this result has no figure; its values are in to_dict()')
-    with tempfile.TemporaryDirectory() as folder:
-      return Picture(pathlib.Path(self._draw(pathlib.Path(folder), self)).read_bytes())
+    return Picture(self._draw(self))

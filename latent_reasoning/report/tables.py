@@ -108,14 +108,18 @@ def latency(found: dict[str, Any]) -> str:
   return table(rows)
 
 
+def verbalized_rows(found: dict[str, Any]) -> list[list[Any]]:
+  """Accuracy of a reasoning decoder by text, beside what it says of other problems."""
+  foreign = found['foreign']
+  return [['text', 'said right %', "from another problem's memory %", 'texts'], *(
+      [name, percent(part['accuracy']), percent(other['accuracy']), part['n']]
+      for name, part, other in (
+          *((number, part, foreign['by_text'][number])
+            for number, part in found['by_text'].items()), ('all', found, foreign)))]
+
+
 def verbalized(found: dict[str, Any]) -> str:
   """Accuracy and cost of a reasoning decoder."""
-  rows = [['text', 'said right %', "from another problem's memory %", 'texts']]
-  foreign = found['foreign']
-  for name, part, other in (
-      *((number, part, foreign['by_text'][number]) for number, part in
-        found['by_text'].items()), ('all', found, foreign)):
-    rows.append([name, percent(part['accuracy']), percent(other['accuracy']), part['n']])
   times = [['batch', 'answer ms, not explained', 'answer and explanation ms'],
            *([c['batch'], f"{c['off_ms']:.2f}", f"{c['on_ms']:.2f}"] for c in found['cost'])]
   how = 'trained jointly' if found['joint'] else 'trained on the frozen model'
@@ -123,7 +127,7 @@ def verbalized(found: dict[str, Any]) -> str:
   said = (f"\n\n{example['question']!r}: meant {example['meant']!r}, said {example['said']!r}"
           if example else '')
   return (f"reasoning decoder of {found['source']}, {found['parameters']:,} parameters, {how}, "
-          f'exact match\n\n{table(rows)}\n\n{table(times)}{said}')
+          f'exact match\n\n{table(verbalized_rows(found))}\n\n{table(times)}{said}')
 
 
 def interventions(found: dict[str, Any]) -> list[list[Any]]:

@@ -4,7 +4,11 @@ All of it is a function of the step alone, so resuming restores it for free.
 """
 
 import dataclasses
+import functools
 import math
+
+import numpy as np
+import optax
 
 from latent_reasoning.config import OptimConfig, StageConfig
 from latent_reasoning.errors import InputError
@@ -55,14 +59,19 @@ class Curriculum:
 
   def learning_rate(self, step: int) -> float:
     """Linear warm-up from lr / n, then constant, or a half cosine towards 0."""
-    moment, stage = self.at(step), self.stage(step)
-    warmup = round(stage.warmup * moment.steps)
-    if moment.step < warmup:
-      return stage.learning_rate * (moment.step + 1) / warmup
-    if stage.schedule == 'constant':
-      return stage.learning_rate
-    done = (moment.step - warmup) / max(1, moment.steps - warmup)
-    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    moment = self.at(step)
+    return float(_rates(self.stage(step), moment.steps)[moment.step])
+
+
+@functools.lru_cache(maxsize=4)
+def _rates(stage: StageConfig, steps: int) -> np.ndarray:
+  """The learning rate of each step of a stage."""
+  peak, warmup = stage.learning_rate, round(stage.warmup * steps)
+  after = (optax.constant_schedule(peak) if stage.schedule == 'constant' else
+           optax.cosine_decay_schedule(peak, max(1, steps - warmup)))
+  rising = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
+  schedule = optax.join_schedules([rising, after], [warmup])
+  return np.broadcast_to(np.asarray(schedule(np.arange(steps))), (steps,))
 
 
 def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:

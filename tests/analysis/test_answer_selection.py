@@ -61,11 +61,9 @@ def test_probe_is_at_its_optimum():
   rng = np.random.default_rng(0)
   x, y = rng.normal(2, 3, (200, 5)), rng.integers(0, 3, 200)
   probe = answer_selection.fit(x, y)
-  z = np.append((x - probe.mean) / probe.scale, np.ones((200, 1)), 1)
-  p = np.exp(probe.scores(x))
-  p /= p.sum(1, keepdims=True)
-  gradient = z.T @ (p - np.eye(3)[y])
-  gradient[:-1] += answer_selection.L2 * probe.weights[:-1]
+  z = np.append((x - x.mean(0)) / x.std(0), np.ones((200, 1)), 1)
+  gradient = z.T @ (probe.predict_proba(x) - np.eye(3)[y])
+  gradient[:-1] += answer_selection.L2 * probe[-1].coef_.T
   assert np.abs(gradient).max() < 0.01 * np.abs(z.T @ (1 / 3 - np.eye(3)[y])).max()
 
 

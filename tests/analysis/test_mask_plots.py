@@ -8,6 +8,7 @@ from latent_reasoning import report
 from latent_reasoning.analysis import mask_plots
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import style
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.num_layers': 1}
@@ -82,10 +83,9 @@ def test_what_cannot_be_changed(texts, place, other):
 @pytest.mark.integration
 def test_figures(tiny_config, make_run, tmp_path, texts):
   """Both are drawn, also of tokens that mean something to matplotlib."""
-  pytest.importorskip('matplotlib')
   run = make_run(tiny_config(**ONE_LAYER), tmp_path / 'run')
   row = mask_plots.row(run, Example('$1+2$', ('1+2=3', '3-1=2'), '2'))
   found = {name: mask_plots.prediction_shift(*texts(name), 'to be $r no', 7, '$')
            for name in ('gated', 'sequence_mean')}
-  for file in (report.mask(tmp_path, row), report.leak(tmp_path, found, '$')):
-    assert file.read_bytes().startswith(b'\x89PNG')
+  for figure in (report.mask(row), report.leak(found, '$')):
+    assert style.png(figure).startswith(b'\x89PNG')

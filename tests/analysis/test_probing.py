@@ -23,15 +23,20 @@ def predictor(request, tiny_config, make_run, tmp_path_factory):
   return run.predictor(jax.tree.map(lambda a: 6 * a, run.init().params))
 
 
-def test_principal():
-  """Two planted axes are found, with their shares of the variance."""
+def test_trajectories_are_on_the_axes_that_are_there():
+  """Two planted axes are found, with their shares of the variance, and points on them."""
   rng = np.random.default_rng(0)
   axes = np.linalg.qr(rng.normal(size=(8, 2)))[0]
-  points = rng.normal(size=(500, 3, 2)) * [3, 1]
-  mean, found, shares = probing.pca(points @ axes.T + 5)
-  assert_close(np.abs(axes.T @ found), np.eye(2), tol=0.05)
-  assert_close(mean, 5 + points.reshape(-1, 2).mean(0) @ axes.T)
-  assert shares == pytest.approx([0.9, 0.1], abs=0.02)
+  planted = rng.normal(size=(500, 3, 2)) * [3, 1]
+  states = (planted @ axes.T + 5)[:, :, None]  # one layer
+  blank = np.zeros((500, 3))
+  seen = block_states.BlockActivations(np.arange(500), blank[:, 0], states, *(blank,) * 6,
+                                       blank[:, 0])
+  found = probing.trajectories([seen, seen])
+  assert found['explained'] == pytest.approx([0.9, 0.1], abs=0.02)
+  centred = planted - planted.reshape(-1, 2).mean(0)
+  assert_close(np.abs(found['points']), np.abs(centred), tol=0.15)
+  assert_close(found['means'][1], found['points'].mean(0))
 
 
 def test_turns():

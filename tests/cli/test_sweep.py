@@ -10,6 +10,7 @@ from latent_reasoning import report
 from latent_reasoning.cli import sweep
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir
 
 
@@ -93,16 +94,20 @@ def test_table_marks_what_reads_the_future(tmp_path):
 
 def test_figure(tmp_path):
   """A picture of both losses, where matplotlib is there."""
-  pytest.importorskip('matplotlib')
   result(tmp_path / 'gpt-0', 2.0, 0)
   result(tmp_path / 'leak-0', 1.0, 0, causal=False)
-  file, = report.figure(tmp_path, report.find([tmp_path]).groups())
-  assert file.read_bytes().startswith(b'\x89PNG') and file.stat().st_size > 5000
+  files = figures.write(tmp_path, figures.curves(report.find([tmp_path]).groups()))
+  assert [file.name for file in files] == ['training_loss.png', 'validation_loss.png']
+  assert all(file.read_bytes().startswith(b'\x89PNG') for file in files)
 
 
-def test_without_matplotlib(tmp_path, monkeypatch):
+def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+  """The tables are written, and a line says what is missing."""
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  assert report.figure(tmp_path, report.find([tmp_path]).groups()) == []
+  result(tmp_path / 'gpt-0', 2.0, 0)
+  sweep.finish(tmp_path, ['gpt'], 'gpt')
+  assert (tmp_path / 'table.md').exists()
+  assert "no figure: figures need matplotlib" in capsys.readouterr().out
 
 
 def answered(place: pathlib.Path, method: str, seed: int):

@@ -109,9 +109,9 @@ def test_attention(trained, make, capsys, monkeypatch):
   drawn = {}
   sound = report.slots
 
-  def slots(path, tokens, maps, causal):
+  def slots(tokens, maps, causal):
     drawn.update(tokens=tokens, maps=maps)
-    return sound(path, tokens, maps, causal)
+    return sound(tokens, maps, causal)
   monkeypatch.setattr(report, 'slots', slots)
   assert commands.plot_memory(trained, 'to be $x$') == 0
   assert 'slots.png' in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """Comparisons: tests, means, tables and figures by hand; damage that is named."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -8,7 +7,8 @@ import sys
 import pytest
 
 from latent_reasoning import report
-from latent_reasoning.report import comparison, runs
+from latent_reasoning.errors import InputError
+from latent_reasoning.report import comparison, figures, runs
 
 
 @pytest.mark.parametrize('b, c, p', [
@@ -173,15 +173,17 @@ def test_curve(folder):
 
 
 def test_figures(folder):
-  pytest.importorskip('matplotlib')
-  files = report.comparison_figures(folder, report.summarize(report.find([folder])))
-  assert [f.name for f in files] == ['accuracy.png', 'by_steps.png', 'by_latency.png']
+  charts = figures.comparison(report.summarize(report.find([folder])))
+  files = figures.write(folder, charts)
+  assert [f.name for f in files] == ['by_latency.png', 'latency.png', 'by_steps.png',
+                                     'by_block.png']
   assert all(f.read_bytes().startswith(b'\x89PNG') for f in files)
 
 
 def test_without_matplotlib(folder, monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib', None)
-  assert report.comparison_figures(folder, report.summarize(report.find([folder]))) == []
+  with pytest.raises(InputError, match=r"figures need matplotlib; .*\[report\]"):
+    figures.comparison(report.summarize(report.find([folder])))
 
 
 def sized(folder, name, method, **keys):
@@ -205,9 +207,8 @@ def test_what_was_varied(tmp_path):
   sized(tmp_path, 'rim_wide', 'rim', model_num_layers=9, model_embed_dim=7, parameters=50)
   label, lines = comparison.varied(report.summarize(report.find([tmp_path])))
   assert label == 'parameters' and lines['rim'][0] == (50, 'rim_wide')
-  if importlib.util.find_spec('matplotlib'):
-    files = report.comparison_figures(tmp_path, report.summarize(report.find([tmp_path])))
-    assert 'varied.png' in [f.name for f in files]
+  charts = figures.comparison(report.summarize(report.find([tmp_path])))
+  assert 'varied' in [chart.name for chart in charts]
 
 
 def test_nothing_was_varied(folder):

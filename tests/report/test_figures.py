@@ -1,78 +1,106 @@
-"""Figures that no other test draws: what stands in them, read back from matplotlib."""
+"""Figures: what stands in them, read back from matplotlib; how they look on a page."""
 
 import pathlib
+import re
 
 import pytest
 
 from latent_reasoning import report
-from latent_reasoning.report import block_plots, figures
+from latent_reasoning.report import block_plots, comparison, figures, style
 from latent_reasoning.report.runs import Folder
-
-pytest.importorskip('matplotlib')
-
-
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-  """Keeps the axes of the figure that is saved, instead of saving it."""
-  kept = []
-  def save(pyplot, drawing, file):
-    drawing.tight_layout()
-    kept.extend(drawing.axes)
-    pyplot.close(drawing)
-    return file
-  for module in (figures, block_plots):
-    monkeypatch.setattr(module, 'save', save)
-  return kept
 
 
 def labels(axis):
   return [text.get_text() for text in axis.texts]
 
 
-def test_learning(drawn, tmp_path):
+def test_learning():
   """A loss a stage, an accuracy a block, and a line where the stage changes."""
   metrics = [{'step': s, 'stage': 1 + (s > 2), 'split': 'train', 'loss': 1.0 / s}
              for s in (1, 2, 3, 4)]
   metrics += [{'step': s, 'stage': 1 + (s > 2), 'split': 'valid', 'per_block': [0.25, 0.1 * s]}
               for s in (2, 4)]
-  report.learning(tmp_path, Folder('rim', pathlib.Path(), {}, {}, metrics, [], {}))
-  left, right = drawn
+  left, right = report.learning(
+      Folder('rim', pathlib.Path(), {}, {}, metrics, [], {})).axes
   assert [line.get_xydata().tolist() for line in left.lines[:2]] == [
       [[1, 1], [2, 0.5]], [[3, 1 / 3], [4, 0.25]]]
-  assert left.lines[2].get_xdata() == [2, 2] and labels(left) == ['stage 2 ']
+  assert left.lines[2].get_xdata() == [2, 2] and labels(left) == ['stage 2']
   assert right.lines[1].get_ydata() == pytest.approx([20, 40])
   assert right.lines[1].get_label() == 'block 2 (final)'
 
 
-def test_learning_before_any_validation(drawn, tmp_path):
-  report.learning(tmp_path, Folder('rim', pathlib.Path(), {}, {}, [
+def test_learning_before_any_validation():
+  found = report.learning(Folder('rim', pathlib.Path(), {}, {}, [
       {'step': 1, 'stage': 1, 'split': 'train', 'loss': 1.0}], [], {}))
-  assert not drawn[1].lines
+  assert not found.axes[1].lines
 
 
-def test_accuracy_and_time(drawn, tmp_path):
+def test_accuracy_and_time():
   """Bars wear their numbers; what reads the future says so."""
   def run(final, causal, *ms):
-    return {'causal': causal, 'final': {'mean': final, 'error': None}, 'latency': [
+    return {'causal': causal, 'method': 'x', 'final': {'mean': final, 'error': None},
+            'latency': [
         {'batch': b, 'first_ms': b * ms[0], 'full_ms': b * ms[1]} for b in (32, 1)]}
-  report.accuracy_and_time(tmp_path, {'runs': {
-      'direct': run(0.25, True, 1.5, 2.5), 'odd': run(1.0, False, 3, 4)}})
-  left, right = drawn
+  left, right = report.accuracy_and_time({'runs': {
+      'direct': run(0.25, True, 1.5, 2.5), 'odd': run(1.0, False, 3, 4)}}).axes
   assert labels(left) == ['25.0', '100.0'] and labels(right) == ['1.50', '3.00', '2.50', '4.00']
   assert [t.get_text() for t in left.get_yticklabels()] == ['direct', 'odd (NOT CAUSAL)']
 
 
-def test_adapters(drawn, tmp_path):
+def test_adapters():
   """A layer that has no adapter is empty."""
-  report.adapters(tmp_path, {'qkv': {0: 0.5, 2: 0.25}, 'up': {1: 0.125}})
-  assert labels(drawn[0]) == ['0.50', '0.25', '0.12']
-  assert drawn[0].images[0].get_array().shape == (2, 3)
+  axis = report.adapters({'qkv': {0: 0.5, 2: 0.25}, 'up': {1: 0.125}}).axes[0]
+  assert labels(axis) == ['0.50', '0.25', '0.12']
+  assert axis.images[0].get_array().shape == (2, 3)
 
 
-def test_controls(drawn, tmp_path):
+def test_controls():
   """Lines without problems are left out; only donors have a second number."""
-  block_plots.interventions(tmp_path, {'lines': [
+  left, right = block_plots.interventions({'lines': [
       {'name': 'untouched', 'n': 4, 'accuracy': 1.0},
       {'name': 'block 1 transplanted', 'n': 4, 'accuracy': 0.5, 'donor': 0.25, 'chance': 0.1},
-      {'name': 'block 2 transplanted', 'n': 0, 'accuracy': None}]})
-  assert labels(drawn[0]) == ['100.0', '50.0'] and labels(drawn[1]) == ['', '25.0']
+      {'name': 'block 2 transplanted', 'n': 0, 'accuracy': None}]}).axes
+  assert labels(left) == ['100.0', '50.0'] and labels(right) == ['', '25.0']
+
+
+def summary(**finals):
+  return {'control': 'direct', 'runs': {name: {
+      'causal': True, 'method': name, 'seeds': [0], 'final': {'mean': final, 'error': None},
+      'per_block': [], 'by_steps': {}, 'parameters': None, 'against': {},
+      'sizes': dict.fromkeys(comparison.SIZES),
+      'latency': [{'batch': 1, 'first_ms': 1.0, 'full_ms': 1.0 + k / 100}]}
+      for k, (name, final) in enumerate(finals.items())}}
+
+
+def test_a_method_has_one_colour():
+  """Whatever else is drawn beside it, and none is given twice."""
+  one = style.colours({'rim': 'rim', 'direct': 'direct'})
+  other = style.colours({'a': 'direct', 'b': 'pause', 'ours': 'rim', 'x': 'new', 'y': 'new'})
+  assert one['rim'] == other['ours'] and one['direct'] == other['a']
+  assert len(set(other.values())) == 5
+  many = style.colours({f'blocks_{k}': 'rim' for k in range(9)})
+  assert len(set(many.values())) == 9
+
+
+@pytest.mark.parametrize('finals', [
+    {'direct': 0.44, 'direct_steps': 0.441, 'pause_steps': 0.442, 'rim': 0.99, 'cot': 0.991},
+    {f'run_with_a_long_name_{k}': 0.5 for k in range(8)}])
+def test_names_beside_points_do_not_overlap(finals):
+  chart = next(c for c in figures.comparison(summary(**finals)) if c.name == 'by_latency')
+  with style.style():
+    chart.figure.draw_without_rendering()
+  boxes = [text.get_window_extent() for text in chart.figure.axes[0].texts]
+  assert len(boxes) == len(finals)
+  for i, one in enumerate(boxes):
+    assert not any(one.overlaps(other) for other in boxes[:i])
+
+
+def test_svg_of_a_page():
+  """No name, no address, no style of its own: many stand on one page, in its colours; text
+  is text, and what spells markup or mathematics stays what it is."""
+  evil = '<script>$x$ & "y" -->'
+  found = style.svg(figures.comparison(summary(**{evil: 0.5, 'rim': 0.25}))[0].figure)
+  assert found.startswith('<svg viewBox=') and found.rstrip().endswith('</svg>')
+  assert not re.search(r'http|<style|<metadata|<script|<!--', found)
+  assert 'currentColor' in found and style.INK not in found
+  assert '&lt;script&gt;$x$ &amp;' in found
