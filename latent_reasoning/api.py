@@ -156,6 +156,20 @@ class Experiment(experiment.Experiment):
     interventions.json."""
     return block_commands.intervened(self)
 
+  def analyze(self) -> Result:
+    """What RiM's blocks hold: rules for choosing one, probes, the logit lens, attention;
+    writes analysis.json, the states and a figure of each."""
+    return block_commands.analyzed(self)
+
+  def verbalize(self, question: str | None = None) -> Result | list[str]:
+    """What the reasoning decoder says of a question, a text a block or memory; or its
+    accuracy on the test split. It is trained first where there is none yet."""
+    own = commands.trained_verbalizer(self)
+    if question is not None:
+      return own.verbalize(question)
+    found = commands.verbalized(self, own)
+    return Result(found, lambda: report.verbalized(found))
+
   def export(self, kind: str = 'hf') -> pathlib.Path:
     """Writes a directory that transformers ('hf') or PEFT ('peft') loads."""
     if kind not in ('hf', 'peft'):

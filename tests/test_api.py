@@ -11,6 +11,7 @@ import pytest
 import latent_reasoning as lr
 from latent_reasoning import config as config_lib
 from latent_reasoning.errors import InputError
+from latent_reasoning.report import style
 from latent_reasoning.report.result import Result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -61,11 +62,14 @@ def test_result_shows_itself(tmp_path):
   assert found.to_dict() == {'a': 1} and json.dumps(found) == '{"a": 1}'
   with pytest.raises(ValueError, match='no figure'):
     found.plot()
-  def draw(folder, result):
-    (folder / 'x.png').write_bytes(str(result['a']).encode())
-    return folder / 'x.png'
-  assert Result({'a': 7}, draw=draw).plot()._repr_png_() == b'7'
-  assert Result({'a': 7}, draw=draw).plot().save(tmp_path / 'y.png').read_bytes() == b'7'
+  @style.drawing
+  def draw(result):
+    figure, axis = style.canvas(2, 1)
+    axis.set_title(f"value {result['a']}")
+    return figure
+  picture = Result({'a': 7}, draw=draw).plot()
+  assert picture._repr_png_() == picture.save(tmp_path / 'y.png').read_bytes()
+  assert 'value 7' in picture.save(tmp_path / 'y.svg').read_text()
 
 
 def test_every_package_is_installed():
@@ -105,6 +109,22 @@ def test_experiment(trained, capsys):
   again = lr.Experiment.load(trained.workdir.path)
   assert again.config == trained.config and again.answer('1+2-3') == answer
   assert 'rim on arithmetic' in again._repr_html_()
+
+
+@pytest.mark.integration
+def test_analyze(trained):
+  """A result with a table and a figure, of what --mode=analyze writes."""
+  found = trained.analyze()
+  assert found['n'] == len(trained.test) and len(found['per_block']) == found['blocks']
+  assert 'block 1' in str(found) and '<pre>' in found._repr_html_()
+  assert found.plot()._repr_png_().startswith(b'\x89PNG')
+  assert trained.workdir.analysis.exists()
+
+
+@pytest.mark.integration
+def test_verbalize(trained):
+  with pytest.raises(InputError, match="reasoning_decoder.source is ''"):
+    trained.verbalize('1+2')
 
 
 @pytest.mark.integration

@@ -149,14 +149,16 @@ class Verbalizer:
   Args:
     run: of the model.
     params: of the model.
-    own: of the reasoning decoder.
+    decoder_params: of the reasoning decoder.
+    step: of the checkpoint that `params` are of.
   """
 
-  def __init__(self, run: Experiment, params, own):
-    self.run, self.params, self.own = run, params, own
+  def __init__(self, run: Experiment, params, decoder_params, step: int = 0):
+    self.run, self.params, self.decoder_params = run, params, decoder_params
+    self.step = step
     self.predictor = run.predictor(params)
     self.decoder = run.decoder()
-    self.head = decoding.head_kernel(self.decoder.gpt(), own['decoder'])
+    self.head = decoding.head_kernel(self.decoder.transformer(), decoder_params['decoder'])
 
   def batch(self, examples: Sequence[Example]) -> batching.Batch:
     """Prompts and what they should tell."""
@@ -185,10 +187,10 @@ class Verbalizer:
     rows = [sequences.causal([0] * length, [sequences.Readout(length)])] * size
     special = self.predictor.special
     out = decoding.generate(
-        self.decoder.gpt(), self.own['decoder'], self.head,
+        self.decoder.transformer(), self.decoder_params['decoder'], self.head,
         batching.collate(rows, length, 1, 1), step_lib.key(0, step_lib.SAMPLE), 1.0,
         end=special.end, pad=special.pad, max_tokens=max_tokens,
-        embeddings=_read(self.decoder, self.own, source))
+        embeddings=_read(self.decoder, self.decoder_params, source))
     return [self.run.tokenizer.decode(ids[:ids.index(special.end)] if special.end in ids
                                       else ids) for ids in out[:, 0].tolist()]
 

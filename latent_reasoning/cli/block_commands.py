@@ -2,13 +2,11 @@
 
 import itertools
 import statistics
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from latent_reasoning import report
 from latent_reasoning.analysis import (
@@ -91,12 +89,19 @@ def intervened(run: Experiment) -> Result:
 
 
 def analyze(run: Experiment) -> int:
-  """Collects states, prints what was found in them, writes analysis.json and figures."""
+  """Prints what was found in the blocks."""
+  found = analyzed(run)
+  print(f'{found}\n\nstates and figures in {run.workdir.path}; written to '
+        f'{run.workdir.analysis}')
+  return 0
+
+
+def analyzed(run: Experiment) -> Result:
+  """Collects states and looks into them; writes them, analysis.json and figures."""
   block_states.require(run.config)
   style.require()  # said before minutes of work
   config, found = run.config, restored(run)
   predictor, path = run.predictor(found.state.params), run.workdir.path
-  say = tqdm.tqdm.write if sys.stderr.isatty() else print
   seen, rules = {}, run.splits.report['rules']
   valid = run.splits.valid[:run.config.eval.test_problems or None]
   for split, own in (('valid', valid), ('test', run.test)):
@@ -105,29 +110,29 @@ def analyze(run: Experiment) -> int:
   valid, test = seen['valid'], seen['test']
   chosen = answer_selection.compare(valid, test)
   budget = block_states.by_budget(_with_blocks(run, predictor), run.test, rules['test'])
-  say(_choice(chosen, test, budget))
   examples = run.test
   before, steps = earlier(run, found.step, examples[:TRAJECTORY])
   path_of = probing.trajectories([*before, test])
   values, lens = probing.value_probes(valid, test), probing.lens(predictor, test)
   attention = probing.attention(predictor, examples)
-  say(_states(path_of, values, lens, attention))
   truth = np.array([examples[i].answer for i in test.index])
-  drawn = [style.save(figure, path / f'{name}.png') for name, figure in (
+  for name, figure in (
       ('block_choice', figures.block_choice(chosen)),
       ('adaptive', figures.adaptive(chosen['adaptive'], budget)),
       ('trajectories', figures.trajectories(path_of, [*steps, found.step], truth)),
       ('probes', figures.probes(values)), ('lens', figures.lens(lens)),
-      ('attention', figures.attention(attention)))]
+      ('attention', figures.attention(attention))):
+    style.save(figure, path / f'{name}.png')
+  text = f'{_choice(chosen, test, budget)}\n\n{_states(path_of, values, lens, attention)}'
   del path_of['points']
-  workdir.write_json(run.workdir.analysis, _plain({
+  result = Result(_plain({
       **_of(run, found.step), 'n': len(test.index), 'blocks': predictor.blocks,
       'per_block': test.correct.mean(0), 'confidence': test.confidence.mean(0),
       'choice': chosen, 'by_budget': budget, 'trajectories': path_of, 'values': values,
-      'lens': lens, 'attention': attention, 'dataset': config.data.name}))
-  print(f"\nstates in {path}/blocks_*.npz, figures {', '.join(f.name for f in drawn)}; "
-        f'written to {run.workdir.analysis}')
-  return 0
+      'lens': lens, 'attention': attention, 'dataset': config.data.name}),
+      lambda: text, lambda found: figures.block_choice(found['choice']))
+  workdir.write_json(run.workdir.analysis, result)
+  return result
 
 
 def _of(run: Experiment, step: int) -> dict[str, Any]:

@@ -279,8 +279,23 @@ def exported(run: Experiment, kind: str) -> pathlib.Path:
 
 
 def verbalize(run: Experiment, question: str | None) -> int:
-  """Trains the reasoning decoder where there is none yet, then verbalizes a question, or
-  scores and times it; status of `main.train`."""
+  """Verbalizes a question, or scores and times the reasoning decoder on the test split."""
+  own = trained_verbalizer(run)
+  if question is not None:
+    print(reply(own.predictor, question))
+    for number, text_ in enumerate(own.verbalize(question), 1):
+      print(f'{run.config.reasoning_decoder.source} {number}: {text_}')
+    return 0
+  print(f'{report.verbalized(verbalized(run, own))}\n\nwritten to {run.workdir.verbalized}')
+  return 0
+
+
+def trained_verbalizer(run: Experiment) -> verbalizer.Verbalizer:
+  """The reasoning decoder with its model; it is trained first where there is none yet.
+
+  Raises:
+    InputError: config.reasoning_decoder.source is ''.
+  """
   config, found = run.config, restored(run)
   e = config.reasoning_decoder
   if not e.source:
@@ -297,24 +312,22 @@ def verbalize(run: Experiment, question: str | None) -> int:
                        f'{found.step}; remove the folder to train it again')
     workdir.write_json(place.base, {'step': found.step})
     own = trainer.train(verbalizer.frozen(run, found.state.params)).params
-  own_verbalizer = verbalizer.Verbalizer(run, found.state.params, own)
-  if question is not None:
-    print(reply(own_verbalizer.predictor, question))
-    for number, text_ in enumerate(own_verbalizer.verbalize(question), 1):
-      print(f'{e.source} {number}: {text_}')
-    return 0
-  test = run.test
+  return verbalizer.Verbalizer(run, found.state.params, own, found.step)
+
+
+def verbalized(run: Experiment, own: verbalizer.Verbalizer) -> dict[str, Any]:
+  """Accuracy and cost of the reasoning decoder on the test split; writes verbalized.json."""
+  config, test = run.config, run.test
   result = {
       'method': config.method, 'dataset': config.data.name, 'split': 'test',
-      'source': e.source, 'joint': e.joint, 'seed': config.seed, 'step': found.step,
-      **verbalizer.score(own_verbalizer, test),
-      'foreign': verbalizer.score(own_verbalizer, test, foreign=True),
-      'parameters': sum(a.size for a in jax.tree.leaves(own)),
-      'cost': verbalizer.cost(own_verbalizer, test, config.eval.latency_repeats),
+      'source': config.reasoning_decoder.source, 'joint': config.reasoning_decoder.joint,
+      'seed': config.seed, 'step': own.step, **verbalizer.score(own, test),
+      'foreign': verbalizer.score(own, test, foreign=True),
+      'parameters': sum(a.size for a in jax.tree.leaves(own.decoder_params)),
+      'cost': verbalizer.cost(own, test, config.eval.latency_repeats),
       'environment': environment()}
   workdir.write_json(run.workdir.verbalized, result)
-  print(f'{report.verbalized(result)}\n\nwritten to {run.workdir.verbalized}')
-  return 0
+  return result
 
 
 def plot_memory(run: Experiment, question: str | None) -> int:
