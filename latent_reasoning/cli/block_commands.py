@@ -70,7 +70,7 @@ def intervene(run: Experiment) -> int:
   print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
         f'put in, where it has another answer\n\nwritten to {run.workdir.interventions}')
   try:
-    file = style.save(figures.interventions(result), run.workdir.path / 'interventions.png')
+    file = figures.interventions(result).save(run.workdir.path / 'interventions.png')
     print(f'figure {file}')
   except InputError as error:
     print(f'no figure: {error}')
@@ -116,13 +116,13 @@ def analyzed(run: Experiment) -> Result:
   values, lens = probing.value_probes(valid, test), probing.lens(predictor, test)
   attention = probing.attention(predictor, examples)
   truth = np.array([examples[i].answer for i in test.index])
-  for name, figure in (
+  for name, picture in (
       ('block_choice', figures.block_choice(chosen)),
       ('adaptive', figures.adaptive(chosen['adaptive'], budget)),
       ('trajectories', figures.trajectories(path_of, [*steps, found.step], truth)),
       ('probes', figures.probes(values)), ('lens', figures.lens(lens)),
       ('attention', figures.attention(attention))):
-    style.save(figure, path / f'{name}.png')
+    picture.save(path / f'{name}.png')
   text = f'{_choice(chosen, test, budget)}\n\n{_states(path_of, values, lens, attention)}'
   del path_of['points']
   result = Result(_plain({

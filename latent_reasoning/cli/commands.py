@@ -31,7 +31,6 @@ from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import export as export_lib
 from latent_reasoning.models import imm
-from latent_reasoning.report import style
 from latent_reasoning.train import flops, metrics, profiler, trainer, workdir
 from latent_reasoning.train.checkpoint import Restored, versions
 
@@ -349,8 +348,8 @@ def plot_memory(run: Experiment, question: str | None) -> int:
                      f'{config.model.max_positions} positions. Give a shorter text')
   maps = imm.attention(run.model(), params, batching.collate([row], len(row.prefix), 0, 0))
   names = [run.tokenizer.decode([i]) or '·' for i in row.prefix]
-  figure = style.save(report.slots(names, np.asarray(maps)[:, 0], config.causal),
-                      run.workdir.path / 'slots.png')
+  figure = report.slots(names, np.asarray(maps)[:, 0], config.causal).save(
+      run.workdir.path / 'slots.png')
   print(f'{config.imm.write_policy} memory, {len(maps)} layers and rounds; figure in {figure}')
   return 0
 

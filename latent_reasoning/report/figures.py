@@ -16,7 +16,6 @@ from latent_reasoning.report.style import (
   finite,
   legend,
   plain_log,
-  save,
   shown,
   spread,
 )
@@ -26,7 +25,7 @@ WIDE = (7.6, 4.2)  # inches of a chart of lines
 
 def write(path: pathlib.Path, charts: Sequence[Chart]) -> list[pathlib.Path]:
   """Charts as PNG files in a folder."""
-  return [save(chart.figure, path / f'{chart.name}.png') for chart in charts]
+  return [chart.picture.save(path / f'{chart.name}.png') for chart in charts]
 
 
 # --- curves of training -----------------------------------------------------------

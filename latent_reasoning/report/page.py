@@ -97,10 +97,11 @@ def render_html(page: Page) -> str:
       drawn = []
       for chart in item['charts']:
         number += 1
-        picture = chart.figure if isinstance(chart.figure, bytes) else style.svg(chart.figure)
-        if isinstance(picture, bytes):
+        if isinstance(chart.picture, bytes):
           picture = (f'<img alt="{escape(chart.name)}" src="data:image/png;base64,'
-                     f'{base64.b64encode(picture).decode()}">')
+                     f'{base64.b64encode(chart.picture).decode()}">')
+        else:
+          picture = chart.picture.svg()
         drawn.append({'id': f'figure-{number}', 'caption': chart.caption,
                       'picture': markupsafe.Markup(picture)})
       item = {**item, 'charts': drawn, 'id': f'row-{k}'}

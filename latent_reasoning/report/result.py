@@ -1,29 +1,10 @@
 """What was measured, as a dict that shows itself: a table in a notebook, and a figure."""
 
 import html
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from latent_reasoning.report import style
-
-
-class Picture:
-  """A figure; a notebook shows it as PNG.
-
-  Attributes:
-    figure: of matplotlib.
-  """
-
-  def __init__(self, figure: Any):
-    self.figure = figure
-
-  def _repr_png_(self) -> bytes:
-    return style.png(self.figure)
-
-  def save(self, path: str | pathlib.Path) -> pathlib.Path:
-    """Writes it to a file, whose name says the format: .png, .svg, .pdf."""
-    return style.save(self.figure, pathlib.Path(path))
+from latent_reasoning.report.style import Picture
 
 
 class Result(dict):
@@ -36,7 +17,7 @@ class Result(dict):
   """
 
   def __init__(self, values: Mapping[str, Any], text: Callable[[], str] | None = None,
-               draw: Callable[['Result'], Any] | None = None):
+               draw: Callable[['Result'], Picture] | None = None):
     super().__init__(values)
     self._text, self._draw = text, draw
 
@@ -54,4 +35,4 @@ class Result(dict):
     """Its figure; ValueError where there is none, InputError without matplotlib."""
     if self._draw is None:
       raise ValueError('this result has no figure; its values are in to_dict()')
-    return Picture(self._draw(self))
+    return self._draw(self)

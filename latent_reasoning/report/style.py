@@ -1,7 +1,7 @@
 """How charts look: one style for pages, files and notebooks, and one colour a method.
 
-A function decorated with `drawing` returns a matplotlib figure; `save` writes it, `png` is for
-notebooks, and `svg` for pages, where text and axes follow the page's light or dark colours.
+A function that draws is decorated with `drawing` and returns a `Picture`: PNG in notebooks and
+files, SVG on pages, where text and axes follow the page's light or dark colours.
 """
 
 import contextlib
@@ -38,12 +38,50 @@ def require() -> None:
     raise InputError("pages need jinja2; pip install -e '.[report]'") from None
 
 
+class Picture:
+  """A figure; a notebook shows it as PNG.
+
+  Attributes:
+    figure: of matplotlib.
+  """
+
+  def __init__(self, figure: Any):
+    self.figure = figure
+
+  def save(self, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes it to a file, whose name says the format: .png, .svg, .pdf."""
+    with style():
+      self.figure.savefig(path, facecolor='white')
+    return pathlib.Path(path)
+
+  def _repr_png_(self) -> bytes:
+    data = io.BytesIO()
+    with style():
+      self.figure.savefig(data, format='png', facecolor='white')
+    return data.getvalue()
+
+  def svg(self) -> str:
+    """An element of HTML, in the colours of the page around it."""
+    text = io.StringIO()
+    with style():
+      self.figure.savefig(text, format='svg', transparent=True,
+                          metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
+    found = text.getvalue()
+    found = found[found.index('<svg'):]
+    found = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', found,
+                   flags=re.DOTALL)
+    # One page holds many: no name of a part twice, and as wide as there is room.
+    found = re.sub(r' id="[A-Za-z0-9]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
+    found = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', found)
+    return found.replace(INK, 'currentColor')
+
+
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """A figure with the name of its file, and a caption that says what it shows."""
+  """A figure of a page: the name of its file, and a caption that says what it shows."""
   name: str
   caption: str
-  figure: Any
+  picture: Picture | bytes  # PNG
 
 
 @contextlib.contextmanager
@@ -71,11 +109,11 @@ def style():
 
 
 def drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
-  """Makes a function that draws do so in the style."""
+  """Makes a function that returns a figure do so in the style, as a `Picture`."""
   @functools.wraps(draw)
-  def styled(*args, **kwargs):
+  def styled(*args, **kwargs) -> Picture:
     with style():
-      return draw(*args, **kwargs)
+      return Picture(draw(*args, **kwargs))
   return styled
 
 
@@ -147,34 +185,3 @@ def shown(tokens: Iterable[str]) -> list[str]:
 def finite(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
   """Those of which every number is one, and small enough to draw."""
   return [p for p in points if all(v is None or math.isfinite(v) and abs(v) < 1e30 for v in p)]
-
-
-def save(figure: Any, file: pathlib.Path) -> pathlib.Path:
-  """Writes a figure; the name says the format."""
-  with style():
-    figure.savefig(file, facecolor='white')
-  return file
-
-
-def png(figure: Any) -> bytes:
-  """A figure as PNG."""
-  data = io.BytesIO()
-  with style():
-    figure.savefig(data, format='png', facecolor='white')
-  return data.getvalue()
-
-
-def svg(figure: Any) -> str:
-  """A figure as an element of HTML, in the colours of the page around it."""
-  text = io.StringIO()
-  with style():
-    figure.savefig(text, format='svg', transparent=True,
-                   metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
-  found = text.getvalue()
-  found = found[found.index('<svg'):]
-  found = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', found,
-                 flags=re.DOTALL)
-  # One page holds many: no name of a part twice, and as wide as there is room.
-  found = re.sub(r' id="[A-Za-z0-9]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
-  found = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', found)
-  return found.replace(INK, 'currentColor')

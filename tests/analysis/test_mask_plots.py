@@ -8,7 +8,6 @@ from latent_reasoning import report
 from latent_reasoning.analysis import mask_plots
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.report import style
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.num_layers': 1}
@@ -87,5 +86,5 @@ def test_figures(tiny_config, make_run, tmp_path, texts):
   row = mask_plots.row(run, Example('$1+2$', ('1+2=3', '3-1=2'), '2'))
   found = {name: mask_plots.prediction_shift(*texts(name), 'to be $r no', 7, '$')
            for name in ('gated', 'sequence_mean')}
-  for figure in (report.mask(row), report.leak(found, '$')):
-    assert style.png(figure).startswith(b'\x89PNG')
+  for picture in (report.mask(row), report.leak(found, '$')):
+    assert picture._repr_png_().startswith(b'\x89PNG')

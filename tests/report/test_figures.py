@@ -21,7 +21,7 @@ def test_learning():
   metrics += [{'step': s, 'stage': 1 + (s > 2), 'split': 'valid', 'per_block': [0.25, 0.1 * s]}
               for s in (2, 4)]
   left, right = report.learning(
-      Folder('rim', pathlib.Path(), {}, {}, metrics, [], {})).axes
+      Folder('rim', pathlib.Path(), {}, {}, metrics, [], {})).figure.axes
   assert [line.get_xydata().tolist() for line in left.lines[:2]] == [
       [[1, 1], [2, 0.5]], [[3, 1 / 3], [4, 0.25]]]
   assert left.lines[2].get_xdata() == [2, 2] and labels(left) == ['stage 2']
@@ -32,7 +32,7 @@ def test_learning():
 def test_learning_before_any_validation():
   found = report.learning(Folder('rim', pathlib.Path(), {}, {}, [
       {'step': 1, 'stage': 1, 'split': 'train', 'loss': 1.0}], [], {}))
-  assert not found.axes[1].lines
+  assert not found.figure.axes[1].lines
 
 
 def test_accuracy_and_time():
@@ -42,14 +42,14 @@ def test_accuracy_and_time():
             'latency': [
         {'batch': b, 'first_ms': b * ms[0], 'full_ms': b * ms[1]} for b in (32, 1)]}
   left, right = report.accuracy_and_time({'runs': {
-      'direct': run(0.25, True, 1.5, 2.5), 'odd': run(1.0, False, 3, 4)}}).axes
+      'direct': run(0.25, True, 1.5, 2.5), 'odd': run(1.0, False, 3, 4)}}).figure.axes
   assert labels(left) == ['25.0', '100.0'] and labels(right) == ['1.50', '3.00', '2.50', '4.00']
   assert [t.get_text() for t in left.get_yticklabels()] == ['direct', 'odd (NOT CAUSAL)']
 
 
 def test_adapters():
   """A layer that has no adapter is empty."""
-  axis = report.adapters({'qkv': {0: 0.5, 2: 0.25}, 'up': {1: 0.125}}).axes[0]
+  axis = report.adapters({'qkv': {0: 0.5, 2: 0.25}, 'up': {1: 0.125}}).figure.axes[0]
   assert labels(axis) == ['0.50', '0.25', '0.12']
   assert axis.images[0].get_array().shape == (2, 3)
 
@@ -59,7 +59,7 @@ def test_controls():
   left, right = block_plots.interventions({'lines': [
       {'name': 'untouched', 'n': 4, 'accuracy': 1.0},
       {'name': 'block 1 transplanted', 'n': 4, 'accuracy': 0.5, 'donor': 0.25, 'chance': 0.1},
-      {'name': 'block 2 transplanted', 'n': 0, 'accuracy': None}]}).axes
+      {'name': 'block 2 transplanted', 'n': 0, 'accuracy': None}]}).figure.axes
   assert labels(left) == ['100.0', '50.0'] and labels(right) == ['', '25.0']
 
 
@@ -88,8 +88,8 @@ def test_a_method_has_one_colour():
 def test_names_beside_points_do_not_overlap(finals):
   chart = next(c for c in figures.comparison(summary(**finals)) if c.name == 'by_latency')
   with style.style():
-    chart.figure.draw_without_rendering()
-  boxes = [text.get_window_extent() for text in chart.figure.axes[0].texts]
+    chart.picture.figure.draw_without_rendering()
+  boxes = [text.get_window_extent() for text in chart.picture.figure.axes[0].texts]
   assert len(boxes) == len(finals)
   for i, one in enumerate(boxes):
     assert not any(one.overlaps(other) for other in boxes[:i])
@@ -99,7 +99,7 @@ def test_svg_of_a_page():
   """No name, no address, no style of its own: many stand on one page, in its colours; text
   is text, and what spells markup or mathematics stays what it is."""
   evil = '<script>$x$ & "y" -->'
-  found = style.svg(figures.comparison(summary(**{evil: 0.5, 'rim': 0.25}))[0].figure)
+  found = figures.comparison(summary(**{evil: 0.5, 'rim': 0.25}))[0].picture.svg()
   assert found.startswith('<svg viewBox=') and found.rstrip().endswith('</svg>')
   assert not re.search(r'http|<style|<metadata|<script|<!--', found)
   assert 'currentColor' in found and style.INK not in found
