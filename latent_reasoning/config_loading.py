@@ -17,6 +17,7 @@ from latent_reasoning.config import (
   ABLATIONS,
   MOVED,
   MOVED_VALUES,
+  NOT_CAUSAL,
   TEXTS,
   Config,
 )
@@ -162,11 +163,13 @@ def _check_imm(config: Config) -> None:
   if imm.write_policy == 'gated' and imm.implementation == 'chunkwise' and imm.chunk > 16:
     raise InputError(f'config.imm.chunk is {imm.chunk}; expected at most 16 for gated')
   if not config.causal and config.method != 'language_model':
+    causal = [name for name in typing.get_args(typing.get_type_hints(type(imm))['write_policy'])
+              if name and name not in NOT_CAUSAL]
     raise InputError(
         f"config.imm.write_policy '{imm.write_policy}' reads the future, so method "
         f"'{config.method}' "
         "would be shown its answers; it is for method 'language_model', to reproduce a paper. "
-        "Causal policies: 'prefix_mean', 'ring', 'gated', 'delta'")
+        f"Causal policies: {', '.join(map(repr, causal))}")
 
 
 def _check_reasoning_decoder(config: Config) -> None:

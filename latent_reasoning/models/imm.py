@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning.config import ImmConfig
+from latent_reasoning.config import NOT_CAUSAL, ImmConfig
 from latent_reasoning.models.masks import Mask
 from latent_reasoning.models.memory_policies import (
   IMPLEMENTATIONS,
@@ -188,7 +188,7 @@ class Memory(nn.Module):
     policy, batch = POLICIES[c.write_policy], q.shape[0]
     if bank is None:
       bank = empty((batch,), slots_of(c, self.width), q.shape[-1])
-    if not policy.causal:
+    if c.write_policy in NOT_CAUSAL:
       r, a = whole_mean(bank, x, q)
       return bank, r, MemoryReads(r, x.beta, a)
     run = IMPLEMENTATIONS[c.implementation]

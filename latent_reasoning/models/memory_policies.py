@@ -209,23 +209,22 @@ class Policy:
   """How a token writes.
 
   Attributes:
-    causal: whether what is read at t depends on tokens up to t alone.
     write: (bank, s, w, beta) -> bank, one token.
-    chunk: (bank, writes, q) -> (bank, r, a), C tokens.
+    chunk: (bank, writes, q) -> (bank, r, a), C tokens; None: one token after another.
     gated: whether it uses w and beta.
   """
-  causal: bool
   write: Callable
-  chunk: Callable
+  chunk: Callable | None = None
   gated: bool = False
 
 
+# By the names of config.imm.write_policy, which says which of them are not causal.
 POLICIES = {
-    'sequence_mean': Policy(False, _mean_write, _mean_chunk),
-    'prefix_mean': Policy(True, _mean_write, _mean_chunk),
-    'ring': Policy(True, _ring_write, _ring_chunk),
-    'gated': Policy(True, _gated_write, _gated_chunk, gated=True),
-    'delta': Policy(True, _delta_write, _delta_chunk, gated=True),
+    'sequence_mean': Policy(_mean_write, _mean_chunk),
+    'prefix_mean': Policy(_mean_write, _mean_chunk),
+    'ring': Policy(_ring_write, _ring_chunk),
+    'gated': Policy(_gated_write, _gated_chunk, gated=True),
+    'delta': Policy(_delta_write, _delta_chunk, gated=True),
 }
 
 
@@ -284,6 +283,8 @@ def chunkwise(policy: Policy, bank: MemoryBank, x: MemoryWrites, q: chex.Array,
     r [B, T, R]; the bank after all tokens, or with `until`, after that many:
     [B, K, N, R]; and a [B, T, N] where watched.
   """
+  if policy.chunk is None:
+    return recurrent(policy, bank, x, q, until, size, watch)
   batch, length = q.shape[:2]
   size = min(size, length)
   pieces = -(-length // size)

@@ -25,6 +25,10 @@ from latent_reasoning.train.train_step import TrainState
 if TYPE_CHECKING:
   from latent_reasoning.experiment import Experiment
 
+# Sums of a step that are logged in a way of their own; a method's others are logged by name.
+OWN_SUMS = ('loss', 'weight', 'correct', 'grad_norm', 'memory_grad_norm', 'decoder_loss',
+            'decoder_weight', 'decoder_correct')
+
 
 class Interrupted(Exception):
   """Training stopped on a signal; everything done is saved.
@@ -259,8 +263,7 @@ class _Loop:
           **({'decoder_loss': sums['decoder_loss'] / max(1.0, sums['decoder_weight']),
               'decoder_token_accuracy': sums['decoder_correct'] / max(
                   1.0, sums['decoder_weight'])} if 'decoder_loss' in sums else {}),
-          **{k: v / sums['weight'] for k, v in sums.items()
-             if k.startswith('aux_') or k in ('teacher_loss', 'distance')},
+          **{k: v / sums['weight'] for k, v in sums.items() if k not in OWN_SUMS},
           **({'memory_grad_norm': sums['memory_grad_norm']} if p.watched else {}), **p.watched)
       self.warn({**sums, **p.watched})
     self.progress.update(p.step, p.stage, loss, self.speed.text)

@@ -1,6 +1,7 @@
 """The recurrences of the memory: fast = token by token, causal, bounded, isolated."""
 
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
+from latent_reasoning.config import NOT_CAUSAL, ImmConfig
 from latent_reasoning.models import memory_policies
 from latent_reasoning.models.memory_policies import POLICIES, MemoryBank, MemoryWrites
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
-CAUSAL = [name for name, policy in POLICIES.items() if policy.causal]
+CAUSAL = [name for name in POLICIES if name not in NOT_CAUSAL]
 
 
 def draw(seed, batch, length, slots, rank, valid=0.8, start=0.1):
@@ -128,7 +130,23 @@ def test_sequence_mean_leaks():
   bank = memory_policies.empty((1,), 3, 4)
   reads = jax.jacrev(lambda s: memory_policies.whole_mean(bank, x.replace(s=s), q)[0])(x.s)
   assert (np.abs(reads).max((0, 2, 3, 5)) > 0).all()
-  assert not POLICIES['sequence_mean'].causal
+  assert 'sequence_mean' in NOT_CAUSAL
+
+
+def test_config_names_the_policies():
+  """config.imm.write_policy is one of the table's, or none."""
+  choices = typing.get_args(typing.get_type_hints(ImmConfig)['write_policy'])
+  assert set(choices) == {'', *POLICIES} and set(NOT_CAUSAL) < set(POLICIES)
+
+
+def test_a_policy_without_chunks():
+  """One that says what a token writes and no more goes one token after another."""
+  x, q, _ = draw(4, 1, 7, 3, 2, valid=1.0, start=0.0)
+  bank = memory_policies.empty((1,), 3, 2)
+  plain = memory_policies.Policy(POLICIES['ring'].write)
+  one, two = (run(plain, bank, x, q) for run in (memory_policies.chunkwise,
+                                                 memory_policies.recurrent))
+  np.testing.assert_array_equal(one[0], two[0])
 
 
 def test_ring_is_what_it_says():
