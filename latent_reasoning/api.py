@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from latent_reasoning import config_loading, experiment, report
 from latent_reasoning.analysis import block_states
 from latent_reasoning.cli import allocator, block_commands, commands, latency
 from latent_reasoning.config import Config
+from latent_reasoning.data import questions
 from latent_reasoning.errors import InputError, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
@@ -122,14 +124,21 @@ class Experiment(experiment.Experiment):
       return self.predictor(self.init().params)
     return self.predictor(commands.restored(self).state.params)
 
+  @functools.cached_property
+  def _questions(self):
+    return questions.TrainingQuestions(self.splits.train, self.tokenizer)
+
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
-    """Answers a question, or each of several.
+    """Answers a question, or each of several; warns of one unlike those of training.
 
     Raises:
       InputError: an empty question, or one longer than the model's positions.
     """
     if not isinstance(question, str):
       return [self.answer(one) for one in question]
+    question = self._questions.normalise(question)
+    if found := self._questions.unlike(question):
+      warnings.warn(found, stacklevel=2)
     texts = commands.answers(self._predictor, question)
     return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
 

@@ -189,6 +189,11 @@ class RimConfig:
   externalize_weight: float = key(
       1.0, "of a sequence's step readouts together; its answers have 1")
 
+  @property
+  def block_length(self) -> int:
+    """Tokens of a block, the two that delimit it included."""
+    return self.block_tokens + 2
+
 
 @dataclasses.dataclass(frozen=True)
 class ImmConfig:

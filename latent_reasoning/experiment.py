@@ -348,8 +348,8 @@ def _check_sizes(config: Config) -> None:
          f'{where}. Expected a smaller model (config.model.num_layers, embed_dim, mlp_dim), '
          'or --mode=plan for machines that are not here')
   longest = min(model.max_positions, LONGEST)
-  for key, tokens in (('rim.blocks', rim.blocks * (rim.block_tokens + 2)),
-                      ('eval.blocks', config.eval.blocks * (rim.block_tokens + 2)),
+  for key, tokens in (('rim.blocks', rim.blocks * rim.block_length),
+                      ('eval.blocks', config.eval.blocks * rim.block_length),
                       ('rim.max_steps', rim.max_steps),
                       ('baselines.pause_tokens', config.baselines.pause_tokens),
                       ('baselines.latents', config.baselines.latents)):

@@ -112,7 +112,20 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   if len(rest) > 1 and values.mode != 'report':
     raise InputError(f'unexpected argument {rest[1]!r}; flags look like --name=value')
   values.folders = [*values.folders, *rest[1:]]
+  if values.question is not None and not values['mode'].present:
+    values.mode = 'generate'  # who asks a question wants its answer
+  _refuse_unread(values)
   return values
+
+
+def _refuse_unread(values: flags.FlagValues) -> None:
+  """Raises InputError for a flag that was given and that the mode does not read."""
+  read = {mode: names for mode, (_, *names) in MODES.items()} | WITHOUT_RUN
+  for name in sorted({name for names in read.values() for name in names}):
+    if values[name].present and name not in read[values.mode]:
+      modes = [f'--mode={mode}' for mode, names in read.items() if name in names]
+      raise InputError(f"--{name} is not read by --mode={values.mode}; it is by "
+                       f"{', '.join(modes)}")
 
 
 def _refuse_old_names(argv: Sequence[str]) -> None:
@@ -182,7 +195,9 @@ MODES: dict[str, tuple[str, ...]] = {
     'latency': ('commands.latency',), 'flops': ('commands.count',),
     'verify': ('commands.verify',)}
 TOGETHER = ('train', 'eval')  # modes of several processes
-WITHOUT_RUN = ('compare', 'report', 'plan')  # modes of many runs, or of none
+# Modes of many runs, or of none, and the flags that they read.
+WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
+               'plan': ('devices', 'device_kind', 'memory_gb')}
 RENAMED = {'audit': 'check_leakage', 'inside': 'analyze', 'controls': 'intervene',
            'explain': 'verbalize', 'attention': 'plot_memory'}  # since 0.1
 

@@ -105,7 +105,7 @@ def targets(data_config, tiny_config, tmp_path_factory):
     def read(content):
       (page / f'rim-0/{name}').write_bytes(content)
       found = runs.find([page])
-      page_lib.html(page_lib.build(found, [page]))
+      page_lib.render_html(page_lib.build(found, [page]))
       if found.problems:
         raise InputError(found.problems[0])
     return (page / f'rim-0/{name}').read_bytes(), read

@@ -11,6 +11,7 @@ import pytest
 
 from latent_reasoning import main
 from latent_reasoning.cli import allocator, sweep
+from latent_reasoning.errors import InputError
 from latent_reasoning.eval import latency, leakage
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -50,6 +51,33 @@ def test_help_config(capsys):
   assert call('--help_config') == 0
   out = capsys.readouterr().out
   assert '--config.optim.batch_size=64' in out and '--config.imm.write_policy' in out
+
+
+FLAGS = {'question': '=x', 'externalize': '', 'format': '=hf', 'devices': '=4',
+         'device_kind': '=v5p', 'memory_gb': '=1', 'markdown': ''}
+
+
+@pytest.mark.parametrize('flag', FLAGS)
+def test_a_flag_that_the_mode_does_not_read(flag, capsys):
+  """Every mode takes its own flags and refuses the others, naming those that read them."""
+  readers = {mode for mode, (_, *names) in main.MODES.items() if flag in names}
+  readers |= {mode for mode, names in main.WITHOUT_RUN.items() if flag in names}
+  assert readers
+  for mode in [*main.MODES, *main.WITHOUT_RUN]:
+    argv = ['main', '--config=configs/rim_arithmetic.py', f'--mode={mode}',
+            f'--{flag}{FLAGS[flag]}']
+    if mode in readers:
+      assert main.parse(argv).mode == mode
+    else:
+      with pytest.raises(InputError, match=rf'--{flag} is not read by --mode={mode}; it is by '
+                         rf'.*--mode={sorted(readers)[0]}'):
+        main.parse(argv)
+
+
+def test_a_question_alone_asks():
+  """Without a mode, --question is --mode=generate, and never a training."""
+  assert main.parse(['main', '--config=configs/rim_arithmetic.py', '--question=1+2']
+                    ).mode == 'generate'
 
 
 def test_renamed_modes_are_modes():

@@ -106,7 +106,7 @@ def transplant(predictor: Predictor, question: str, donor: str,
     block: which, from 0; None: all.
   """
   block_states.require(predictor.config)
-  wide = predictor.config.rim.block_tokens + 2
+  wide = predictor.config.rim.block_length
   prompts = [predictor.row(q) for q in (question, donor)]
   lengths = [len(r.prefix) - wide * predictor.blocks for r in prompts]
   rows = [reread(r, predictor.special.block_close) for r in prompts]
@@ -137,7 +137,7 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
                      'is attached to sees the question, and it cannot be read again; expected '
                      'True')
   ids, size = predictor.special, predictor.config.eval.batch_size
-  wide, count = predictor.config.rim.block_tokens + 2, predictor.blocks
+  wide, count = predictor.config.rim.block_length, predictor.blocks
   found: dict[str, list] = {}
   total = 0
   for index, prompts in block_states.parts(predictor, examples):

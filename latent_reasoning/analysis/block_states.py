@@ -184,7 +184,7 @@ def by_budget(predictor: Predictor, examples: Sequence[Example], rule: str) -> l
   """
   require(predictor.config)
   size, hits = predictor.config.eval.batch_size, []
-  size_of_block = predictor.config.rim.block_tokens + 2
+  size_of_block = predictor.config.rim.block_length
   for index, rows in parts(predictor, examples):
     with_none = [dataclasses.replace(row, readouts=[
         sequences.Readout(row.readouts[0].visible_until - size_of_block),

@@ -47,7 +47,7 @@ def row(run: Experiment, example: Example, stage: int = 1) -> dict[str, Any]:
 def _parts(config, laid: sequences.PackedSequence, question: int) -> list[tuple[str, int, int]]:
   parts, n = [('question', 0, question)], len(laid.prefix)
   if methods.get(config.method).has_blocks:
-    size = config.rim.block_tokens + 2
+    size = config.rim.block_length
     return parts + [(f'block {k + 1}', at, at + size)
                     for k, at in enumerate(range(question, n, size))]
   return parts + [('after it', question, n)] * (n > question)

@@ -118,7 +118,7 @@ def attention(predictor: Predictor, examples: Sequence[Example]) -> dict[str, An
   lengths = [len(predictor.row(e.question).prefix) for e in examples]
   common = max(set(lengths), key=lengths.count)
   examples = [e for e, n in zip(examples, lengths, strict=True) if n == common][:LOOKED_AT]
-  wide, found = predictor.config.rim.block_tokens + 2, []
+  wide, found = predictor.config.rim.block_length, []
   for _, rows in block_states.parts(predictor, examples):
     said = np.asarray(predictor.generate(
         block_states.fill(rows, predictor.config.eval.batch_size)))

@@ -145,7 +145,7 @@ def _with_blocks(run: Experiment, predictor):
   more = run.predictor(predictor.params)
   longest = max(len(predictor.row(e.question).prefix) for e in run.test)
   room = run.config.model.max_positions - run.config.eval.max_new_tokens - longest
-  size = run.config.rim.block_tokens + 2
+  size = run.config.rim.block_length
   more.blocks = predictor.blocks + max(0, min(predictor.blocks, room // size))
   return more
 

@@ -17,7 +17,7 @@ import tqdm
 
 from latent_reasoning import batching, report, sequences
 from latent_reasoning.analysis import verbalizer
-from latent_reasoning.data import contamination, splits
+from latent_reasoning.data import contamination, questions, splits
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import (
   answer_matching,
@@ -214,7 +214,13 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   else:
     answer = functools.partial(say or reply, run.predictor(params))
 
+  known = questions.TrainingQuestions(run.splits.train, run.tokenizer)
+
   def ask(line):
+    if not run.batches.method.is_text:
+      line = known.normalise(line)
+      if found := known.unlike(line):
+        print(f'warning: {found}', file=sys.stderr)
     read = run.tokenizer.decode(run.tokenizer.encode(line))
     if unknown := sorted(set(line) - set(read) - set(string.whitespace)):
       print(f'warning: the tokenizer does not know {unknown}', file=sys.stderr)
@@ -258,7 +264,9 @@ def reply(predictor: Predictor, question: str) -> str:
   lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
   if predictor.method.trace:
     lines.append(texts[-1])
-  return '\n'.join([*lines, f'answer: {answer_matching.extract(texts[-1])}'])
+  answer = answer_matching.extract(texts[-1])
+  return '\n'.join([*lines, f'answer: {answer}' if answer.strip() else
+                    'answer: none; what the model says there is empty'])
 
 
 def export(run: Experiment, kind: str) -> int:

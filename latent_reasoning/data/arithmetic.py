@@ -6,6 +6,7 @@ operation; precedence plays no part, so that every step needs the one before.
 
 import hashlib
 import operator
+import re
 
 from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data.example import Example
@@ -79,6 +80,29 @@ class Arithmetic(Generated):
     draw = self._values.bit_length() + len(config.operations).bit_length()
     self._bytes = ((config.max_steps + 1) * draw + 64 + 64) // 8 + 1
     super().__init__(seed, split, getattr(config, f'{split}_size'))
+
+  def normalise(self, question: str) -> str:
+    """A chain without white space, as in training; a story with single spaces."""
+    bare = ''.join(question.split())
+    return bare if re.fullmatch(r'[\d+*-]+', bare) else super().normalise(question)
+
+  def unlike(self, question: str) -> str:
+    """How a chain differs from those of training; '' also for a story, if there are some."""
+    c, chain = self._config, self.normalise(question)
+    few, most = c.min_steps, c.max_steps
+    count = f'{few}' if few == most else f'{few} to {most}'
+    form = (f'chains of {count} operations {" ".join(c.operations)} on numbers 0 to '
+            f'{self._values - 1}, such as {self[0].question!r}')
+    if not re.fullmatch(r'\d+([-+*]\d+)*', chain):
+      if c.templates > 1 and re.search('[A-Za-z]', chain):
+        return ''
+      return f'it is none of the {form}'
+    values, symbols = re.findall(r'\d+', chain), re.findall(r'[-+*]', chain)
+    wrong = ([f'{len(symbols)} operation' + 's' * (len(symbols) != 1)]
+             * (not few <= len(symbols) <= most)
+             + [f'the number {v}' for v in values if int(v) >= self._values or v != str(int(v))]
+             + [f'the operation {o}' for o in dict.fromkeys(symbols) if o not in c.operations])
+    return f'it has {", ".join(wrong)}; training had {form}' if wrong else ''
 
   def _space(self) -> str:
     c = self._config

@@ -61,6 +61,14 @@ class Generated(Sequence[Example]):
         return self._example(drawn[1])
     raise InputError(f'no {self._split} problem among {ATTEMPTS} random {self._space()}')
 
+  def normalise(self, question: str) -> str:
+    """A question as these problems write theirs, where only white space differs."""
+    return ' '.join(question.split())
+
+  def unlike(self, question: str) -> str:
+    """How a question differs from these problems, in words; '' where it does not."""
+    return ''
+
   @abc.abstractmethod
   def _draw(self, key: bytes) -> tuple[str, Any] | None:
     """(identity, what `_example` needs), or None to draw again."""

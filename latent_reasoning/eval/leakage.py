@@ -101,7 +101,7 @@ def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   length = batch.tokens.shape[1]
-  size = config.rim.block_tokens + 2
+  size = config.rim.block_length
   n = len(row.prefix)
   has_blocks = methods.get(config.method).has_blocks
   blocks = max(1, (n - question) // size)

@@ -116,7 +116,7 @@ def steps_prompt(row: PackedSequence, ids: SpecialTokens) -> PackedSequence:
 def decoder_targets(example: TokenizedExample, row: PackedSequence, config: Config,
                     ids: SpecialTokens) -> list[DecoderTarget]:
   """Step t out of block t."""
-  first, size = len(example.question), config.rim.block_tokens + 2
+  first, size = len(example.question), config.rim.block_length
   return [DecoderTarget(range(at, at + size), [*step, ids.end])
           for at, step in zip(range(first, len(row.prefix), size), example.steps, strict=False)]
 

@@ -214,6 +214,8 @@ def headline(summary: dict[str, Any]) -> list[list[str]]:
 def by_steps(summary: dict[str, Any]) -> list[list[str]]:
   """Final accuracy by the number of a problem's steps."""
   steps = sorted({s for run in summary['runs'].values() for s in run['by_steps']}, key=float)
+  if len(steps) < 2:  # the final accuracy once more
+    return []
   return [['run', *(f'{s} steps' for s in steps)],
           *([mark(name, run), *(share(run['by_steps'].get(s)) for s in steps)]
             for name, run in summary['runs'].items())]

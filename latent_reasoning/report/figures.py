@@ -20,6 +20,7 @@ from latent_reasoning.report.style import (
   spread,
 )
 
+BOUNDS = ('direct', 'cot')  # methods that others are read against
 WIDE = (7.6, 4.2)  # inches of a chart of lines
 
 
@@ -165,12 +166,18 @@ def comparison(summary: dict[str, Any]) -> list[Chart]:
   if blocks:
     charts.append(Chart(
         'by_block', f'Accuracy of the answer that is read after each block{bars}. The last one '
-        'is the answer.', _lines(runs, blocks, 'block')))
+        'is the answer' + _bounds(runs) + '.', _lines(runs, blocks, 'block', bounds=True)))
   sizes = {n: r['parameters'] for n, r in runs.items() if r['parameters']}
   if len(set(sizes.values())) > 2:
     charts.append(Chart('by_parameters', f'Accuracy against the size of the model{bars}.',
                         _against(runs, sizes, 'parameters')))
   return charts
+
+
+def _bounds(runs: dict[str, Any]) -> str:
+  """Says which lines of `_lines` are other methods, to be compared with."""
+  named = [name for name, run in runs.items() if run['method'] in BOUNDS]
+  return f"; dotted: the answers of {' and '.join(named)}" if named else ''
 
 
 def _errors(runs: dict[str, Any]) -> str:
@@ -225,8 +232,8 @@ def _times(timed):
 
 
 @drawing
-def _lines(runs, points, label):
-  """A line a run through (x, mean and error)."""
+def _lines(runs, points, label, bounds=False):
+  """A line a run through (x, mean and error); with bounds, answers alone as levels."""
   figure, axis = canvas(*WIDE)
   colour = _colours(runs)
   for number, (name, own) in enumerate(points.items()):
@@ -235,6 +242,9 @@ def _lines(runs, points, label):
     axis.errorbar([p[0] for p in own], [p[1] for p in own], errors if any(errors) else None,
                   label=name, color=colour[name], marker=MARKERS[number % len(MARKERS)],
                   linestyle='-' if runs[name]['causal'] else '--')
+  for name, run in runs.items() if bounds else ():
+    if run['method'] in BOUNDS:
+      axis.axhline(100 * run['final']['mean'], color=colour[name], linestyle=':', label=name)
   axis.set(xlabel=label, ylabel='exact match %', ylim=(-2, 103))
   axis.xaxis.get_major_locator().set_params(integer=True)
   legend(figure, axis)

@@ -67,10 +67,11 @@ class Page:
     """A paragraph; `look` is '', 'finding', 'quiet' or 'warning'."""
     self._add('text', text=text, look=look)
 
-  def table(self, rows: Rows, caption: str = '') -> None:
-    """The first row is the header; a table of a header alone is left out."""
+  def table(self, rows: Rows, caption: str = '', folded: str = '') -> None:
+    """The first row is the header; a table of a header alone is left out. One that is
+    `folded` opens from that title."""
     if len(rows) > 1:
-      self._add('table', rows=rows, caption=caption, numbers=[
+      self._add('table', rows=rows, caption=caption, folded=folded, numbers=[
           all(_numeric(row[k]) for row in rows[1:]) for k in range(len(rows[0]))])
 
   def charts(self, charts: Sequence[Chart], wide: bool = False) -> None:
@@ -340,7 +341,7 @@ def _predictions(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
     page.section('Predictions')
     page.text(f'The first {EXAMPLES} wrong and right answers of the first seed of each run; '
               'answers read after several blocks are parted by |.')
-    page.table(rows)
+    page.table(rows, folded=f'{len(rows) - 1} answers')
 
 
 def _configuration(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
@@ -379,7 +380,8 @@ def _origin(page: Page, found: runs.Found, paths: Sequence[pathlib.Path]) -> Non
   if lines := list(dict.fromkeys(line for line in lines if line not in asked)):
     page.details(f'{len(lines)} commands' + f', and {len(asked)} that asked a question' * bool(
         asked), '\n'.join(lines), fenced=True)
-  page.table([columns, *([one.get(k, '') for k in columns] for one in known)])
+  page.table([columns, *([one.get(k, '') for k in columns] for one in known)],
+             folded='Checkpoints, versions and machines')
 
 
 def _numeric(cell: Any) -> bool:

@@ -71,6 +71,7 @@ def test_aloud(trained, capsys):
   assert lines[-2] == capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.integration
 def test_aloud_needs_training_for_it(trained):
   rim = dataclasses.replace(trained.config.rim, externalize=False)
   other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, rim=rim))

@@ -50,6 +50,7 @@ def test_every_entry_is_there(measured):
   assert measured['repeats'] == 2
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('batch', [1, 32])
 def test_prefix_of_rim(run, measured, batch):
   """RiM reads the question and K blocks of M + 2 tokens; the others the question."""

@@ -200,6 +200,7 @@ def test_the_usual_loader_of_adapters(trained, own):
   assert tokenizer.decode(out[0, len(ids):], skip_special_tokens=True) == own[0]
 
 
+@pytest.mark.integration
 def test_a_link_is_not_replaced(trained, tmp_path):
   """Nor is what it points to."""
   target, link = tmp_path / 'target', tmp_path / 'link'

@@ -63,6 +63,7 @@ def test_mfu(trained):
       2 * once / seconds / PEAK.flops / jax.device_count())
 
 
+@pytest.mark.integration
 def test_no_mfu_without_a_peak(trained):
   """On a CPU: nothing is traced for it, and nothing is said."""
   run, state, _ = trained

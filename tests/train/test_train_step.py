@@ -41,7 +41,7 @@ SGD = optax.scale(-1.0)
 class Bigram:
   """The smallest model there is; the step does not know what is inside."""
   dropout: float = 0.0
-  random = property(lambda self: self.dropout > 0)
+  needs_rng = property(lambda self: self.dropout > 0)
 
 
 def bigram(model, params, batch, rng):

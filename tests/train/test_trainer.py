@@ -131,6 +131,7 @@ PEERS = {**SMALL, 'baselines.parts': 2, 'baselines.latents': 1, 'train.eval_ever
          'data.buckets.prefix': (20,), 'data.buckets.readout': (24,)}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {'method': 'coconut'}, pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
     pytest.param({'method': 'codi', 'baselines.projection': True}, marks=pytest.mark.slow)],
