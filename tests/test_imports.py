@@ -8,11 +8,9 @@ import pytest
 import latent_reasoning
 
 ROOT = pathlib.Path(latent_reasoning.__file__).parent
-ROOMS = ('errors', 'config', 'config_loading', 'data', 'report', 'sequences', 'batching',
-         'models', 'parallel', 'train', 'methods', 'hf', 'eval', 'experiment', 'planning',
-         'analysis',
-         'cli', 'benchmarks', 'api',
-         'main')
+ROOMS = ('errors', 'progress', 'config', 'config_loading', 'data', 'report', 'sequences',
+         'batching', 'models', 'parallel', 'train', 'methods', 'hf', 'eval', 'experiment',
+         'planning', 'analysis', 'cli', 'benchmarks', 'api', 'main')
 MODULES = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')
            if p != ROOT / '__init__.py'}
 

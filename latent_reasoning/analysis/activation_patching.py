@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import sequences
+from latent_reasoning import progress, sequences
 from latent_reasoning.analysis import block_states
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
@@ -140,7 +140,10 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
   wide, count = predictor.config.rim.block_length, predictor.blocks
   found: dict[str, list] = {}
   total = 0
-  for index, prompts in block_states.parts(predictor, examples):
+  for index, prompts in progress.track(
+      block_states.parts(predictor, examples),
+      f'{count * 2 + 7} interventions on {len(examples):,} problems',
+      -(-len(examples) // size)):
     n = len(prompts)
     total += n
     truth = [answer_matching.canonical(examples[i].answer, rule) for i in index]

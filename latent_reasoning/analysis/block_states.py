@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import batching, methods, sequences
+from latent_reasoning import batching, methods, progress, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
@@ -94,7 +94,9 @@ def collect(predictor: Predictor, examples: Sequence[Example], rule: str) -> Blo
   """
   require(predictor.config)
   size, collected = predictor.config.eval.batch_size, []
-  for index, rows in parts(predictor, examples):
+  for index, rows in progress.track(
+      parts(predictor, examples), f'states of the blocks of {len(examples):,} problems',
+      -(-len(examples) // size)):
     filled = fill(rows, size)
     said = np.asarray(predictor.generate(filled))
     states, confidence = observe(predictor, filled, said)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import batching
+from latent_reasoning import batching, progress
 from latent_reasoning.analysis import answer_selection, block_states
 from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
@@ -70,7 +70,8 @@ def value_probes(valid: BlockActivations, test: BlockActivations | None = None) 
   steps, (_, count, depth, _) = valid.values.shape[1], valid.states.shape
   accuracy = np.full((steps, count, depth), np.nan)
   commonest = np.full(steps, np.nan)
-  for s in range(min(steps, test.values.shape[1])):
+  steps = min(steps, test.values.shape[1])
+  for s in progress.track(range(steps), f'{steps * count * depth} linear probes', steps):
     here, there = ~np.isnan(valid.values[:, s]), ~np.isnan(test.values[:, s])
     values, counts = np.unique(valid.values[here, s], return_counts=True)
     here &= np.isin(valid.values[:, s], values[np.argsort(-counts, kind='stable')[:CLASSES]])

@@ -89,11 +89,14 @@ def intervened(run: Experiment) -> Result:
 
 
 def analyze(run: Experiment) -> int:
-  """Prints what was found in the blocks."""
+  """Prints what was found in the blocks, in short."""
   found = analyzed(run)
-  print(f'{found}\n\nstates and figures in {run.workdir.path}; written to '
-        f'{run.workdir.analysis}')
+  print(f'{found}\n\nall tables in {run.workdir.path / TABLES}, states and figures beside it; '
+        f'written to {run.workdir.analysis}. On one page: --mode=report {run.workdir.path}')
   return 0
+
+
+TABLES = 'analysis.txt'
 
 
 def analyzed(run: Experiment) -> Result:
@@ -123,7 +126,9 @@ def analyzed(run: Experiment) -> Result:
       ('probes', figures.probes(values)), ('lens', figures.lens(lens)),
       ('attention', figures.attention(attention))):
     picture.save(path / f'{name}.png')
-  text = f'{_choice(chosen, test, budget)}\n\n{_states(path_of, values, lens, attention)}'
+  workdir.write_text(path / TABLES, f'{_choice(chosen, test, budget)}\n\n'
+                     f'{_states(path_of, values, lens, attention)}\n')
+  text = _summary(chosen, test, values)
   del path_of['points']
   result = Result(_plain({
       **_of(run, found.step), 'n': len(test.index), 'blocks': predictor.blocks,
@@ -165,6 +170,34 @@ def earlier(run: Experiment, last: int, examples):
   finally:
     checkpoints.close()
   return seen, steps
+
+
+def _summary(chosen: dict[str, Any], test, values: dict[str, Any]) -> str:
+  """What the blocks hold: a table of rules, and in words."""
+  percent, count = report.percent, test.correct.shape[1]
+  rules = chosen['rules']
+  best = max(rules, key=lambda name: rules[name]['accuracy'])
+  reads = {name: one['chosen'] for name, one in chosen['adaptive'].items()
+           if name != 'fixed number'}
+  fewest = min(reads, key=lambda name: reads[name]['blocks'])
+  lines = [
+      report.table(report.choice(chosen)), '',
+      'Read after each block, the answer is right in '
+      + ', '.join(map(percent, test.correct.mean(0))) + f"% of {chosen['n']:,} test problems; "
+      f"some block is right in {percent(chosen['any'])}%, and no rule can choose better.",
+      f"The best rule, {best}, is right in {percent(rules[best]['accuracy'])}%; the last block "
+      f"in {percent(rules['final']['accuracy'])}%.",
+      f"Read until {figures.NAMES.get(fewest, fewest)}, {reads[fewest]['blocks']:.2f} of "
+      f"{count} blocks are read, and {percent(reads[fewest]['accuracy'])}% are right."]
+  for s, (shares, common) in enumerate(zip(values['accuracy'], values['commonest'],
+                                           strict=True), 1):
+    if not np.isnan(shares).all():
+      block, layer = np.unravel_index(np.nanargmax(shares), shares.shape)
+      lines.append(
+          f'The result of step {s} is read best, {percent(shares[block, layer])}%, by a linear '
+          f'probe at the end of block {block + 1}, layer {layer + 1}; its commonest value is '
+          f'right in {percent(common)}%.')
+  return '\n'.join(lines)
 
 
 def _choice(found: dict[str, Any], test, budget) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from latent_reasoning import batching, report, sequences
+from latent_reasoning import batching, progress, report, sequences
 from latent_reasoning.analysis import verbalizer
 from latent_reasoning.data import contamination, questions, splits
+from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import (
   answer_matching,
@@ -113,7 +113,8 @@ def scored(run: Experiment) -> dict[str, Any]:
       data=run.splits.report, sets=sets, environment=environment())
   if config.eval.checkpoint_selection == 'paper':
     result['paper'] = _paper(run, found.step, scored)
-  if config.eval.contamination:
+  disjoint = isinstance(run.splits.train, Generated)  # from its own test problems
+  if config.eval.contamination and (sets or not disjoint):
     result['contamination'] = contamination.measure(run.splits.train, {
         'test': run.test, **{path: examples for path, (examples, _) in run.sets.items()}})
   lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for _, records in scored
@@ -126,13 +127,13 @@ def scored(run: Experiment) -> dict[str, Any]:
 def _score_all(run: Experiment, found: Restored) -> list[tuple[dict, list[dict]]]:
   """Result and records of the test split, then of each of `eval.sets`."""
   predictor, rules = run.predictor(found.state.params), run.splits.report['rules']
-  scored = [_with_bar(predictor, run.test, run.config.data.name, 'test', rules['test'])]
+  scored = [_with_progress(predictor, run.test, run.config.data.name, 'test', rules['test'])]
   for entry, (examples, loaded) in run.sets.items():
     path = pathlib.Path(entry)
     # A file test.json is named by its folder.
     dataset, split = ((path.parent.name, path.stem) if path.stem in splits.STEMS and
                       path.parent.name else (path.stem, 'test'))
-    scored.append(_with_bar(predictor, examples, dataset, split, loaded['rule']))
+    scored.append(_with_progress(predictor, examples, dataset, split, loaded['rule']))
   return scored
 
 
@@ -193,11 +194,16 @@ def count(run: Experiment) -> int:
 SAMPLE_PROMPT = '\n'
 
 
-def _with_bar(predictor: Predictor, examples, dataset: str, split: str, rule: str):
-  with tqdm.tqdm(total=len(examples), desc=f'{dataset}/{split}', unit='problem',
-                 disable=not sys.stderr.isatty()) as bar:
-    return score(predictor, examples, dataset, split, rule,
-                 lambda done, _: bar.update(done - bar.n))
+def _with_progress(predictor: Predictor, examples, dataset: str, split: str, rule: str):
+  before = 0
+
+  def count(now: int, _: Any) -> None:
+    nonlocal before
+    done(now - before)
+    before = now
+  with progress.steps(f'{len(examples):,} problems of {dataset}/{split}',
+                      len(examples)) as done:
+    return score(predictor, examples, dataset, split, rule, count)
 
 
 def generate(run: Experiment, question: str | None, say: Callable | None = None) -> int:
@@ -404,9 +410,8 @@ def latencies(run: Experiment) -> dict[str, Any]:
                      'has none')
   found = run.restore()
   params = found.state.params if found else run.init().params
-  with tqdm.tqdm(disable=not sys.stderr.isatty(), bar_format='{desc}') as bar:
-    measured = latency_lib.measure(run.config, run.model(), params, run.tokenizer,
-                                   _real(run, 64), bar.set_description)
+  measured = latency_lib.measure(run.config, run.model(), params, run.tokenizer,
+                                 _real(run, 64))
   measured['environment'] = environment()
   workdir.write_json(run.workdir.latency, measured)
   return measured

@@ -8,13 +8,14 @@ all, and a chain of thought is as long as the data's own.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
-from latent_reasoning import batching, methods, sequences
+from latent_reasoning import batching, methods, progress, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.eval import decoding
 from latent_reasoning.train import profiler
@@ -46,8 +47,7 @@ class Subject:
 
 
 def measure(config: Config, model, params, tokenizer,
-            examples: Sequence[sequences.TokenizedExample],
-            progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+            examples: Sequence[sequences.TokenizedExample]) -> dict[str, Any]:
   """Times every method at every batch size on the same weights.
 
   Args:
@@ -60,7 +60,7 @@ def measure(config: Config, model, params, tokenizer,
   trace, answer = lengths(examples, special)
   subjects = [Subject(name, config, name, model, params, examples, special,
                       trace if methods.get(name).trace else 0, answer) for name in METHODS]
-  entries = in_turn(subjects, config.eval.latency_repeats, progress)
+  entries = in_turn(subjects, config.eval.latency_repeats)
   for entry in entries:
     direct = next(e for e in entries
                   if e['method'] == 'direct' and e['batch'] == entry['batch'])
@@ -71,20 +71,21 @@ def measure(config: Config, model, params, tokenizer,
           'dtype': config.model.dtype}
 
 
-def in_turn(subjects: Sequence[Subject], repeats: int,
-            progress: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def in_turn(subjects: Sequence[Subject], repeats: int) -> list[dict[str, Any]]:
   """Times every subject at every batch size.
 
   Time to first answer token: prefill, and decoding up to the first token that
-  belongs to the answer. Full answer: up to its end token. Medians over `repeats`
-  runs of compiled programs; the subjects take turns, so that a slow moment of the
-  machine falls on all of them.
+  belongs to the answer. Full answer: up to its end token. Medians and interquartile ranges
+  over `repeats` runs of compiled programs, or up to `MOST` times as many until the medians
+  are settled; the subjects take turns, so that a slow moment of the machine falls on all.
   """
   rng, entries = step_lib.key(0, step_lib.SAMPLE), []
   heads = [decoding.head_kernel(s.model, s.params) for s in subjects]
   for batch_size in BATCHES:
     programs = {}
-    for subject, head in zip(subjects, heads, strict=True):
+    for subject, head in progress.track(
+        zip(subjects, heads, strict=True), f'compiling {len(subjects)} methods at batch '
+        f'{batch_size}', len(subjects)):
       batch = jax.device_put(prompt(subject.config, subject.method, subject.examples,
                                     batch_size, subject.special))
       for kind, tokens in (('first', subject.before + 1),
@@ -94,28 +95,58 @@ def in_turn(subjects: Sequence[Subject], repeats: int,
             subject.model, subject.params, head, batch, rng, 1.0, end=-1,
             pad=subject.special.pad, max_tokens=tokens).compile()
         programs[subject.name, kind] = (subject.params, head, batch, compiled)
-    times = {key: [] for key in programs}
-    # All first tokens, then all answers: each run finds the caches as another model left them.
-    turns = sorted(programs.items(), key=lambda item: item[0][1])
-    for repeat in range(-1, repeats):
+    times = _timed(programs, rng, repeats, f'timing {len(subjects)} methods at batch '
+                   f'{batch_size}')
+    for subject in subjects:
+      params, head, batch, _ = programs[subject.name, 'full']
+      tokens = subject.before + subject.answer
+      prefill, step = flops(subject.model, params, head, batch, tokens)
+      first, full = (times[subject.name, kind] for kind in ('first', 'full'))
+      entries.append({
+          'method': subject.name, 'batch': batch_size, 'prefix_tokens': batch.prefix,
+          'tokens': tokens,
+          # A first token is no later than the answer that it begins, whatever noise says.
+          'first_ms': min(statistics.median(first), statistics.median(full)),
+          'full_ms': statistics.median(full),
+          'first_spread_ms': _spread(first), 'full_spread_ms': _spread(full),
+          'runs': len(full), 'first_flops': prefill + subject.before * step,
+          'full_flops': prefill + (tokens - 1) * step})
+  return entries
+
+
+MOST = 5  # times as many runs as asked for, at most
+SETTLED = 0.02  # error of a median, as a share of it
+
+
+def _timed(programs: dict, rng: chex.PRNGKey, repeats: int, what: str) -> dict:
+  """Milliseconds of each run of each program, in turn, until the medians are settled."""
+  times = {key: [] for key in programs}
+  # All first tokens, then all answers: each run finds the caches as another model left them.
+  turns = sorted(programs.items(), key=lambda item: item[0][1])
+  with progress.steps(what, repeats) as done:
+    for repeat in range(-1, MOST * repeats):
       for key, (params, head, batch, compiled) in turns:
         began = time.perf_counter()
         jax.block_until_ready(compiled(params, head, batch, rng, 1.0))
         if repeat >= 0:  # the first one warms up
           times[key].append(1e3 * (time.perf_counter() - began))
-      progress(f'batch {batch_size}: run {repeat + 1} of {repeats}')
-    for subject in subjects:
-      params, head, batch, _ = programs[subject.name, 'full']
-      tokens = subject.before + subject.answer
-      prefill, step = flops(subject.model, params, head, batch, tokens)
-      entries.append({
-          'method': subject.name, 'batch': batch_size, 'prefix_tokens': batch.prefix,
-          'tokens': tokens,
-          'first_ms': statistics.median(times[subject.name, 'first']),
-          'full_ms': statistics.median(times[subject.name, 'full']),
-          'first_flops': prefill + subject.before * step,
-          'full_flops': prefill + (tokens - 1) * step})
-  return entries
+      if 0 <= repeat < repeats:
+        done()
+      if repeat + 1 >= repeats and all(map(settled, times.values())):
+        break
+  return times
+
+
+def _spread(times: Sequence[float]) -> float:
+  """The interquartile range; 0 of a single run."""
+  low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)
+  return high - low
+
+
+def settled(times: Sequence[float]) -> bool:
+  """Whether the standard error of a median is small, for a normal spread."""
+  error = 1.25 * _spread(times) / 1.35 / len(times)**0.5
+  return error <= SETTLED * statistics.median(times)
 
 
 def lengths(examples: Sequence[sequences.TokenizedExample], special: sequences.SpecialTokens

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from latent_reasoning import batching, methods, sequences
+from latent_reasoning import batching, methods, progress, sequences
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config
 from latent_reasoning.data import tokenizers
@@ -57,33 +57,35 @@ class Subject:
 
 def run(subject: Subject) -> list[dict[str, Any]]:
   """Runs all checks; returns {'check', 'ok', 'found'} of each."""
-  checks = []
+  checks = _checks(subject)
+  return [_check(name, check, subject, *args) for name, check, *args in progress.track(
+      checks, f'{len(checks)} leakage checks', len(checks))]
+
+
+def _checks(subject: Subject) -> list[tuple]:
+  """(name, check, arguments behind the subject) of each check that applies."""
   if not subject.config.causal:
     rows = subject.rows(1)
-    return [_check('one layer sees what the rule allows', direct_sight, subject, rows),
-            _check('no gradient from later tokens', gradients, subject, rows)]
+    return [('one layer sees what the rule allows', direct_sight, rows),
+            ('no gradient from later tokens', gradients, rows)]
+  checks = []
   for stage in (1, 2):
     rows = subject.rows(stage)
     checks += [
-        _check(f'stage {stage}: one layer sees what the rule allows', direct_sight,
-               subject, rows),
-        _check(f'stage {stage}: no gradient from later tokens, blocks, other readouts',
-               gradients, subject, rows),
-        _check(f'stage {stage}: packed row = each readout as a sequence of its own',
-               separate, subject, rows),
-        _check(f'stage {stage}: {fast(subject)} attention = one dense mask', implementations,
-               subject, rows),
-        *([_check(f'stage {stage}: memory by chunks = token by token', memories, subject,
-                  rows)] if subject.config.imm.write_policy else []),
-        _check(f'stage {stage}: padded = unpadded', padding, subject, rows),
-        _check(f'stage {stage}: batch of 1 = batch of {len(rows)}', batch_size, subject, rows)]
-  checks += [
-      _check('cached decoding = uncached', caching, subject, subject.prompts()),
-      *([_check('cached decoding of steps = uncached', caching, subject, [
-          rim.steps_prompt(row, subject.special) for row in subject.prompts()])]
-        if subject.config.rim.externalize else []),
-      _check('special tokens cannot be typed', typing_specials, subject)]
-  return checks
+        (f'stage {stage}: one layer sees what the rule allows', direct_sight, rows),
+        (f'stage {stage}: no gradient from later tokens, blocks, other readouts', gradients,
+         rows),
+        (f'stage {stage}: packed row = each readout as a sequence of its own', separate, rows),
+        (f'stage {stage}: {fast(subject)} attention = one dense mask', implementations, rows),
+        *([(f'stage {stage}: memory by chunks = token by token', memories, rows)]
+          if subject.config.imm.write_policy else []),
+        (f'stage {stage}: padded = unpadded', padding, rows),
+        (f'stage {stage}: batch of 1 = batch of {len(rows)}', batch_size, rows)]
+  return [*checks, ('cached decoding = uncached', caching, subject.prompts()),
+          *([('cached decoding of steps = uncached', caching, [
+              rim.steps_prompt(row, subject.special) for row in subject.prompts()])]
+            if subject.config.rim.externalize else []),
+          ('special tokens cannot be typed', typing_specials)]
 
 
 def _check(name: str, check, *args) -> dict[str, Any]:

@@ -97,15 +97,24 @@ def data(found: dict[str, Any]) -> str:
 
 def latency(found: dict[str, Any]) -> str:
   """The table of --mode=latency."""
-  rows = [['batch', 'method', 'prefix', 'tokens', 'first answer token ms', 'full answer ms',
+  rows = [['batch', 'method', 'prefix', 'tokens', 'first token ms', '±', 'full answer ms', '±',
            'first vs direct', 'first MFLOP', 'full MFLOP']]
   for entry in found['entries']:
     rows.append([
         entry['batch'], entry['method'], entry['prefix_tokens'], entry['tokens'],
-        f"{entry['first_ms']:.3f}", f"{entry['full_ms']:.3f}",
+        f"{entry['first_ms']:.3f}", f"{entry['first_spread_ms'] / 2:.3f}",
+        f"{entry['full_ms']:.3f}", f"{entry['full_spread_ms'] / 2:.3f}",
         f"{entry['first_vs_direct']:.2f}", f"{entry['first_flops'] / 1e6:.1f}",
         f"{entry['full_flops'] / 1e6:.1f}"])
-  return table(rows)
+  one = {e['method']: e for e in found['entries'] if e['batch'] == 1}
+  said = ''
+  if 'direct' in one:
+    said = '\n\nAt batch 1 ' + ', '.join(
+        f"{name} begins its answer after {e['first_vs_direct']:.2f} times direct's time"
+        for name, e in one.items() if name != 'direct') + '.'
+  return (f'{table(rows)}\n\nprefix: tokens read before the first is generated; tokens: '
+          'generated, the end token included; ±: half of the interquartile range over the '
+          f'runs; first vs direct: first token against that of direct at the same batch{said}')
 
 
 def verbalized_rows(found: dict[str, Any]) -> list[list[Any]]:

@@ -36,7 +36,6 @@ def test_auxiliary_losses_are_logged(trained):
 @pytest.mark.integration
 def test_inside(trained, capsys):
   """Every figure, the states of both splits, and numbers that JSON can hold."""
-  pytest.importorskip('matplotlib')
   assert block_commands.analyze(trained) == 0
   names = ('block_choice.png', 'adaptive.png', 'trajectories.png', 'probes.png', 'lens.png',
            'attention.png', 'blocks_valid.npz', 'blocks_test.npz')
@@ -48,8 +47,13 @@ def test_inside(trained, capsys):
   assert found['choice']['rules']['final']['accuracy'] == found['per_block'][-1]
   assert found['by_budget'][1:4] == pytest.approx(found['per_block'])
   out = capsys.readouterr().out
-  for words in ('any (no rule knows it)', 'AUROC', 'mean blocks', 'linear probe', 'lens'):
+  for words in ('no rule can choose better', 'The best rule', 'blocks are read',
+                'analysis.txt'):
     assert words in out
+  assert len(out.splitlines()) < 25
+  tables = (trained.workdir.path / 'analysis.txt').read_text()
+  for words in ('any (no rule knows it)', 'AUROC', 'mean blocks', 'linear probe', 'lens'):
+    assert words in tables
 
 
 @pytest.mark.integration

@@ -261,7 +261,8 @@ def test_leakage_without_a_checkpoint(fresh, monkeypatch, capsys):
 def test_latency_is_written(trained, monkeypatch, capsys):
   """The table is printed and everything measured is in latency.json."""
   entry = {'method': 'rim', 'batch': 1, 'prefix_tokens': 15, 'tokens': 2, 'first_ms': 1.25,
-           'full_ms': 2.5, 'first_vs_direct': 1.0, 'full_vs_direct': 1.0,
+           'full_ms': 2.5, 'first_spread_ms': 0.1, 'full_spread_ms': 0.1,
+           'first_vs_direct': 1.0, 'full_vs_direct': 1.0,
            'first_flops': 1e6, 'full_flops': 2e6}
   measured = {'entries': [entry], 'trace_tokens': 20, 'answer_tokens': 2, 'repeats': 2,
               'device': 'toy', 'dtype': 'float32'}

@@ -32,8 +32,8 @@ def test_chains(question, found):
 def test_every_training_question_is_like_them():
   """Also where they are told as stories."""
   for templates in (1, 8):
-    train = Arithmetic(ArithmeticConfig(min_steps=1, max_steps=5, templates=templates), False, 1,
-                       'train')
+    config = ArithmeticConfig(min_steps=1, max_steps=5, templates=templates)
+    train = Arithmetic(config, False, 1, 'train')
     known = TrainingQuestions(train, None)
     for example in train[:300]:
       assert known.normalise(example.question) == example.question

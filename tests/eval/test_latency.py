@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from latent_reasoning import methods, sequences
@@ -23,11 +24,7 @@ def examples(run):
 
 @pytest.fixture(scope='module')
 def measured(run, examples):
-  said = []
-  found = latency.measure(run.config, run.model(), run.init().params, run.tokenizer,
-                          examples, said.append)
-  assert said
-  return found
+  return latency.measure(run.config, run.model(), run.init().params, run.tokenizer, examples)
 
 
 def entry(measured, method, batch):
@@ -45,9 +42,25 @@ def test_every_entry_is_there(measured):
     for name in ('first_ms', 'full_ms', 'first_flops', 'full_flops', 'first_vs_direct',
                  'full_vs_direct'):
       assert e[name] > 0, (e, name)
-    assert e['full_flops'] >= e['first_flops']
+    assert e['full_flops'] >= e['first_flops'] and e['full_ms'] >= e['first_ms']
+    assert e['runs'] >= 2 and e['full_spread_ms'] >= 0
   json.dumps(measured, allow_nan=False)
   assert measured['repeats'] == 2
+
+
+def test_runs_until_the_medians_are_settled(monkeypatch):
+  """Calm times end after the runs that were asked for, noisy ones go on, and not for ever."""
+  def runs(noise):
+    clock, drawn = [0.0], np.random.default_rng(0)
+    monkeypatch.setattr(latency.time, 'perf_counter', lambda: clock[0])
+
+    def program(*_):
+      clock[0] += 1e-3 * (1 + noise * drawn.random())
+    return {key: len(times) for key, times in latency._timed(
+        {'one': (0, 0, 0, program), 'two': (0, 0, 0, program)}, None, 20, '').items()}
+  assert runs(0.0) == {'one': 20, 'two': 20}
+  assert 20 < runs(0.5)['one'] < 20 * latency.MOST
+  assert runs(1.9)['one'] == 20 * latency.MOST
 
 
 @pytest.mark.integration

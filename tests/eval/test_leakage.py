@@ -94,8 +94,10 @@ def test_sound_with_memory(make, variant):
 def test_leaking_memory(make, monkeypatch):
   """A bank that runs on from one readout into the next is caught."""
   def run_on(self, x, q, mask, bank):
-    return memory_policies.chunkwise(memory_policies.POLICIES['gated'], memory_policies.empty(
-        (q.shape[0],), imm.slots_of(self.config, self.width), q.shape[-1]), x, q)[1::-1]
+    r, bank, _ = memory_policies.chunkwise(
+        memory_policies.POLICIES['gated'], memory_policies.empty(
+            (q.shape[0],), imm.slots_of(self.config, self.width), q.shape[-1]), x, q)
+    return bank, r, imm.MemoryReads(r, x.beta, None)
 
   monkeypatch.setattr(imm.Memory, '_row', run_on)
   subject = make(own=True, **{'imm.write_policy': 'gated'})

@@ -92,11 +92,15 @@ def test_results_of_one_readout():
 def test_latency_table():
   """One row an entry, with its times and FLOPs."""
   entry = {'method': 'rim', 'batch': 32, 'prefix_tokens': 40, 'tokens': 2, 'first_ms': 1.5,
-           'full_ms': 2.25, 'first_vs_direct': 1.25, 'full_vs_direct': 1.5,
+           'full_ms': 2.25, 'first_spread_ms': 0.5, 'full_spread_ms': 0.25,
+           'first_vs_direct': 1.25, 'full_vs_direct': 1.5,
            'first_flops': 3.5e6, 'full_flops': 4e6}
-  row = report.latency({'entries': [entry]}).splitlines()[-1].split()
-  for cell in ('32', 'rim', '40', '2', '1.500', '2.250', '1.25', '3.5', '4.0'):
-    assert cell in row, cell
+  text = report.latency({'entries': [entry, {**entry, 'batch': 1}, {
+      **entry, 'batch': 1, 'method': 'direct', 'first_vs_direct': 1.0}]})
+  row = text.splitlines()[2].split()
+  assert row == ['32', 'rim', '40', '2', '1.500', '0.250', '2.250', '0.125', '1.25', '3.5',
+                 '4.0']
+  assert "At batch 1 rim begins its answer after 1.25 times direct's time." in text
 
 
 def test_leakage_lines():
