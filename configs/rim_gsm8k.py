@@ -56,7 +56,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
   c.model.update(num_layers=4, embed_dim=64, num_heads=4, mlp_dim=256, max_positions=640,
                  dtype='float32', scan=False)
   c.model.lora.rank, c.optim.trainable = 0, 'all'
-  c.optim.batch_size = 16
+  c.optim.update(batch_size=16, max_epochs=30)  # of own data, which may be a few problems
   c.optim.stage1.update(steps=300, epochs=0.0, learning_rate=2e-3)
   c.optim.stage2.update(steps=300, epochs=0.0, learning_rate=1e-3)
   c.train.update(log_every=20, eval_every=150, save_every=50)

@@ -265,6 +265,9 @@ class OptimConfig:
   beta2: float = key(0.99, 'of AdamW')
   epsilon: float = key(1e-8, 'of AdamW')
   weight_decay: float = key(0.0, 'on matrices only: no biases, norms or embeddings')
+  max_epochs: float = key(
+      0.0, 'a stage ends after so many passes over the training split, whatever its steps; '
+      '0: never')
   max_grad_norm: float = key(1.0, 'global norm that gradients are clipped to; 0: no clipping')
   stage1: StageConfig = group(StageConfig)
   stage2: StageConfig = group(StageConfig)

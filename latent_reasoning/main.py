@@ -60,7 +60,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from latent_reasoning.cli import allocator
-from latent_reasoning.config import MOVED
+from latent_reasoning.config import MOVED, get
 from latent_reasoning.errors import InputError, TrainingError
 
 
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   try:
     rest = values(argv)
   except Exception as error:  # the config file is the user's code: anything may come
-    raise InputError(_explain(error)) from None
+    raise InputError(_explain(error, argv)) from None
   finally:
     sys.argv = old
   if len(rest) > 1 and values.mode != 'report':
@@ -140,15 +140,22 @@ def _refuse_old_names(argv: Sequence[str]) -> None:
         raise InputError(f'{flag} is now config.{MOVED[flag.removeprefix("config.")]}')
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, argv: Sequence[str]) -> str:
   """One line about a flag error: `config_flags` quotes whole tracebacks and reprs."""
+  def whole(part):  # the key as it was typed
+    return next((key[1] for key in (re.match(r'--?(config[\w.]*)', a) for a in argv)
+                 if key and part in key[1].split('.')), part)
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   if wrong := re.search(r'(?s)Error whilst parsing config file:\s.*\n\w*Error: (.+)', text):
     return ' '.join(wrong[1].split())
   if close := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
-    return f"config key '{close[2]}' is unknown; did you mean '{close[1]}'? (see --help)"
+    return (f'{whole(close[2])} is unknown; did you mean '
+            f"'{whole(close[2]).replace(close[2], close[1])}'? (--help_config has all keys)")
   if key := re.fullmatch(r"""["']*(\w+)["']*""", text):
-    return f"config key '{key[1]}' is unknown; --help_config has them all"
+    return f'{whole(key[1])} is unknown; --help_config has all keys'
+  if wrong := re.search(r"(--?config[\w.]*)=.*(?:base 10|to float): (['\"].*['\"])", text):
+    kind = 'a whole number' if 'base 10' in text else 'a number'
+    return f'{wrong[1]}: expected {kind}, got {wrong[2]}'
   if 'Traceback (most recent call last)' in text:  # of the config file: keep its end
     flag = text.partition('\n')[0].rstrip(': ')
     text = f'{flag}: {text.strip().rpartition(chr(10))[2]}'
@@ -254,11 +261,19 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
   config = config_loading.from_dict(args.config)
+  _refuse_placeholders(config, args.workdir)
   methods.get(config.method)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
+  try:
+    jax.local_devices()
+  except RuntimeError as error:
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    raise InputError(f'JAX_PLATFORMS is {platforms!r}, and JAX has no such device here '
+                     f"({' '.join(str(error).split())}); expected 'cpu', or none, to take what "
+                     'there is') from None
   if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
                      f'with {multihost.count()}')
@@ -279,6 +294,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   from latent_reasoning.train import trainer
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
+    stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there
       multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
     built = experiment.open_run(config, path, training)
@@ -298,6 +314,21 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
       print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
             file=sys.stderr)
       return 128 + stop.signal
+
+
+PLACEHOLDER = re.compile(r'[A-Z][A-Z0-9_]*')  # DIRECTORY, FILE, GSM8K_DIRECTORY
+
+
+def _refuse_placeholders(config, path: str | None) -> None:
+  """Raises InputError where a word of the documentation stands in for a path of the user."""
+  for key in ('model.init_from', 'tokenizer.path', 'data.dir', 'data.path', 'data.train',
+              'data.valid', 'data.test'):
+    value = get(config, key)
+    if PLACEHOLDER.fullmatch(value) and not pathlib.Path(value).exists():
+      raise InputError(f'config.{key} is {value!r}, which stands for a path of yours; '
+                       'replace it')
+  if path and PLACEHOLDER.fullmatch(path) and not pathlib.Path(path).exists():
+    raise InputError(f'--workdir={path} stands for a folder of yours; replace it')
 
 
 class _Stream:

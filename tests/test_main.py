@@ -148,10 +148,18 @@ MISTAKES = {  # name: (command line, what the message has to say)
     'renamed value': (given('--config.method=lm'), ['config.method=lm is now language_model']),
     'unknown flag': (given('--wrkdir=x'), ['wrkdir', 'workdir']),
     'argument': (given('extra'), ['extra']),
-    'unknown key': (given('--config.optim.batchsize=3'), ['batchsize', 'batch_size']),
+    'unknown key': (given('--config.optim.batchsize=3'), [
+        "config.optim.batchsize is unknown; did you mean 'config.optim.batch_size'"]),
+    'a key like no other': (given('--config.optim.xyzzy=3'), ['config.optim.xyzzy is unknown']),
+    'a placeholder': (given('--config.data.dir=MY_DIRECTORY'), [
+        "config.data.dir is 'MY_DIRECTORY', which stands for a path of yours"]),
+    'a placeholder as workdir': (lambda folder: [f'--config={CONFIG}', '--workdir=DIR'], [
+        '--workdir=DIR stands for a folder of yours']),
     'unknown group': (given('--config.optin.batch_size=3'), ['optin', 'optim']),
     'ill-typed': (given('--config.optim.batch_size=abc'),
-                  ['config.optim.batch_size', 'abc']),
+                  ["config.optim.batch_size: expected a whole number, got 'abc'"]),
+    'ill-typed number': (given('--config.optim.stage1.learning_rate=fast'), [
+        "config.optim.stage1.learning_rate: expected a number, got 'fast'"]),
     'ill-typed boolean': (given('--config.model.scan=maybe'),
                           ['config.model.scan', 'maybe']),
     'value for a group': (given('--config.optim=3'), ['config.optim']),
@@ -176,7 +184,30 @@ def test_mistake(name, tmp_path, monkeypatch, capsys):
   assert 'Traceback' not in out + err
   for word in words:
     assert word in err, err
+  assert not (tmp_path / 'run').is_dir(), 'a mistake leaves no folder'
   assert '\\n' not in err and "\\'" not in err, f'a repr, not a sentence: {err}'
+
+
+def test_a_folder_that_was_there_stays(tmp_path, capsys):
+  """Only what a mistake itself made is taken away."""
+  for name in ('notes.txt', 'config.json'):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / 'notes.txt').write_text('mine')
+    assert call(f'--config={CONFIG}', f'--workdir={folder}', '--mode=eval') == 2
+    assert (folder / 'notes.txt').read_text() == 'mine'
+
+
+@pytest.mark.integration
+def test_no_such_device(tmp_path):
+  """JAX_PLATFORMS of a device that is not there is one line."""
+  done = subprocess.run(
+      [sys.executable, '-m', 'latent_reasoning.main', f'--config={CONFIG}',
+       f'--workdir={tmp_path}/run'], capture_output=True, text=True, cwd=tmp_path,
+      env={**os.environ, 'JAX_PLATFORMS': 'gpu', 'LATENT_REASONING_KEEP_ALLOCATOR': '1'})
+  assert done.returncode == 2, done.stderr
+  error, = done.stderr.splitlines()
+  assert error.startswith("error: JAX_PLATFORMS is 'gpu', and JAX has no such device here")
 
 
 def test_mistake_from_the_shell(tmp_path):
@@ -315,7 +346,7 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
   assert call(*base, '--mode=latency') == 0
   found = json.loads((folder / 'latency.json').read_text())
   assert {e['method'] for e in found['entries']} == {'direct', 'rim', 'cot'}
-  assert 'first answer token ms' in capsys.readouterr().out
+  assert 'first token ms' in capsys.readouterr().out
   lines = (folder / 'commands.txt').read_text().splitlines()
   assert len(lines) == len(set(lines)) and lines[0].endswith(shlex.join(base))
   assert any(line.endswith('--mode=check_leakage') for line in lines)

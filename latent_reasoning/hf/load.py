@@ -54,11 +54,12 @@ def directory(init_from: str) -> pathlib.Path:
                                    'chat_template.jinja'],
         ignore_patterns=['consolidated*', '*/*']))  # the same weights in another format
   except Exception as error:
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if 'ConnectError' in why or 'Name or service' in why or 'connection' in why.lower():
+      why = 'the hub cannot be reached, and no copy is cached'
     raise InputError(
         f'config.model.init_from {init_from!r} is no directory here, and could not be had from '
-        f"the hub, {type(error).__name__}: {' '.join(str(error).split())}; expected the hub, a "
-        'cached copy, or a directory in --config.model.init_from=DIR'
-        ) from error
+        f'the hub ({why}); expected a directory in --config.model.init_from=DIR') from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def _rates(stage: StageConfig, steps: int) -> np.ndarray:
 
 
 def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:
-  """Turns epochs into steps; a partial batch at an epoch's end is not trained on.
+  """Turns epochs into steps, at most config.max_epochs a stage; a partial batch at an epoch's
+  end is not trained on.
 
   Raises:
     InputError: no stage has a step, or there are fewer examples than a batch.
@@ -87,6 +88,8 @@ def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:
         f'config.optim.batch_size {config.batch_size}; lower the batch size')
   stages = (config.stage1, config.stage2)
   lengths = tuple(s.steps or math.ceil(s.epochs * per_epoch) for s in stages)
+  if config.max_epochs:
+    lengths = tuple(min(n, math.ceil(config.max_epochs * per_epoch)) for n in lengths)
   if not sum(lengths):
     raise InputError('no training step: set config.optim.stage1.steps or .epochs, or '
                      'those of stage2, above 0')

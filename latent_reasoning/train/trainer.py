@@ -100,6 +100,16 @@ class _Pending:
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
+def _limit(run) -> str:
+  """Says which stages config.optim.max_epochs made shorter."""
+  asked = [stage.steps for stage in run.curriculum.stages]
+  if not run.config.optim.max_epochs or all(
+      n <= length for n, length in zip(asked, run.curriculum.lengths, strict=True)):
+    return ''
+  return (f' (not {tuple(asked)}: at most {run.config.optim.max_epochs:g} passes over '
+          f'{len(run.splits.train):,} problems, config.optim.max_epochs)')
+
+
 def train(run: 'Experiment') -> TrainState:
   """Trains to the end of the curriculum, from the newest sound checkpoint if any.
 
@@ -138,8 +148,8 @@ def _train(run: 'Experiment') -> TrainState:
                     progress.say)
   progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))
-  progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} steps, '
-               f'files in {run.workdir.path}')
+  progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} '
+               f'steps{_limit(run)}, files in {run.workdir.path}')
   if restored:
     progress.say(f'resuming from step {start}')
   try:

@@ -9,11 +9,12 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -149,6 +150,25 @@ def locate(path: str | pathlib.Path) -> Workdir:
   here = (pathlib.Path('runs') / re.sub(r'\W+', '_', remote) if remote
           else local_path(path, '--workdir'))
   return Workdir(here.absolute(), remote)
+
+
+OPENED = ('config.json', 'tokenizer.json', 'commands.txt')  # before anything is found
+
+
+@contextlib.contextmanager
+def nothing_left(path: str | pathlib.Path) -> Iterator[None]:
+  """Removes a folder that was not there before and in which nothing was found, where a
+  mistake ends what was to be done in it."""
+  fresh = '://' not in str(path) and not os.path.lexists(path)
+  try:
+    yield
+  except InputError:
+    folder = pathlib.Path(path)
+    if fresh and folder.is_dir() and all(
+        file.name in OPENED if file.is_file() else not any(file.iterdir())
+        for file in folder.iterdir() if not file.name.startswith('.')):
+      shutil.rmtree(folder, ignore_errors=True)
+    raise
 
 
 def open_workdir(path: str | pathlib.Path, config: Config, training: bool,

@@ -133,3 +133,11 @@ def test_frozen(make):
   """A curriculum is a value."""
   with pytest.raises(dataclasses.FrozenInstanceError):
     make().lengths = (1, 1)
+
+
+def test_passes_are_limited(tiny_config):
+  """A few problems of one's own are not trained on a thousand times."""
+  config = tiny_config(**{'optim.batch_size': 4, 'optim.stage1.steps': 300,
+                          'optim.stage2.steps': 10, 'optim.max_epochs': 20.0})
+  assert curriculum.build(config.optim, 13).lengths == (60, 10)
+  assert curriculum.build(config.optim, 10_000).lengths == (300, 10)
