@@ -56,6 +56,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"compare_arithmetic has no variant '{variant}'; expected one of "
                      f'{VARIANTS[1:]}')
   c = base('4')
+  c.optim.stage1.steps, c.optim.stage2.steps = 1800, 800
   if variant in ('', 'short', 'smoke', 'controls'):
     c.data.arithmetic.min_steps = 2
   c.sweep.runs = METHODS
