@@ -45,7 +45,8 @@ def fit(x: np.ndarray, y: np.ndarray, l2: float = L2) -> Any:
   regression = sklearn('linear_model').LogisticRegression(C=1 / l2, max_iter=ITERATIONS)
   probe = sklearn('pipeline').make_pipeline(sklearn('preprocessing').StandardScaler(),
                                             regression)
-  with warnings.catch_warnings():
+  limits = importlib.import_module('threadpoolctl').threadpool_limits  # scikit-learn needs it
+  with warnings.catch_warnings(), limits(1):  # many threads are in each other's way here
     warnings.simplefilter('ignore')  # that it has not converged to the last digit
     return probe.fit(x, y)
 
