@@ -198,37 +198,47 @@ def _percent(value: dict[str, float]) -> tuple[float, float]:
 @drawing
 def _bars(runs, control):
   figure, axis = canvas(7.6, 0.9 + 0.36 * len(runs))
+  _accuracy_bars(axis, runs)
+  if control in runs:
+    axis.axvline(100 * runs[control]['final']['mean'], color=GREY, linestyle=':', linewidth=1)
+  return figure
+
+
+def _accuracy_bars(axis, runs) -> None:
+  """A bar a run, the first on top, with its number and its standard error."""
   values = [_percent(run['final']) for run in runs.values()]
   errors = [error for _, error in values]
-  bars = axis.barh(list(runs), [mean for mean, _ in values], 0.66,
+  bars = axis.barh(list(runs), [mean for mean, _ in values], 0.62,
                    color=list(_colours(runs).values()), xerr=errors if any(errors) else None,
                    ecolor=GREY)
   axis.bar_label(bars, [f'{mean:.1f}' + f' ±{error:.1f}' * bool(error)
                         for mean, error in values], padding=4, fontsize=9)
-  if control in runs:
-    axis.axvline(100 * runs[control]['final']['mean'], color=GREY, linestyle=':', linewidth=1)
-  axis.set(xlabel='exact match %', xlim=(0, 112))
+  axis.set(xlabel='exact match %, test problems', xlim=(0, 115))
   axis.grid(False, axis='y')
   axis.invert_yaxis()
-  return figure
 
 
 @drawing
 def _times(timed):
   figure, axis = canvas(7.6, 1.3 + 0.52 * len(timed))
-  for shift, key, name, colour in ((-0.19, 'first_ms', 'first token of the answer', '#7fb2e5'),
-                                   (0.19, 'full_ms', 'full answer', '#1f7fd6')):
-    values = [entry[key] for entry in timed.values()]
-    bars = axis.barh([i + shift for i in range(len(timed))], values, 0.36, label=name,
-                     color=colour)
-    axis.bar_label(bars, [f'{v:.2f}' for v in values], padding=3, fontsize=9)
+  _time_bars(axis, timed.values())
   axis.set_yticks(range(len(timed)), list(timed))
-  axis.set(xlabel='ms')
-  axis.margins(x=0.14)
-  axis.grid(False, axis='y')
   axis.invert_yaxis()
   legend(figure, axis)
   return figure
+
+
+def _time_bars(axis, entries) -> None:
+  """Two bars a run: to the first token of its answer, and to the full answer."""
+  for shift, key, name, colour in ((-0.19, 'first_ms', 'first token of the answer', '#7fb2e5'),
+                                   (0.19, 'full_ms', 'full answer', '#1f7fd6')):
+    values = [entry[key] for entry in entries]
+    bars = axis.barh([i + shift for i in range(len(values))], values, 0.36, label=name,
+                     color=colour)
+    axis.bar_label(bars, [f'{v:.2f}' for v in values], padding=3, fontsize=9)
+  axis.set(xlabel='ms at batch 1, median')
+  axis.margins(x=0.15)
+  axis.grid(False, axis='y')
 
 
 @drawing
@@ -298,23 +308,11 @@ def accuracy_and_time(summary: dict[str, Any]):
   """
   runs = {mark(n, r): r for n, r in summary['runs'].items()}
   figure, ((left, right),) = canvas(10.5, 1.5 + 0.55 * len(runs), 1, 2, sharey=True)
-  values = [_percent(run['final']) for run in runs.values()]
-  errors = [error for _, error in values]
-  bars = left.barh(list(runs), [mean for mean, _ in values], 0.6,
-                   color=list(_colours(runs).values()), ecolor=GREY,
-                   xerr=errors if any(errors) else None)
-  left.bar_label(bars, [f'{mean:.1f}' for mean, _ in values], padding=3)
-  left.set(xlim=(0, 115), xlabel='exact match %, test problems', title='accuracy')
-  for shift, key, name, colour in ((-0.2, 'first_ms', 'first token of the answer', '#7fb2e5'),
-                                   (0.2, 'full_ms', 'full answer', '#1f7fd6')):
-    times = [next((e[key] for e in r['latency'] if e['batch'] == 1), 0) for r in runs.values()]
-    bars = right.barh([i + shift for i in range(len(runs))], times, 0.36, label=name,
-                      color=colour)
-    right.bar_label(bars, [f'{t:.2f}' for t in times], padding=3, fontsize=9)
-  right.set(xlabel='ms at batch 1, median', title='time')
-  right.margins(x=0.15)
+  _accuracy_bars(left, runs)
+  _time_bars(right, [next(e for e in r['latency'] if e['batch'] == 1) for r in runs.values()])
+  left.set_title('accuracy')
+  right.set_title('time')
   legend(figure, right)
-  left.invert_yaxis()
   return figure
 
 

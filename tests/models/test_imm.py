@@ -89,6 +89,11 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
                                      batch.mask).hidden)(p)
       for m, p in ((model, params), (scanned, stack_layers(params, 2))))
   assert_close(one, two)
+  # What is read of the memory has the same order: layer by layer, round by round.
+  maps = [imm.attention(m.clone(imm=dataclasses.replace(config.imm, rounds=2)), p, batch)
+          for m, p in ((model, params), (scanned, stack_layers(params, 2)))]
+  assert maps[0].shape[0] == 4 and np.abs(maps[0][0] - maps[0][1]).max() > 1e-4
+  assert_close(*maps)
 
 
 @pytest.mark.integration
