@@ -224,6 +224,8 @@ def by_steps(summary: dict[str, Any]) -> list[list[str]]:
 def by_block(summary: dict[str, Any]) -> list[list[str]]:
   """Accuracy read after each block, of the methods that have several."""
   runs = {n: r for n, r in summary['runs'].items() if len(r['per_block']) > 1}
+  if len(summary['runs']) < 2:  # the finding says it
+    return []
   most = max((len(r['per_block']) for r in runs.values()), default=0)
   return [['run', *(f'block {k}' for k in range(1, most + 1))],
           *([mark(name, run), *map(share, run['per_block']),

@@ -187,7 +187,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
       page.text(about)
   if finding := comparison.finding(summary):
     page.text(finding, 'finding')
-  page.text(f'{len(found.folders)} runs, reported {datetime.date.today().isoformat()} by '
+  count = len(found.folders)
+  page.text(f'{count} run{"s" * (count != 1)}, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning.', 'quiet')
   if found.problems:
     page.text(f'{len(found.problems)} files or folders are damaged or missing: see the end.',
