@@ -336,7 +336,8 @@ def shortened(words):
     runs = {r.split()[0]: r for r in args.config.sweep.runs}
     last = 'rim' if 'rim' in runs else list(runs)[-1]
     keys['sweep.runs'] = (runs[args.config.sweep.control], runs[last])
-  return [*words, '--devices=1', *(f'--config.{k}={v}' for k, v in keys.items())]
+  devices = ['--devices=1'] * ('--mode=plan' in words)
+  return [*words, *devices, *(f'--config.{k}={v}' for k, v in keys.items())]
 
 
 @pytest.mark.slow
