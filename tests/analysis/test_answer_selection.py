@@ -43,6 +43,7 @@ def test_areas(seed):
   assert np.isnan(answer_selection.auroc(score, np.ones(40, bool)))
 
 
+@pytest.mark.integration
 def test_interval_holds_the_value():
   """The interval is around the value and narrows with more problems."""
   rng = np.random.default_rng(0)
@@ -90,6 +91,7 @@ def made(seed: int, n: int = 300) -> BlockActivations:
                           blank.astype(int), blank[:, 0].astype(int))
 
 
+@pytest.mark.integration
 def test_compare():
   """A probe that can tell beats the final block; 'any' bounds every rule."""
   found = answer_selection.compare(made(0), made(1))
@@ -101,6 +103,7 @@ def test_compare():
       rules['probe']['accuracy'] / found['any'])
 
 
+@pytest.mark.integration
 def test_adaptive():
   """Lower thresholds read fewer blocks; at the ends all stop at the first or the last."""
   valid, test = made(0), made(1)

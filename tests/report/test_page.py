@@ -205,6 +205,7 @@ def test_nothing_in_markdown_is_live(folder, text):  # noqa: F811
       r'(?s)(`{3,}).*?\n\1', '', page))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {'parameters': 1e308}, {'n': None}, {'seed': '(((('}, {'seed': None}, {'n': 10**400},
     {'accuracy': {'final': float('nan'), 'any': 0, 'per_block': [0]}}, {'by_steps': {'x': {}}},
@@ -219,6 +220,7 @@ def test_one_bad_value_does_not_end_the_page(folder, changes):  # noqa: F811
   assert '75.0 ±12.5' in (folder / 'report.html').read_text()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name, text', [
     ('metrics.jsonl', '{"step": 1, "split": "train", "loss": 1e308}\n' * 2
      + '{"step": 1, "split": "train", "loss": -1e308}\n'),
