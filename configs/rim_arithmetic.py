@@ -3,8 +3,9 @@
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
 
 Reaches 99.9, 100.0 and 99.8% at the final block (seeds 0, 1, 2; `direct`: 30 to 31%) in 340
-to 400 s on one core of an AMD EPYC, jax 0.10.2, 2026-11-27. With 1,800 and 800 steps, seeds 0 to 3 reach 85.1, 98.0, 99.9 and
-88.3% (the last three on another machine, jax 0.11.2): seed 0 is not done learning there.
+to 400 s on one core of an AMD EPYC, jax 0.10.2, 2026-11-27. With 1,800 and 800 steps, seeds 0
+to 3 reach 85.1, 98.0, 99.9 and 88.3% (the last three on another machine, jax 0.11.2): seed 0
+is not done learning there.
 
 The variant is the number of operations, four without one; the model has four
 layers: `rim_arithmetic.py:5` asks for more operations than layers.
