@@ -19,6 +19,7 @@ from latent_reasoning.analysis import block_states
 from latent_reasoning.cli import allocator, block_commands, commands, latency
 from latent_reasoning.config import Config
 from latent_reasoning.data import questions
+from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
@@ -142,13 +143,30 @@ class Experiment(experiment.Experiment):
     texts = commands.answers(self._predictor, question)
     return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
 
-  def block_states(self, split: str = 'test') -> block_states.BlockActivations:
-    """States, answers and confidence at each block, for the problems of 'valid' or 'test'."""
-    if split not in ('valid', 'test'):
-      raise InputError(f"there are block states of 'valid' and 'test'; found {split!r}")
-    most = self.config.eval.test_problems or None
-    examples = self.test if split == 'test' else self.splits.valid[:most]
-    return block_states.collect(self._predictor, examples, self.splits.report['rules'][split])
+  def block_states(self, problems: str | Sequence[str | Example] = 'test'
+                   ) -> block_states.BlockActivations:
+    """States, answers and confidence at each block.
+
+    Args:
+      problems: 'valid' or 'test', or problems of your own: questions, or examples, whose
+        steps and answers may be empty where nobody knows them.
+
+    Raises:
+      InputError: another split, or a method without blocks.
+    """
+    rules, most = self.splits.report['rules'], self.config.eval.test_problems or None
+    if problems in ('valid', 'test'):
+      examples = self.test if problems == 'test' else self.splits.valid[:most]
+      return block_states.collect(self._predictor, examples, rules[problems])
+    if isinstance(problems, str) or not problems:
+      raise InputError(f"expected 'valid', 'test' or a list of questions; found {problems!r}")
+    examples = [Example(self._questions.normalise(one), (), '') if isinstance(one, str) else one
+                for one in problems]
+    return block_states.collect(self._predictor, examples, rules['test'])
+
+  def slot_reads(self, text: str) -> Result:
+    """Which slots of the implicit memory each token of a text reads."""
+    return commands.slot_reads(self, text)
 
   def check_leakage(self) -> Result:
     """Whether anything attends to what it must not, by gradient; writes leakage.json."""
@@ -159,6 +177,14 @@ class Experiment(experiment.Experiment):
     """Time to the first answer token and to the full answer; writes latency.json."""
     found = commands.latencies(self)
     return Result(found, lambda: report.latency(found))
+
+  def flops(self) -> Result:
+    """What training costs, counted before it; writes flops.json."""
+    return commands.counted(self)
+
+  def verify(self) -> Result:
+    """What is wrong with each checkpoint, by step: '' where it is sound."""
+    return commands.verified(self)
 
   def intervene(self) -> Result:
     """Answers when blocks are zeroed, swapped or taken from elsewhere; writes

@@ -2,14 +2,18 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 
 import latent_reasoning as lr
 from latent_reasoning import config as config_lib
+from latent_reasoning.analysis import mask_plots
+from latent_reasoning.data import example as data_example
 from latent_reasoning.errors import InputError
 from latent_reasoning.report import style
 from latent_reasoning.report.result import Result
@@ -122,6 +126,32 @@ def test_analyze(trained):
 
 
 @pytest.mark.integration
+def test_block_states_of_own_problems(trained):
+  """Of questions, and of examples: the states of the split; without an answer none is right."""
+  split = trained.block_states('test')
+  examples = [trained.test[i] for i in split.index[:4]]
+  for known in (True, False):
+    own = trained.block_states(examples if known else [e.question for e in examples])
+    np.testing.assert_allclose(own.states, split.states[:4], rtol=1e-5, atol=1e-5)
+    assert (own.predictions == split.predictions[:4]).all()
+    assert (own.correct == (split.correct[:4] & known)).all()
+    assert (own.answer_token == np.where(known, split.answer_token[:4], -1)).all()
+    assert np.isnan(own.values).all() == (not known)
+  bare = data_example.Example(examples[0].question, (), '')
+  plot = mask_plots.row(trained, bare)
+  assert plot['tokens'][0] == examples[0].question[0]
+
+
+@pytest.mark.integration
+def test_checkpoints_and_cost(trained):
+  found = trained.verify()
+  assert 14 in found and not any(found.values()) and 'checkpoint 14: sound' in str(found)
+  assert trained.flops()['flops'] > 0 and 'stage 1: ' in str(trained.flops())
+  with pytest.raises(InputError, match='there are no slots'):
+    trained.slot_reads('1+2')
+
+
+@pytest.mark.integration
 def test_verbalize(trained):
   with pytest.raises(InputError, match="reasoning_decoder.source is ''"):
     trained.verbalize('1+2')
@@ -143,8 +173,9 @@ def test_compare(trained, tmp_path):
 
 @pytest.mark.integration
 def test_wrong_use(trained, tmp_path):
-  with pytest.raises(InputError, match="'valid' and 'test'; found 'tset'"):
-    trained.block_states('tset')
+  for wrong in ('tset', []):
+    with pytest.raises(InputError, match=re.escape(f"a list of questions; found {wrong!r}")):
+      trained.block_states(wrong)
   with pytest.raises(InputError, match="'hf' or 'peft'; found 'onnx'"):
     trained.export('onnx')
   with pytest.raises(InputError, match='expected at least 1'):

@@ -29,12 +29,12 @@ class BlockActivations:
       after every layer, then the normed state that the head reads.
     predictions: str [N, K], the answers.
     votes: str [N, K], one spelling for equal answers.
-    correct: bool [N, K].
+    correct: bool [N, K]; False where a problem has no answer.
     confidence: float32 [N, K], mean log-probability of the generated tokens of an
       answer, its end token included.
     values: float64 [N, S], result of each step of the true chain; NaN: none.
     next_token, answer_token: int [N, K] and [N], first token of the true step that
-      follows block k (of the answer, after the last), and of the true answer.
+      follows block k (of the answer, after the last), and of the true answer; -1: none.
   """
   index: np.ndarray
   length: np.ndarray
@@ -112,11 +112,11 @@ def collect(predictor: Predictor, examples: Sequence[Example], rule: str) -> Blo
       np.array(index), np.array([len(e.question) for e in encoded]),
       np.stack(states), np.array(texts),
       np.array([[answer_matching.canonical(t, rule) for t in row] for row in texts]),
-      np.array([[answer_matching.correct(rule, t, (e.answer, *e.others)) for t in row]
-                for e, row in zip(own, texts, strict=True)]),
+      np.array([[bool(e.answer) and answer_matching.correct(rule, t, (e.answer, *e.others))
+                 for t in row] for e, row in zip(own, texts, strict=True)]),
       np.stack(confidence), np.array([_values(e.steps, steps) for e in own]),
       np.array([_next_tokens(e, blocks) for e in encoded]),
-      np.array([e.answer[0] for e in encoded]))
+      np.array([_first(e.answer) for e in encoded]))
 
 
 def _values(steps: Sequence[str], count: int) -> list[float]:
@@ -127,7 +127,11 @@ def _values(steps: Sequence[str], count: int) -> list[float]:
 
 def _next_tokens(example: sequences.TokenizedExample, blocks: int) -> list[int]:
   texts = [*example.steps, example.answer][1:] or [example.answer]
-  return [texts[min(k, len(texts) - 1)][0] for k in range(blocks)]
+  return [_first(texts[min(k, len(texts) - 1)]) for k in range(blocks)]
+
+
+def _first(tokens: Sequence[int]) -> int:
+  return tokens[0] if len(tokens) else -1
 
 
 def observe(predictor: Predictor, rows: Sequence[sequences.PackedSequence],

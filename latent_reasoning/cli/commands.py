@@ -31,6 +31,7 @@ from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import export as export_lib
 from latent_reasoning.models import imm
+from latent_reasoning.report.result import Result
 from latent_reasoning.train import flops, metrics, profiler, trainer, workdir
 from latent_reasoning.train.checkpoint import Restored, versions
 
@@ -52,16 +53,22 @@ def environment() -> dict[str, Any]:
 
 def verify(run: Experiment) -> int:
   """Says of every checkpoint whether it is sound; 1 where one is not."""
+  found = verified(run)
+  print(f'{found} in {run.workdir.checkpoints}')
+  return int(any(found.values()))
+
+
+def verified(run: Experiment) -> Result:
+  """What is wrong with each checkpoint, by step: '' where it is sound."""
   checkpoints = run.checkpoints()
   found = checkpoints.verify(run.like, run.same_sources)
   checkpoints.close()
   if not found:
     raise InputError(f'there is no checkpoint in {checkpoints.path}; train first')
-  for step, wrong in found.items():
-    print(f'checkpoint {step}: ' + (f'UNSOUND, {wrong}' if wrong else 'sound'))
-  print(f'{sum(not wrong for wrong in found.values())} of {len(found)} sound in '
-        f'{checkpoints.path}')
-  return int(any(found.values()))
+  return Result(found, lambda: '\n'.join([
+      *(f'checkpoint {step}: ' + (f'UNSOUND, {wrong}' if wrong else 'sound')
+        for step, wrong in found.items()),
+      f'{sum(not wrong for wrong in found.values())} of {len(found)} sound']))
 
 
 def train(run: Experiment) -> int:
@@ -181,14 +188,19 @@ def training(run: Experiment) -> dict[str, Any]:
 
 
 def count(run: Experiment) -> int:
-  """Counts training FLOPs before anything is trained; writes flops.json."""
+  """Counts training FLOPs before anything is trained."""
+  print(f'{counted(run)}; written to {run.workdir.flops}')
+  return 0
+
+
+def counted(run: Experiment) -> Result:
+  """The training FLOPs of the configuration, stage by stage; writes flops.json."""
   found = flops.training(run)
   workdir.write_json(run.workdir.flops, found)
-  for stage in found['stages']:
-    print(f"stage {stage['stage']}: {stage['steps']:,} steps, {stage['flops']:.4g} FLOPs")
-  print(f"training: {found['flops']:.4g} FLOPs of matrix products; written to "
-        f'{run.workdir.flops}')
-  return 0
+  return Result(found, lambda: '\n'.join([
+      *(f"stage {stage['stage']}: {stage['steps']:,} steps, {stage['flops']:.4g} FLOPs"
+        for stage in found['stages']),
+      f"training: {found['flops']:.4g} FLOPs of matrix products"]))
 
 
 SAMPLE_PROMPT = '\n'
@@ -345,27 +357,43 @@ def verbalized(run: Experiment, own: verbalizer.Verbalizer) -> dict[str, Any]:
 
 def plot_memory(run: Experiment, question: str | None) -> int:
   """Draws which slots each token of a text reads, layer by layer."""
+  found = slot_reads(run, question)
+  figure = found.plot().save(run.workdir.path / 'slots.png')
+  print(f'{found}; figure in {figure}')
+  return 0
+
+
+def slot_reads(run: Experiment, text: str | None) -> Result:
+  """Which slots of the implicit memory each token of a text reads.
+
+  Returns:
+    'tokens', T texts; 'reads' float32 [layers and rounds, T, slots], shares of 1; 'causal'.
+
+  Raises:
+    InputError: a model without a memory, no text, or one longer than the model's positions.
+  """
   config = run.config
   if not config.imm.write_policy:
     raise InputError("config.imm.write_policy is '', so there are no slots to attend to; "
                      "expected a policy such as 'gated'")
-  if not question:
+  if not text:
     raise InputError('no text to read; give one with --question="..."')
   params = restored(run).state.params
   if run.batches.method.is_text:
-    ids = [*run.tokenizer.start, *run.tokenizer.encode(question)]
-    row = sequences.causal(ids, ())
+    row = sequences.causal([*run.tokenizer.start, *run.tokenizer.encode(text)], ())
   else:
-    row = run.predictor(params).row(question)
+    row = run.predictor(params).row(text)
   if len(row.prefix) > config.model.max_positions:
     raise InputError(f'the text has {len(row.prefix)} tokens; the model has '
                      f'{config.model.max_positions} positions. Give a shorter text')
-  maps = imm.attention(run.model(), params, batching.collate([row], len(row.prefix), 0, 0))
-  names = [run.tokenizer.decode([i]) or '·' for i in row.prefix]
-  figure = report.slots(names, np.asarray(maps)[:, 0], config.causal).save(
-      run.workdir.path / 'slots.png')
-  print(f'{config.imm.write_policy} memory, {len(maps)} layers and rounds; figure in {figure}')
-  return 0
+  reads = np.asarray(imm.attention(
+      run.model(), params, batching.collate([row], len(row.prefix), 0, 0)))[:, 0]
+  return Result(
+      {'tokens': [run.tokenizer.decode([i]) or '·' for i in row.prefix], 'reads': reads,
+       'causal': config.causal},
+      lambda: f'{config.imm.write_policy} memory, {len(reads)} layers and rounds of '
+      f'{reads.shape[-1]} slots, read by {reads.shape[1]} tokens',
+      lambda found: report.slots(found['tokens'], found['reads'], found['causal']))
 
 
 def check_leakage(run: Experiment) -> int:
