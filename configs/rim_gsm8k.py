@@ -44,7 +44,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if variant == 'tiny':
     _tiny(c)
   elif variant in ('llama1b', 'llama3b'):
-    c.model.update(remat=True, frozen_dtype='bfloat16')
+    c.model.update(remat='full', frozen_dtype='bfloat16')
   return c
 
 

@@ -154,7 +154,11 @@ class ModelConfig:
       'shared_prefix', 'shared_prefix: readouts against one prefix; dense: one mask, the '
       'reference implementation; cudnn: GPU; splash: TPU')
   scan: bool = key(False, 'scan over stacked layers: faster to compile')
-  remat: bool = key(False, 'recompute each layer in the backward pass')
+  remat: Literal['none', 'dots', 'full'] = key(
+      'none', 'what the backward pass recomputes: nothing; all but what dense layers and '
+      'attention return; each layer from its input')
+  loss_tile: int = key(
+      4096, 'tokens whose logits exist at a time on a device, in training; 0: of all')
   frozen_dtype: Literal['float32', 'bfloat16'] = key(
       'float32', 'of parameters that are not trained; what is trained is float32')
 

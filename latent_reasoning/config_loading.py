@@ -114,7 +114,8 @@ def _check(config: Config) -> None:
                      'least 1, and at most one -1')
   _check_imm(config)
   _check_reasoning_decoder(config)
-  _check_rim(config)
+  if (config.aux.align or config.aux.smooth) and not config.aux.temperature:
+    raise InputError('config.aux.temperature is 0; expected a number above 0')
   if (config.method == 'language_model') != (data.name in TEXTS):
     raise InputError(f"config.method is '{config.method}' with config.data.name "
                      f"'{data.name}'; expected method language_model with one of {TEXTS}, "
@@ -160,8 +161,6 @@ def _check_imm(config: Config) -> None:
   if not config.rim.readout_sees_question:
     raise InputError('config.rim.readout_sees_question=False with config.imm.write_policy: the '
                      'bank would show the question to the readouts; choose one of them')
-  if imm.write_policy == 'gated' and imm.implementation == 'chunkwise' and imm.chunk > 16:
-    raise InputError(f'config.imm.chunk is {imm.chunk}; expected at most 16 for gated')
   if not config.causal and config.method != 'language_model':
     causal = [name for name in typing.get_args(typing.get_type_hints(type(imm))['write_policy'])
               if name and name not in NOT_CAUSAL]
@@ -180,27 +179,10 @@ def _check_reasoning_decoder(config: Config) -> None:
     raise InputError(f"config.reasoning_decoder.source is '{decoder.source}', but method "
                      'language_model has no reasoning to say; expected a method that answers '
                      'questions')
-  if decoder.source == 'blocks' and config.method != 'rim':
-    raise InputError(f"config.reasoning_decoder.source is 'blocks', but method "
-                     f"{config.method} has none; expected method rim, or source 'memory' "
-                     'with config.imm.write_policy')
   if decoder.source == 'memory' and not config.imm.write_policy:
     raise InputError("config.reasoning_decoder.source is 'memory', but "
                      "config.imm.write_policy is ''; "
                      "expected a policy such as 'gated'")
-
-
-def _check_rim(config: Config) -> None:
-  aux = config.aux
-  if aux.align or aux.smooth:
-    if config.method != 'rim' or config.reasoning_decoder.joint:
-      raise InputError('config.aux.align and smooth are losses on RiM\'s blocks; expected '
-                       'config.method=rim without config.reasoning_decoder.joint')
-    if not aux.temperature:
-      raise InputError('config.aux.temperature is 0; expected a number above 0')
-  if config.rim.externalize and config.method != 'rim':
-    raise InputError(f'config.rim.externalize says what blocks hold; method {config.method} '
-                     'has none; expected method rim')
 
 
 def _group(cls: type, values: Any, path: str) -> Any:

@@ -25,7 +25,7 @@ from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
 from latent_reasoning.eval.evaluator import Predictor, evaluate
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.models import attention, imm, lora, reasoning_decoder
+from latent_reasoning.models import attention, imm, lora, memory_policies, reasoning_decoder
 from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
@@ -302,7 +302,8 @@ def build(config: Config, workdir: Workdir) -> Experiment:
   """
   attention.check(config.model.attention)
   _check_sizes(config)
-  method = methods.get(config.method)
+  memory_policies.check(config.imm)
+  method = methods.check(config)
   if method.is_text:
     return _build_text(config, workdir)
   parts = config.baselines.parts if method.parts else 1
@@ -353,7 +354,7 @@ def _check_sizes(config: Config) -> None:
                       ('rim.max_steps', rim.max_steps),
                       ('baselines.pause_tokens', config.baselines.pause_tokens),
                       ('baselines.latents', config.baselines.latents)):
-    used = config.method == 'rim' or key in ('rim.max_steps', {
+    used = methods.get(config.method).has_blocks or key in ('rim.max_steps', {
         'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
         'codi': 'baselines.latents', 'coconut': 'baselines.latents'}.get(config.method))
     ensure(not used or tokens < longest,

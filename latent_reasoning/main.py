@@ -22,8 +22,10 @@ Modes:
                  tokens as an adapter that PEFT puts on the pretrained weights (--format=peft)
   verify         check every checkpoint of the workdir; exit status 1 if one is unsound
   flops          count the training FLOPs of the configuration; trains nothing
-  plan           bytes, FLOPs, collectives and time of a training step on --devices=1,4,64
-                 devices of a --device_kind that are not here; do they fit --memory_gb
+  plan           bytes, FLOPs, collectives and time of a training step on devices that are not
+                 here: of a --target such as tpu:v5p:2x2x1 or gpu:h100, by its own compiler
+                 (extras plan-tpu, plan-gpu), or an upper bound for --devices=1,4,64 of a
+                 --device_kind; do they fit --memory_gb
   compare        train a config's sweep.runs one after another, then time and compare them
   report         one HTML page of the folders given, of runs or comparisons:
                  --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
@@ -79,6 +81,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
+  flags.DEFINE_string('target', '', 'of --mode=plan: devices whose own compiler is asked, such '
+                      'as tpu:v5p:2x2x1 or gpu:h100', flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of hardware.PEAKS, or here',
                       flag_values=values)
@@ -185,10 +189,10 @@ def plan(args, config, argv: Sequence[str]) -> int:
 
   from latent_reasoning.planning import estimate
   if estimate.CHILD in os.environ:
-    print(json.dumps(estimate.measure(config)))
+    print(json.dumps(estimate.measure(config, args.target)))
     return 0
   return estimate.run(argv, estimate.parse_devices(args.devices), args.device_kind,
-                      args.memory_gb)
+                      args.memory_gb, args.target)
 
 
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
@@ -204,7 +208,7 @@ MODES: dict[str, tuple[str, ...]] = {
 TOGETHER = ('train', 'eval')  # modes of several processes
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
-               'plan': ('devices', 'device_kind', 'memory_gb')}
+               'plan': ('target', 'devices', 'device_kind', 'memory_gb')}
 RENAMED = {'audit': 'check_leakage', 'inside': 'analyze', 'controls': 'intervene',
            'explain': 'verbalize', 'attention': 'plot_memory'}  # since 0.1
 
@@ -262,7 +266,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   logging.set_verbosity(logging.WARNING)
   config = config_loading.from_dict(args.config)
   _refuse_placeholders(config, args.workdir)
-  methods.get(config.method)
+  methods.check(config)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
   multihost.start(args.coordinator, args.num_processes, args.process_id,

@@ -55,7 +55,7 @@ TINY = {
     'model.num_layers': 2, 'model.embed_dim': 16, 'model.num_heads': 2, 'model.mlp_dim': 32,
     'model.max_positions': 48, 'model.position_embedding': 'learned',
     'model.tie_embeddings': True,
-    'model.bias': True, 'model.scan': False, 'model.remat': False,
+    'model.bias': True, 'model.scan': False, 'model.remat': 'none',
     'rim.blocks': 3, 'rim.block_tokens': 1, 'rim.max_steps': 3, 'baselines.pause_tokens': 3,
     'rim.readout_offset': 1, 'rim.schedule': 'uniform', 'rim.block_attention': 'causal',
     'rim.readout_sees_question': True,

@@ -246,7 +246,7 @@ def test_no_negative_numbers(raw):
      'method language_model answers no'),
     ({'tokenizer.kind': 'file'}, 'tokenizer.path is empty'),
     ({'reasoning_decoder.source': 'memory'}, "imm.write_policy is ''; expected a policy"),
-    ({'reasoning_decoder.source': 'blocks', 'method': 'direct'}, 'method direct has none'),
+    ({'aux.align': 0.1, 'aux.temperature': 0.0}, 'temperature is 0'),
     ({'reasoning_decoder.source': 'memory', 'method': 'language_model', 'data.name': 'text'},
      'no reasoning to say')
     ])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from llama import LLAMA
 
+from latent_reasoning import config_loading, methods
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
@@ -21,6 +22,40 @@ ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1,
 @pytest.fixture(scope='module')
 def built(tiny_config, make_run, tmp_path_factory):
   return make_run(tiny_config(**ONE_LAYER), tmp_path_factory.mktemp('run'))
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'method': 'nothing'}, "'nothing' is unknown"),
+    ({'method': 'direct', 'reasoning_decoder.source': 'blocks'}, 'direct has none; .*: rim'),
+    ({'method': 'cot', 'aux.align': 0.1}, r'aux.align and smooth .* cot has none'),
+    ({'method': 'pause', 'rim.externalize': True}, 'rim.externalize .* pause has none'),
+    ({'aux.smooth': 0.1, 'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
+     'expected one of them')])
+def test_what_a_method_has_not(tiny_config, changes, message):
+  with pytest.raises(InputError, match=message):
+    methods.check(tiny_config(**changes))
+
+
+@pytest.mark.parametrize('changes', [
+    {'aux.align': 0.1},
+    {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True}])
+def test_a_loss_of_its_own_is_not_lost(tiny_config, monkeypatch, changes):
+  """A variant of RiM with a loss trains it, or says that something would take its place."""
+  variant = dataclasses.replace(methods.get('rim'), name='variant',
+                                loss=lambda config: losses.next_token)
+  monkeypatch.setitem(methods.METHODS, 'variant', variant)
+  config = tiny_config()
+  assert methods.check(config.replace(method='variant')) is variant
+  assert methods.check(config.replace(**changes)).name == 'rim'
+  with pytest.raises(InputError, match='variant has a loss of its own'):
+    methods.check(config.replace(method='variant', **changes))
+
+
+def test_every_method_is_in_the_help():
+  """config.method lists them by hand."""
+  text = config_loading.help_text()
+  line = text[text.index('--config.method='):].splitlines()[1]
+  assert line.partition(': ')[2].split(' | ') == list(methods.METHODS)
 
 
 def test_parts_fit_together(built):

@@ -41,7 +41,7 @@ CASES = {
     'rim_decoder': {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
     'rim_aux': {'aux.align': 0.5, 'aux.smooth': 0.1},
     'rim_llama': {**LLAMA, 'model.num_kv_heads': 1},
-    'rim_scan': {'model.scan': True, 'model.remat': True, 'optim.grad_accum_steps': 2},
+    'rim_scan': {'model.scan': True, 'model.remat': 'full', 'optim.grad_accum_steps': 2},
     'rim_dense': {'model.attention': 'dense'},
     'rim_muon': {'optim.stage1.optimizer': 'muon', 'optim.stage2.optimizer': 'muon'},
     'rim_lora': {'model.lora.rank': 2, 'optim.stage1.dropout': 0.1},

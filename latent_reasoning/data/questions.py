@@ -34,8 +34,9 @@ class TrainingQuestions:
                       'little')
 
   def _difference(self, question: str) -> str:
-    if isinstance(self._train, Generated):
-      return self._train.unlike(question)
+    known = self._train.unlike(question) if isinstance(self._train, Generated) else None
+    if known is not None:
+      return known
     asked, (longest, seen) = self._tokenizer.question(question), self._seen
     if len(asked) > longest:
       return f'it has {len(asked)} tokens, they have at most {longest}'

@@ -65,9 +65,10 @@ class Generated(Sequence[Example]):
     """A question as these problems write theirs, where only white space differs."""
     return ' '.join(question.split())
 
-  def unlike(self, question: str) -> str:
-    """How a question differs from these problems, in words; '' where it does not."""
-    return ''
+  def unlike(self, question: str) -> str | None:
+    """How a question differs from these problems, in words; '' where it does not, None where
+    only lengths and tokens can tell (data.questions)."""
+    return None
 
   @abc.abstractmethod
   def _draw(self, key: bytes) -> tuple[str, Any] | None:

@@ -3,7 +3,8 @@
 To add one, write a file with its `Method` and name it here.
 """
 
-from latent_reasoning.errors import InputError, nearest
+from latent_reasoning.config import Config
+from latent_reasoning.errors import InputError, ensure, nearest
 from latent_reasoning.methods.baselines import COT, DIRECT, DIRECT_STEPS, PAUSE, PAUSE_STEPS
 from latent_reasoning.methods.coconut import COCONUT
 from latent_reasoning.methods.codi import CODI
@@ -21,3 +22,21 @@ def get(name: str) -> Method:
   if name not in METHODS:
     raise InputError(f"config.method '{name}' is unknown; {nearest(name, METHODS)}")
   return METHODS[name]
+
+
+def check(config: Config) -> Method:
+  """The method of a configuration; InputError where other keys ask of it what it has not."""
+  method, aux, decoder = get(config.method), config.aux, config.reasoning_decoder
+  with_blocks = ', '.join(name for name, one in METHODS.items() if one.has_blocks)
+  for key, used in (('reasoning_decoder.source=blocks', decoder.source == 'blocks'),
+                    ('aux.align and smooth', aux.align or aux.smooth),
+                    ('rim.externalize', config.rim.externalize)):
+    ensure(not used or method.has_blocks, f'config.{key} is of memory blocks, and method '
+           f'{method.name} has none; expected one that has: {with_blocks}')
+  joint = bool(decoder.source) and decoder.joint
+  ensure(not (joint and (aux.align or aux.smooth)), 'config.aux.align and smooth cannot be '
+         'trained with config.reasoning_decoder.joint; expected one of them')
+  ensure(not (method.loss and (joint or aux.align or aux.smooth)),
+         f'method {method.name} has a loss of its own, which config.aux and '
+         'config.reasoning_decoder.joint would replace; expected neither with it')
+  return method

@@ -5,7 +5,7 @@ import chex
 from latent_reasoning.batching import Batch
 from latent_reasoning.methods.baselines import direct
 from latent_reasoning.sequences import Method, question_prompt
-from latent_reasoning.train.losses import sums_of_logits
+from latent_reasoning.train.losses import under_head
 
 
 def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
@@ -13,8 +13,7 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
   rngs = None if rng is None else {'dropout': rng}
   hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                        deterministic=rng is None, rngs=rngs).hidden
-  logits = model.apply({'params': params}, hidden, method='head')
-  return sums_of_logits(logits, batch.targets, batch.weights)
+  return under_head(model, params, hidden, batch.targets, batch.weights)
 
 
 # The leakage check reads the second half of a text as an answer to the first.

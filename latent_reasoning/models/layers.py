@@ -6,9 +6,13 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from latent_reasoning.config import LoraConfig, ModelConfig, RopeConfig
+
+# Names of what config.model.remat 'dots' keeps for the backward pass (transformer.REMAT).
+DENSE, LOW_RANK, ATTENDED = 'dense', 'low_rank', 'attended'
 
 
 def by_batch(x: chex.Array) -> chex.Array:
@@ -66,7 +70,7 @@ class Dense(nn.Module):
     if self.bias:
       y += self.param('bias', nn.initializers.zeros, (self.features,),
                       jnp.float32).astype(self.dtype)
-    return y.reshape(*x.shape[:-1], self.features)
+    return checkpoint_name(y, DENSE).reshape(*x.shape[:-1], self.features)
 
   def _adapted(self) -> bool:
     lora, path = self.lora, '/'.join(self.path)
@@ -79,7 +83,8 @@ class Dense(nn.Module):
                    (x.shape[-1], lora.rank), jnp.float32)
     b = self.param('lora_b', nn.initializers.zeros, (lora.rank, self.features), jnp.float32)
     x = nn.Dropout(lora.dropout, deterministic=self.deterministic)(x)
-    return (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * (lora.alpha / lora.rank)
+    low = checkpoint_name(x @ a.astype(self.dtype), LOW_RANK)
+    return low @ b.astype(self.dtype) * (lora.alpha / lora.rank)
 
 
 def frequencies(half: int, rope: RopeConfig) -> chex.Array:

@@ -25,6 +25,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from latent_reasoning.config import ImmConfig
+from latent_reasoning.errors import InputError
+
 MAX_SHARE = 1 - 1e-4  # of a slot overwritten by one token: keeps log(1 - u) above -9.3
 
 
@@ -211,11 +214,13 @@ class Policy:
   Attributes:
     write: (bank, s, w, beta) -> bank, one token.
     chunk: (bank, writes, q) -> (bank, r, a), C tokens; None: one token after another.
-    gated: whether it uses w and beta.
+    gated: whether it uses w and beta; else w is 0 and beta 1.
+    longest_chunk: tokens of a chunk beyond which float32 overflows; 0: any number.
   """
   write: Callable
   chunk: Callable | None = None
   gated: bool = False
+  longest_chunk: int = 0
 
 
 # By the names of config.imm.write_policy, which says which of them are not causal.
@@ -223,9 +228,17 @@ POLICIES = {
     'sequence_mean': Policy(_mean_write, _mean_chunk),
     'prefix_mean': Policy(_mean_write, _mean_chunk),
     'ring': Policy(_ring_write, _ring_chunk),
-    'gated': Policy(_gated_write, _gated_chunk, gated=True),
+    'gated': Policy(_gated_write, _gated_chunk, gated=True, longest_chunk=16),
     'delta': Policy(_delta_write, _delta_chunk, gated=True),
 }
+
+
+def check(imm: ImmConfig) -> None:
+  """Raises InputError for a chunk that is longer than the policy's arithmetic allows."""
+  most = POLICIES[imm.write_policy].longest_chunk if imm.write_policy else 0
+  if most and imm.implementation == 'chunkwise' and imm.chunk > most:
+    raise InputError(f'config.imm.chunk is {imm.chunk}; expected at most {most} for '
+                     f'{imm.write_policy}')
 
 
 # --- whole sequences ----------------------------------------------------------

@@ -58,6 +58,7 @@ class ReasoningDecoder(nn.Module):
   vocab: int
   layers: int
   dropout: float = 0.0
+  num_tokens: int = 0  # as of models.transformer.Transformer: all
 
   @property
   def needs_rng(self) -> bool:
@@ -101,6 +102,9 @@ class ReasoningDecoder(nn.Module):
 
   def head(self, hidden: chex.Array) -> chex.Array:
     return self.decoder.head(hidden)
+
+  def kernels(self) -> list[chex.Array]:
+    return self.decoder.kernels()
 
 
 def init(decoder: ReasoningDecoder, kind: str, model, params, batch, rng: chex.PRNGKey):

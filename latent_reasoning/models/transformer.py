@@ -18,15 +18,28 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from latent_reasoning.config import ImmConfig, ModelConfig
 from latent_reasoning.models import attention
 from latent_reasoning.models import imm as memory_lib
 from latent_reasoning.models.attention import Cache
-from latent_reasoning.models.layers import Dense, RMSNorm, by_batch, norm, rotary
+from latent_reasoning.models.layers import (
+  ATTENDED,
+  DENSE,
+  LOW_RANK,
+  Dense,
+  RMSNorm,
+  by_batch,
+  norm,
+  rotary,
+)
 from latent_reasoning.models.masks import Mask
 
 EMBEDDING_STD = 0.02
+REMAT = {  # what the backward pass is given of a layer, beside its input
+    'dots': jax.checkpoint_policies.save_only_these_names(DENSE, LOW_RANK, ATTENDED),
+    'full': jax.checkpoint_policies.nothing_saveable}
 MANY = 8  # rows from which, on a CPU, the table times them beats them times its transpose
 
 
@@ -97,6 +110,7 @@ class Block(nn.Module):
       y = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask)
     else:
       y, (k, v) = attention.cached(q, k, v, mask, cache, step)
+    y = checkpoint_name(y, ATTENDED)
     y = self._dense(c.embed_dim, c.bias or c.out_bias, 'out', out_scale)(
         y.reshape(*x_BTD.shape[:2], -1))
     x_BTD = x_BTD + drop(y)
@@ -236,7 +250,8 @@ class Transformer(nn.Module):
     if c.position_embedding == 'learned':
       x = x + self.position_embedding[positions].astype(x.dtype)
     x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
-    block = nn.remat(Block, prevent_cse=not c.scan) if c.remat else Block
+    block = Block if c.remat == 'none' else nn.remat(
+        Block, prevent_cse=not c.scan, policy=REMAT[c.remat])
     imm = self.imm if self.imm and self.imm.write_policy else None
     args = (self.dropout, deterministic)
     if c.scan:

@@ -95,7 +95,7 @@ def expected(config: Config, state, batch, mesh) -> dict[str, float]:
   add(frozen, False)
   if tensor > 1:
     rows, length = batch.tokens.shape
-    times = 2 * model.num_layers * (3 if model.remat else 2)
+    times = 2 * model.num_layers * (3 if model.remat == 'full' else 2)
     total['all-reduce'] += (times * rows * length // (data * fsdp) * model.embed_dim
                             * jnp.dtype(model.dtype).itemsize)
   return {kind: float(size) for kind, size in total.items() if size}

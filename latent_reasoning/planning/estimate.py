@@ -1,16 +1,19 @@
 """What a configuration needs on devices that are not here, and how long a step takes there.
 
+  python -m latent_reasoning.main --mode=plan --config=FILE --target=tpu:v5p:2x2x1
   python -m latent_reasoning.main --mode=plan --config=FILE --devices=1,4,64 --device_kind=v5p
 
 Nothing is allocated: shapes come from `jax.eval_shape`, places from `sharding`, and the
-training step is compiled for as many fake devices of the host as asked for, in a process
-of its own. Parameters, optimizer state, gradients and FLOPs are exact. Temporaries and
-collectives are those of XLA on a CPU, which keeps bfloat16 products in float32 and reduces
-gradients whole where others reduce and scatter: upper bounds; beside them stand written
-models. Of FLOPs, collectives by the model and `peaks` follows the time of a step (`times`).
+training step is compiled in a process of its own. Parameters, optimizer state, gradients and
+FLOPs are exact. For a target, temporaries and collectives are those of its own compiler
+(`targets`). For --devices they are those of XLA for as many fake devices of this CPU, which
+keeps bfloat16 products in float32 and reduces gradients whole where others reduce and scatter:
+upper bounds. Beside them stand written models. Of FLOPs, collectives by the model and
+`hardware` follows the time of a step (`times`).
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -35,7 +38,7 @@ from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, lora
 from latent_reasoning.parallel import sharding
-from latent_reasoning.planning import communication
+from latent_reasoning.planning import communication, targets
 from latent_reasoning.report import markdown
 from latent_reasoning.train import flops, hardware
 from latent_reasoning.train import train_step as step_lib
@@ -87,9 +90,14 @@ def resolve(config: Config) -> tuple[Config, int]:
 @dataclasses.dataclass(frozen=True)
 class Planned(Experiment):
   """A run of shapes alone: no data, no tokenizer, no folder."""
+  devices: Sequence[Any] = ()  # that are here or not; none: those that JAX has
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return sharding.make(self.config.mesh, self.devices)
 
 
-def planned(config: Config) -> Planned:
+def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   """A run whose batches are rows of the largest buckets, as many as the mesh can cut."""
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
@@ -101,7 +109,7 @@ def planned(config: Config) -> Planned:
   else:
     buckets = config.data.buckets
     p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
-  mesh = sharding.make(config.mesh)
+  mesh = sharding.make(config.mesh, devices)
   cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
   size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
   ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
@@ -110,16 +118,22 @@ def planned(config: Config) -> Planned:
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
                             method=methods.get(config.method))
-  return Planned(config, None, None, tokenizer, batches, {})
+  return Planned(config, None, None, tokenizer, batches, {}, devices)
 
 
-def measure(config: Config) -> dict[str, Any]:
-  """Bytes per device, FLOPs and collectives of a training step on the devices there are."""
+def measure(config: Config, target: str = '') -> dict[str, Any]:
+  """Bytes per device, FLOPs and collectives of a training step.
+
+  Args:
+    target: as targets.parse; '': the devices there are, where no kernel runs.
+  """
   began = time.monotonic()
-  run = planned(config)
+  run = planned(config, targets.parse(target).devices() if target else ())
   mesh, kept = run.mesh, activations(run.config, run.mesh, run.batches.at(0))
-  config = dataclasses.replace(run.config, model=attention.without_kernel(run.config.model))
-  run = dataclasses.replace(run, config=config)
+  config = run.config
+  if not target:
+    config = dataclasses.replace(config, model=attention.without_kernel(config.model))
+    run = dataclasses.replace(run, config=config)
   like = jax.eval_shape(run.fresh)
   placed = sharding.state(config, like, mesh)
   state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
@@ -131,7 +145,9 @@ def measure(config: Config) -> dict[str, Any]:
       run.model(config.optim.stage1.dropout), run.objective, run.tx(1), config.seed,
       config.optim.grad_accum_steps, run.trained, placed)
   with jax.set_mesh(mesh):
-    compiled = stepper.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    rate = jax.ShapeDtypeStruct((), jnp.float32,
+                                sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    compiled = stepper.lower(state, batch, rate).compile()
   sent, unknown = communication.of_hlo(compiled.as_text())
   own, frozen = lora.split(state.params, run.trained)
   gradients = _bytes(own)
@@ -158,7 +174,8 @@ def measure(config: Config) -> dict[str, Any]:
 def activations(config: Config, mesh, batch: batching.Batch) -> int:
   """What the backward pass keeps on a device, in bytes: a written model.
 
-  With remat, the input of each layer and one layer's working set, else every layer's:
+  With remat, the input of each layer (and what its dense layers return, with 'dots') and one
+  layer's working set, else every layer's:
   queries, keys, values, attention's weights in float32, its output, norms, the MLP.
   Beside them, the logits in float32 and their gradient, where something is predicted.
   Kernels keep no weights of attention.
@@ -180,7 +197,11 @@ def activations(config: Config, mesh, batch: batching.Batch) -> int:
   count = batch.anchors.shape[1]  # the head runs on anchors and readouts alone
   predict = length - batch.prefix + count if count else length
   logits = 2 * 4 * rows * predict * vocabulary / tensor
-  return int((c.num_layers * kept + layer if c.remat else c.num_layers * layer) + logits)
+  if c.loss_tile:  # logits and their gradient, of a tile
+    logits = min(logits, 2 * 4 * c.loss_tile * vocabulary / tensor)
+  by_layer = {'none': layer, 'full': kept, 'dots': kept + rows * length * size * (
+      2 * c.embed_dim + (wide - c.mlp_dim) / tensor)}[c.remat]
+  return int(c.num_layers * by_layer + (c.remat != 'none') * layer + logits)
 
 
 def traffic(config: Config, state, mesh, kept: int) -> float:
@@ -190,7 +211,7 @@ def traffic(config: Config, state, mesh, kept: int) -> float:
   and microbatch; optimizer state, gradients and what is trained once read and once
   written, and so what the backward pass keeps.
   """
-  passes = (3 if config.model.remat else 2) * config.optim.grad_accum_steps
+  passes = (3 if config.model.remat == 'full' else 2) * config.optim.grad_accum_steps
   weights = sum(a.size * a.dtype.itemsize
                 for a in jax.tree.leaves(state.params)) / mesh.shape['tensor']
   own = _bytes(lora.split(state.params, config.optim.trainable)[0])
@@ -221,8 +242,9 @@ def _bytes(tree: Any) -> int:
 
 
 def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
-          memory_gb: float) -> str:
+          memory_gb: float, target: str = '') -> str:
   """Markdown: GiB and milliseconds per device and step."""
+  compiler = f"{target}'s compiler" if target else 'XLA on a CPU, an upper bound'
   parts = ('parameter', 'optimizer', 'gradient', 'temporary', 'activation', 'total')
   memory = [['devices (data × fsdp × tensor)', 'parameters', 'optimizer', 'gradients',
              'temporaries', 'activations, model', 'sum', f'fits {memory_gb:g} GB']]
@@ -245,30 +267,37 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
   return '\n\n'.join([
       f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
       'tokens, config.optim.batch_size of them or the next number that the mesh divides. GiB '
-      'per device; temporaries are those of XLA on a CPU, an upper bound', markdown(memory),
+      f'per device; temporaries are those of {compiler}', markdown(memory),
       f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
       f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
-      'GiB sent are those of XLA on a CPU, and by a model. step = max(compute, memory) + '
+      f'GiB sent are those of {compiler}, and by a model. step = max(compute, memory) + '
       'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
-      f'Compiled for as many fake devices of this CPU, attention as split, in {took} s'
+      (f'Compiled for {target} in {took} s' if target else 'Compiled for as many fake devices '
+       f'of this CPU, attention as shared_prefix, in {took} s')
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 
-def run(argv: Sequence[str], devices: Sequence[int], kind: str,
-        memory_gb: float | None) -> int:
-  """Measures on each number of devices, in a process each, and prints the tables."""
+def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float | None,
+        target: str = '') -> int:
+  """Measures for a target, or on each number of devices, each in a process; prints tables."""
+  if target:
+    kind = targets.parse(target).kind
+    environments = [targets.ENVIRONMENT]
+  else:
+    flags = os.environ.get('XLA_FLAGS', '')
+    environments = [{'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS':
+                     f'{flags} --xla_force_host_platform_device_count={count}'.strip()}
+                    for count in devices]
   peak, found = hardware.named(kind), []
-  for count in devices:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+  for own in environments:
     child = subprocess.run(
         [sys.executable, '-m', 'latent_reasoning.main', *argv[1:]], stdout=subprocess.PIPE,
-        text=True, env={**os.environ, CHILD: '1', 'XLA_FLAGS': flags.strip(),
-                        'JAX_PLATFORMS': 'cpu'})
+        text=True, env={**os.environ, CHILD: '1', **own})
     if child.returncode:
       return child.returncode  # it said why
     found.append(json.loads(child.stdout.splitlines()[-1]))
-  print(table(found, kind, peak, memory_gb or peak.memory / 1e9))
+  print(table(found, kind, peak, memory_gb or peak.memory / 1e9, target))
   return 0
 
 

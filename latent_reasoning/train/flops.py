@@ -61,9 +61,10 @@ def of_step(run: 'Experiment', stage: int, state, batch, remat: bool = True) -> 
       which MFU is a share. Attention counts as 'split' where a kernel does it.
   """
   model = run.model(run.curriculum.stages[stage - 1].dropout)
-  model = model.clone(config=attention.without_kernel(model.config))
+  model = model.clone(config=dataclasses.replace(
+      attention.without_kernel(model.config), loss_tile=0))  # the same products, on all devices
   if not remat:
-    model = model.clone(config=dataclasses.replace(model.config, remat=False))
+    model = model.clone(config=dataclasses.replace(model.config, remat='none'))
   step = step_lib.make_train_step(model, run.objective, run.tx(stage), run.config.seed,
                                   run.config.optim.grad_accum_steps, run.trained)
   given = jax.eval_shape(lambda *a: a, state, batch)

@@ -31,8 +31,10 @@ PEAKS = {
     'v5p': Peak(('TPU v5',), 459e12, 95e9, 2765e9, 600e9, 8960, 6.2e9),
     'v6e': Peak(('TPU v6',), 918e12, 32e9, 1638e9, 400e9, 256, 12.5e9),
     'A100': Peak(('NVIDIA A100-SXM4-80GB',), 312e12, 80e9, 2039e9, 300e9, 8, 25e9),
+    'A100-40GB': Peak(('NVIDIA A100-SXM4-40GB',), 312e12, 40e9, 1555e9, 300e9, 8, 25e9),
     'H100': Peak(('NVIDIA H100 80GB HBM3',), 989e12, 80e9, 3350e9, 450e9, 8, 50e9),
-    'H200': Peak(('NVIDIA H200',), 989e12, 141e9, 4800e9, 450e9, 8, 50e9)}
+    'H200': Peak(('NVIDIA H200',), 989e12, 141e9, 4800e9, 450e9, 8, 50e9),
+    'RTX4090': Peak(('NVIDIA GeForce RTX 4090',), 165e12, 24e9, 1008e9, 32e9, 8, 0)}
 HERE = 'here'
 
 

@@ -20,6 +20,7 @@ from latent_reasoning.batching import Batch, DecoderTargets
 from latent_reasoning.config import AuxConfig
 from latent_reasoning.models import latents, masks
 from latent_reasoning.models.reasoning_decoder import ReasoningDecoder, hidden_and_source
+from latent_reasoning.train import cross_entropy
 
 
 def predictions(batch: Batch) -> tuple[chex.Array, chex.Array, chex.Array]:
@@ -55,8 +56,7 @@ def of_hidden(model, params, batch: Batch, hidden: chex.Array):
   """`next_token` of final hidden states [B, L, D]."""
   at, targets, weights = predictions(batch)
   hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
-  logits = model.apply({'params': params}, hidden, method='head')
-  return sums_of_logits(logits, targets, weights)
+  return under_head(model, params, hidden, targets, weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,7 @@ def decoder_loss(decoder: ReasoningDecoder, params, source: chex.Array, texts: D
   rngs = None if rng is None else {'dropout': rng}
   hidden = decoder.apply({'params': params}, source, tokens, places,
                          masks.plain(size, whole), rng is None, rngs=rngs)[:, length - 1:]
-  logits = decoder.apply({'params': params}, hidden, method='head')
-  return sums_of_logits(logits, targets, weights)
+  return under_head(decoder, params, hidden, targets, weights)
 
 
 def with_decoder(decoder: ReasoningDecoder, kind: str, weight: float):
@@ -198,6 +197,21 @@ def turning(z: chex.Array, anchors: chex.Array) -> chex.Array:
 
 def _unit(a: chex.Array) -> chex.Array:
   return a * jax.lax.rsqrt(jnp.sum(a * a, axis=-1, keepdims=True) + 1e-12)
+
+
+def under_head(model, params, hidden: chex.Array, targets: chex.Array, weights: chex.Array):
+  """The sums of `next_token`, of final hidden states [B, T, D], targets and weights [B, T].
+
+  In tiles of config.model.loss_tile tokens (train.cross_entropy); whole where that is 0, or on
+  one device where there are no more tokens than that.
+  """
+  tile, mesh = model.config.loss_tile, jax.sharding.get_abstract_mesh()
+  if not tile or targets.size <= tile and (mesh.empty or mesh.size == 1):
+    logits = model.apply({'params': params}, hidden, method='head')
+    return sums_of_logits(logits, targets, weights)
+  kernels = model.apply({'params': params}, method='kernels')
+  loss, correct = cross_entropy.sums(hidden, kernels, targets, weights, tile, model.num_tokens)
+  return loss, {'loss': loss, 'weight': jnp.sum(weights), 'correct': correct}
 
 
 def sums_of_logits(logits, targets, weights):

@@ -30,7 +30,7 @@ PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profil
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
-        'reasoning_decoder.', 'sweep.')
+        'model.loss_tile', 'reasoning_decoder.', 'sweep.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from latent_reasoning.config import ArithmeticConfig, TokenizerConfig
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.questions import TrainingQuestions
+from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.data.tokenizers import build
 
 CHAINS = Arithmetic(ArithmeticConfig(min_steps=2, max_steps=4, operations='+-', max_value=9),
@@ -55,3 +56,22 @@ def test_other_data(tmp_path):
   assert known.unlike('bca 31?') == known.unlike('abc d?') == ''
   assert 'tokens, they have at most' in known.unlike('abc 12? abc')
   assert "such as 'h', 'i'" in known.unlike('hi j?')
+
+
+def test_a_task_that_does_not_know_its_form(tmp_path):
+  """Lengths and tokens tell, as for problems of a file."""
+  class Maxima(Generated):
+    def _draw(self, key):
+      values = [str(b % 10) for b in key[-3:]]
+      return '/'.join(values), values
+
+    def _example(self, drawn):
+      return Example(','.join(drawn), (), max(drawn))
+
+    def _space(self):
+      return 'lists of three'
+  train = Maxima(0, 'train', 50)
+  tokenizer = build(TokenizerConfig(), lambda: [], tmp_path / 'tokenizer.json', 0)
+  known = TrainingQuestions(train, tokenizer)
+  assert known.unlike(train[3].question) == ''
+  assert 'stand in none of them' in known.unlike('hello')

@@ -83,7 +83,7 @@ def test_scanned_layers(tiny_config, rim_batch, random_params):
   config = tiny_config(**{'imm.write_policy': 'gated', 'imm.linformer_rank': 3})
   model = Transformer(config.model, 16, imm=config.imm)
   params = random_params(model, batch)
-  scanned = model.clone(config=dataclasses.replace(config.model, scan=True, remat=True))
+  scanned = model.clone(config=dataclasses.replace(config.model, scan=True, remat='full'))
   one, two = (
       jax.jit(lambda p, m=m: m.apply({'params': p}, batch.tokens, batch.positions,
                                      batch.mask).hidden)(p)

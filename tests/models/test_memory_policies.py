@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 from latent_reasoning.config import NOT_CAUSAL, ImmConfig
+from latent_reasoning.errors import InputError
 from latent_reasoning.models import memory_policies
 from latent_reasoning.models.memory_policies import POLICIES, MemoryBank, MemoryWrites
 
@@ -139,6 +140,16 @@ def test_config_names_the_policies():
   assert set(choices) == {'', *POLICIES} and set(NOT_CAUSAL) < set(POLICIES)
 
 
+def test_chunks_that_overflow_are_refused():
+  check = memory_policies.check
+  check(ImmConfig(write_policy='gated', chunk=16))
+  check(ImmConfig(write_policy='gated', chunk=32, implementation='recurrent'))
+  check(ImmConfig(write_policy='delta', chunk=32))
+  check(ImmConfig(chunk=32))
+  with pytest.raises(InputError, match='chunk is 17; expected at most 16 for gated'):
+    check(ImmConfig(write_policy='gated', chunk=17))
+
+
 def test_a_policy_without_chunks():
   """One that says what a token writes and no more goes one token after another."""
   x, q, _ = draw(4, 1, 7, 3, 2, valid=1.0, start=0.0)
@@ -173,13 +184,17 @@ def test_gated_slots_are_bounded(seed, scale):
 
 
 @pytest.mark.integration
-def test_saturated_gates_stay_finite():
-  """Where every gate is fully open, a chunk of 16 neither overflows nor loses the oracle."""
+@pytest.mark.parametrize('name', CAUSAL)
+def test_saturated_gates_stay_finite(name):
+  """Where every gate is fully open, the longest chunk that is allowed neither overflows nor
+  loses the reference implementation."""
+  policy = POLICIES[name]
   x, q, _ = draw(5, 1, 64, 1, 4, valid=1.0, start=0.0)
   x = x.replace(w=np.ones_like(x.w), beta=np.ones_like(x.beta))
   def total(s, run):
     bank = memory_policies.empty((1,), 1, 4)
-    return jnp.sum(run(POLICIES['gated'], bank, x.replace(s=s), q)[0]**2)
+    return jnp.sum(run(policy, bank, x.replace(s=s), q,
+                       size=policy.longest_chunk or 64)[0]**2)
   fast, slow = (jax.jit(jax.grad(total), static_argnums=1)(x.s, run)
                 for run in (memory_policies.chunkwise, memory_policies.recurrent))
   assert np.isfinite(fast).all()

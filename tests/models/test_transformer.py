@@ -124,7 +124,8 @@ def plain(make, random_params):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize('scan,remat', [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize('scan,remat', [(True, 'none'), (False, 'dots'), (False, 'full'),
+                                        (True, 'dots'), (True, 'full')])
 def test_scan_and_remat_change_nothing(make, plain, scan, remat):
   """Scanned and recomputed layers have the loop's loss and gradient."""
   params, loss, grads = plain

@@ -20,7 +20,7 @@ def trained(tiny_config, make_run, tmp_path_factory, quick_compilation):
   """A run with a trace, on a device whose peak is known."""
   config = tiny_config(**{
       'optim.stage1.steps': 6, 'optim.stage2.steps': 0, 'train.eval_every': 0,
-      'train.save_every': 0, 'model.remat': True, 'train.profile_steps': 2,
+      'train.save_every': 0, 'model.remat': 'full', 'train.profile_steps': 2,
       'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,)})
   run = make_run(config, tmp_path_factory.mktemp('run'))
   with pytest.MonkeyPatch.context() as patch:
