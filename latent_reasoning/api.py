@@ -75,21 +75,23 @@ class Answer:
     return self.answer
 
 
-@dataclasses.dataclass(frozen=True, init=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Experiment(experiment.Experiment):
   """A configuration in a folder: train it, evaluate it, ask it, look into it.
 
   Args:
-    config: of `load_config`.
+    config: of `load_config`, or its name.
     workdir: the folder of its files, new or begun; None: runs/<method>.
 
   Raises:
     InputError: the folder holds another configuration, or data or weights are not there.
   """
 
-  def __init__(self, config: Config, workdir: str | pathlib.Path | None = None, **parts: Any):
+  def __init__(self, config: Config | str, workdir: str | pathlib.Path | None = None,
+               **parts: Any):
     if not parts:  # with them, `dataclasses.replace` puts one together
       allocator.tune_here()
+      config = load_config(config) if isinstance(config, str) else config
       config = config_loading.from_dict(dataclasses.asdict(config))
       opened = experiment.open_run(config, workdir or pathlib.Path('runs') / config.method)
       config, workdir, parts = opened.config, opened.workdir, _parts(opened)
@@ -211,9 +213,12 @@ class Experiment(experiment.Experiment):
       raise InputError(f"an export is 'hf' or 'peft'; found {kind!r}")
     return commands.exported(self, kind)
 
+  def __repr__(self) -> str:
+    return (f'{self.config.method} on {self.config.data.name}, {self.steps_trained():,} of '
+            f'{self.curriculum.total:,} steps trained, in {self.workdir.path}')
+
   def _repr_html_(self) -> str:
-    return Result({}, lambda: f'{self.config.method} on {self.config.data.name}, '
-                  f'{self.curriculum.total} steps, in {self.workdir.path}')._repr_html_()
+    return Result({}, self.__repr__)._repr_html_()
 
 
 def _parts(opened: experiment.Experiment) -> dict[str, Any]:
@@ -225,14 +230,16 @@ def _found(*experiments: Experiment) -> Any:
   return report.find([one.workdir.path for one in experiments])
 
 
-def compare(*experiments: Experiment) -> Result:
-  """Accuracy, cost and time of several experiments side by side.
+def compare(*experiments: Experiment | str | pathlib.Path) -> Result:
+  """Accuracy, cost and time of several experiments, or folders of them, side by side.
 
   Each is evaluated where its folder has no results yet, and then they are timed in turn.
 
   Raises:
     InputError: fewer than two, or two of one name.
   """
+  experiments = [one if isinstance(one, experiment.Experiment) else Experiment.load(one)
+                 for one in experiments]
   found = _found(*experiments)
   names = [folder.name for folder in found.folders]
   if len(set(names)) < max(2, len(experiments)):

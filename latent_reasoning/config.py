@@ -7,6 +7,7 @@ says what differs. `default()` gives the keys as a locked `ConfigDict` to be cha
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from latent_reasoning.errors import InputError, nearest
@@ -336,7 +337,7 @@ class SweepConfig:
       'steps', "each run trains for its own steps, or for the control's FLOPs")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Config:
   """A whole configuration."""
   method: str = key(
@@ -357,8 +358,14 @@ class Config:
   eval: EvalConfig = group(EvalConfig)
   sweep: SweepConfig = group(SweepConfig)
 
+  def __repr__(self) -> str:
+    """What differs from the defaults."""
+    own, usual = flatten(self), flatten(Config())
+    return ', '.join(f'{key}={value!r}' for key, value in own.items() if value != usual[key])
+
   def replace(self, **changes: Any) -> 'Config':
-    """The same with other values of dotted keys; `Experiment` checks them.
+    """The same with other values of dotted keys, or of several of a group, as a dict;
+    `Experiment` checks them.
 
     Raises:
       InputError: there is no such key.
@@ -413,6 +420,10 @@ def _replaced(group: Any, parts: list[str], value: Any, name: str) -> Any:
                      f'config.{name} is unknown; {nearest(parts[0], known)}')
   if len(parts) > 1:
     value = _replaced(getattr(group, parts[0]), parts[1:], value, name)
+  elif dataclasses.is_dataclass(old := getattr(group, parts[0])) and isinstance(value, Mapping):
+    for key, one in value.items():
+      old = _replaced(old, key.split('.'), one, f'{name}.{key}')
+    value = old
   return dataclasses.replace(group, **{parts[0]: value})
 
 
@@ -427,6 +438,18 @@ def get(config: Any, name: str) -> Any:
   for part in name.split('.'):
     config = getattr(config, part)
   return config
+
+
+def known(name: str) -> bool:
+  """Whether there is such a dotted key."""
+  return name in flatten(Config())
+
+
+def tuples(values: Any) -> Any:
+  """What JSON made lists of, as the tuples that configurations have."""
+  if isinstance(values, dict):
+    return {key: tuples(value) for key, value in values.items()}
+  return tuple(map(tuples, values)) if isinstance(values, list) else values
 
 
 def flatten(config: Config | dict, prefix: str = '') -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from latent_reasoning import config as config_lib
 from latent_reasoning.config import (
   ABLATIONS,
   MOVED,
@@ -37,12 +38,11 @@ def read(file: str, changes: Mapping[str, Any]) -> Config:
   path, _, variant = file.partition(':')
   try:
     config = runpy.run_path(path)['get_config'](variant)
-    config.update_from_flattened_dict(changes)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     text = error.args[0] if isinstance(error, KeyError) else error
-    raise InputError(f'{file}: {text}; expected FILE.py or FILE.py:variant, and keys that '
-                     'the file has') from None
-  return from_dict(config)
+    raise InputError(f'{file}: {text}; expected FILE.py or FILE.py:variant') from None
+  config = from_dict(config).replace(**changes)
+  return from_dict(dataclasses.asdict(config))
 
 
 def from_dict(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
@@ -233,8 +233,13 @@ def moved(key: str) -> str:
   return f'config.{key} is now config.{MOVED[key]}' if key in MOVED else ''
 
 
-def help_text() -> str:
-  """Every key with its default, what it may be and what it means."""
+def help_text(config: Config | None = None) -> str:
+  """Every key with its value, what it may be and what it means.
+
+  Args:
+    config: whose values; beside those that it changes stands the default. None: defaults.
+  """
+  values = config_lib.flatten(config or Config())
   def lines(cls: type, prefix: str) -> list[str]:
     hints, own, inner = typing.get_type_hints(cls), [], []
     for field in dataclasses.fields(cls):
@@ -244,7 +249,11 @@ def help_text() -> str:
         continue
       choices = (f" ({' | '.join(map(repr, typing.get_args(hint)))})"
                  if typing.get_origin(hint) is typing.Literal else '')
-      own += [f'  --config.{name}={field.default!r}{choices}',
+      value, usual = values[name], field.default
+      if isinstance(value, list):
+        value = tuple(value)
+      changed = f'; the default is {usual!r}' if value != usual else ''
+      own += [f'  --config.{name}={value!r}{choices}{changed}',
               f"      {field.metadata['meaning']}"]
     title = cls.__doc__.partition('\n')[0]
     return [f'\n{prefix[:-1]}: {title}' if prefix else title, *own, *inner]

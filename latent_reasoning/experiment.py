@@ -72,6 +72,11 @@ class Experiment:
     return self.splits.test[:count]
 
   @property
+  def trains(self) -> str:
+    """What a training of it trains, as its log says."""
+    return self.config.method
+
+  @property
   def trained(self) -> str:
     return self.config.optim.trainable
 
@@ -195,6 +200,16 @@ class Experiment:
   def checkpoints(self, writer: bool = False) -> Checkpoints:
     return Checkpoints(self.workdir.checkpoints, self.config.train.max_to_keep, writer=writer)
 
+  def steps_trained(self) -> int:
+    """Those of the newest checkpoint; 0: there is none."""
+    if not self.workdir.checkpoints.exists():
+      return 0
+    checkpoints = self.checkpoints()
+    try:
+      return max(checkpoints.steps(), default=0)
+    finally:
+      checkpoints.close()
+
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first.
 
@@ -285,6 +300,8 @@ def reopen(path: str | pathlib.Path) -> Experiment:
     InputError: it holds none.
   """
   place = Workdir(local_path(path, 'a workdir').absolute())
+  if not place.config.is_file():
+    raise InputError(f'{path}: found no config.json in it; expected the folder of a run')
   try:
     config = ml_collections.ConfigDict(json.loads(place.config.read_text(encoding='utf-8')))
   except (OSError, ValueError, RecursionError) as error:

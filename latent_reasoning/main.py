@@ -38,8 +38,9 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes; it may be in a bucket (gs://…).
---help_config prints every key with its default and meaning.
+results.json. Starting again in it resumes; it may be in a bucket (gs://…). A run that is there
+is opened by --workdir alone. --help_config prints every key with its value and meaning, and
+--config=FILE --help what a file trains and its variants.
 
 Several processes train one model, where the mesh (config.mesh) spans their devices:
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
@@ -50,20 +51,25 @@ command or its input, 75 another process was lost (134 where JAX noticed first),
 stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on.
 """
 
+import ast
 import contextlib
 import importlib
+import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from latent_reasoning import config as config_lib
 from latent_reasoning.cli import allocator
 from latent_reasoning.config import MOVED, get
-from latent_reasoning.errors import InputError, TrainingError
+from latent_reasoning.errors import InputError, TrainingError, nearest
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -73,8 +79,6 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     InputError: an unknown flag, config file or config key, or an ill-typed one.
   """
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, 'FILE.py or FILE.py:variant',
-                                  flag_values=values)
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
   flags.DEFINE_enum('mode', 'train', [*MODES, *WITHOUT_RUN], 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, verbalize or plot_memory',
@@ -101,13 +105,18 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_boolean('help_config', False, 'show every key of a configuration',
                        flag_values=values)
   _refuse_old_names(argv)
-  file = config_argument(argv).partition(':')[0]
+  file = flag(argv, 'config').partition(':')[0]
   if file and not pathlib.Path(file).is_file():
     raise InputError(f'--config={file} is not a file; expected a configuration such as '
                      'configs/rim_arithmetic.py, and after a colon its variant')
   sys.modules.pop('config_config', None)  # or a second file reuses the first one
   old, sys.argv = sys.argv, list(argv)  # config_flags looks for overrides there
   try:
+    if saved := _saved_config(argv):
+      config_flags.DEFINE_config_dict('config', saved, 'of the workdir', flag_values=values)
+    else:
+      config_flags.DEFINE_config_file('config', None, 'FILE.py or FILE.py:variant',
+                                      flag_values=values)
     rest = values(argv)
   except Exception as error:  # the config file is the user's code: anything may come
     raise InputError(_explain(error, argv)) from None
@@ -120,6 +129,21 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     values.mode = 'generate'  # who asks a question wants its answer
   _refuse_unread(values)
   return values
+
+
+def _saved_config(argv: Sequence[str]) -> Any:
+  """The configuration of the run in --workdir, where no --config is given; None: there is
+  none, or a comparison's, whose runs are made of the file."""
+  path = flag(argv, 'workdir')
+  if flag(argv, 'config') or not path or '://' in path:
+    return None
+  try:
+    saved = json.loads((pathlib.Path(path).expanduser() / 'config.json').read_text('utf-8'))
+    if saved['sweep']['runs']:
+      return None
+    return ml_collections.ConfigDict(config_lib.tuples(saved))
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return None
 
 
 def _refuse_unread(values: flags.FlagValues) -> None:
@@ -160,6 +184,13 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
   if wrong := re.search(r"(--?config[\w.]*)=.*(?:base 10|to float): (['\"].*['\"])", text):
     kind = 'a whole number' if 'base 10' in text else 'a number'
     return f'{wrong[1]}: expected {kind}, got {wrong[2]}'
+  if bare := re.search(r"flag (--\w+=.*): \('Non-boolean argument", text):
+    return f'{bare[1]}: expected no value, or true or false'
+  if modes := re.search(r'flag --mode=(\S+): value should be one of', text):
+    return f'--mode={modes[1]} is unknown; {nearest(modes[1], [*MODES, *WITHOUT_RUN])}'
+  if key := re.search(r"Unknown command line flag '([\w.]+)'", text):
+    if config_lib.known(key[1]):
+      return f'--{key[1]} is unknown; a key is given as --config.{key[1]}=VALUE'
   if 'Traceback (most recent call last)' in text:  # of the config file: keep its end
     flag = text.partition('\n')[0].rstrip(': ')
     text = f'{flag}: {text.strip().rpartition(chr(10))[2]}'
@@ -174,19 +205,17 @@ def default_workdir(config_flag: str, method: str) -> pathlib.Path:
   return pathlib.Path('runs') / name
 
 
-def config_argument(argv: Sequence[str]) -> str:
-  """The text behind --config= (or after --config)."""
+def flag(argv: Sequence[str], wanted: str) -> str:
+  """The text behind --wanted= (or after --wanted)."""
   for i, arg in enumerate(argv):
     name, equals, value = arg.lstrip('-').partition('=')
-    if name == 'config' and arg.startswith('-'):
+    if name == wanted and arg.startswith('-'):
       return value if equals else (argv[i + 1] if i + 1 < len(argv) else '')
   return ''
 
 
 def plan(args, config, argv: Sequence[str]) -> int:
   """Measures in a child process with the fake devices; that child prints JSON."""
-  import json
-
   from latent_reasoning.planning import estimate
   if estimate.CHILD in os.environ:
     print(json.dumps(estimate.measure(config, args.target)))
@@ -225,20 +254,24 @@ def main(argv: Sequence[str]) -> int:
   """Runs one command; returns its exit status."""
   try:
     args = parse(argv)
+    file = flag(argv, 'config').partition(':')[0]
     if args.help:
-      print(__doc__)
+      print(ast.get_docstring(ast.parse(pathlib.Path(file).read_text('utf-8')))
+            if file else __doc__)
       return 0
     if args.help_config:
       from latent_reasoning import config_loading
-      print(config_loading.help_text())
+      print(config_loading.help_text(config_loading.from_dict(args.config) if args.config
+                                     else None))
       return 0
     if args.mode == 'report':
       from latent_reasoning import report
       return report.write(args.folders, args.workdir, args.markdown)
-    if not config_argument(argv):
+    if args.config is None:
       raise InputError('no configuration; give one with --config=FILE, for example '
-                       '--config=configs/rim_arithmetic.py (see --help)')
-    return launch(args, config_argument(argv), argv)
+                       '--config=configs/rim_arithmetic.py, or the --workdir of a run (see '
+                       '--help)')
+    return launch(args, flag(argv, 'config'), argv)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

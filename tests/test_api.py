@@ -53,6 +53,30 @@ def test_replace():
       old.replace(**{key: 1})
 
 
+def test_groups_are_replaced_key_by_key():
+  """A dict names some keys of a group; the others stay."""
+  old = lr.load_config('rim_arithmetic')
+  new = old.replace(optim={'batch_size': 3, 'stage2.steps': 5}, model={'lora': {'rank': 2}})
+  assert (new.optim.batch_size, new.optim.stage2.steps, new.model.lora.rank) == (3, 5, 2)
+  assert new.optim.stage1 == old.optim.stage1
+  assert lr.load_config('rim_arithmetic', optim={'batch_size': 3}) == old.replace(
+      **{'optim.batch_size': 3})
+  with pytest.raises(InputError, match="optim.batchsize is unknown; did you mean 'batch_size'"):
+    old.replace(optim={'batchsize': 3})
+
+
+def test_a_config_shows_what_differs():
+  assert repr(config_lib.Config()) == ''
+  changed = config_lib.Config().replace(seed=3, **{'rim.blocks': 2})
+  assert repr(changed) == 'seed=3, rim.blocks=2'
+
+
+def test_no_run_there(tmp_path):
+  for path in (tmp_path, tmp_path / 'nothing'):
+    with pytest.raises(InputError, match='found no config.json in it; expected the folder'):
+      lr.Experiment.load(path)
+
+
 def test_importing_is_light():
   """The name alone loads no JAX."""
   code = "import sys, latent_reasoning; assert 'jax' not in sys.modules; dir(latent_reasoning)"
@@ -105,13 +129,14 @@ def test_experiment(trained, capsys):
     trained.answer('  ')
   states = trained.block_states('valid')
   probes = lr.analysis.value_probes(states)
-  assert probes['accuracy'].shape[1] == 3
+  assert probes['accuracy'].shape[1] == 3 and 'fitted on' in str(probes)
   assert probes.plot()._repr_png_().startswith(b'\x89PNG')
   assert trained.check_leakage()['ok']
   assert trained.intervene()['blocks'] == 3
   assert (trained.export('hf') / 'model.safetensors').is_file()
   again = lr.Experiment.load(trained.workdir.path)
   assert again.config == trained.config and again.answer('1+2-3') == answer
+  assert repr(again).startswith('rim on arithmetic, 14 of 14 steps trained, in ')
   assert 'rim on arithmetic' in again._repr_html_()
 
 
@@ -167,6 +192,7 @@ def test_compare(trained, tmp_path):
   found = lr.compare(trained, other)
   assert 'rim' in str(found) and 'direct' in found._repr_html_()
   assert found.plot()._repr_png_().startswith(b'\x89PNG')
+  assert lr.compare(trained.workdir.path, str(other.workdir.path)).keys() == found.keys()
   with pytest.raises(InputError, match='two or more'):
     lr.compare(trained, trained)
 

@@ -117,7 +117,7 @@ def commands(tmp_path_factory) -> list[tuple[str, list[str]]]:
 
 def main_parses(words):
   """Flags, configuration, variant and keys exist, and the mode has what it needs."""
-  whole = main.config_argument(words) or '--mode=report' in words
+  whole = main.flag(words, 'config') or '--mode=report' in words
   args = main.parse(['main', *words] if whole else [  # a fragment, in a text about that
       'main', '--config=configs/rim_arithmetic.py', *words])
   if args.mode == 'report':
@@ -366,7 +366,7 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
     rest = [re.sub(r'\b(GSM8K_AUG_|GPT2_)DIRECTORY\b', 'DIRECTORY', word) for word in rest]
     rest = [re.sub(r'^(--config\.data\.path=).*', r'\1FILE', word) for word in rest]
     if first == 'latent_reasoning.main':
-      if not main.config_argument(rest) and not ('--mode=report' in rest and len(rest) > 1):
+      if not main.flag(rest, 'config') and not ('--mode=report' in rest and len(rest) > 1):
         continue
       status = main.main(['main', *shortened(rest)])
     elif first == 'latent_reasoning.benchmarks.tables' and rest != ['torch']:  # compiles C++

@@ -1,5 +1,6 @@
 """The command: help, mistakes, the default workdir, and a whole small run."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from latent_reasoning import config as config_lib
 from latent_reasoning import main
 from latent_reasoning.cli import allocator, sweep
 from latent_reasoning.errors import InputError
@@ -233,7 +235,7 @@ def test_default_workdir(flag, method, name):
     (['main', '-config=a.py'], 'a.py'), (['main', '--config.seed=1'], ''), (['main'], '')])
 def test_config_argument(argv, text):
   """The config's own text, in every way a flag can be written."""
-  assert main.config_argument(argv) == text
+  assert main.flag(argv, 'config') == text
 
 
 def test_parse_leaves_the_process_alone():
@@ -373,3 +375,39 @@ def test_the_default_job_learns(tmp_path, capsys):
   found = json.loads((tmp_path / 'run/results.json').read_text())
   assert found['accuracy']['final'] >= 0.95
   assert found['accuracy']['per_block'][0] < 0.6  # the first block has not read it all
+
+
+def test_the_workdir_alone(tmp_path, monkeypatch, capsys):
+  """A run that is there is opened without its --config; keys are overridden as ever."""
+  saved = dataclasses.asdict(config_lib.Config())
+  saved['optim']['stage1']['steps'] = 7
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  args = main.parse(['main', f'--workdir={tmp_path}', '--config.eval.blocks=3', '--mode=eval'])
+  assert args.config.optim.stage1.steps == 7 and args.config.eval.blocks == 3
+  assert args.config.data.buckets.prefix == config_lib.Config().data.buckets.prefix
+  with pytest.raises(InputError, match="did you mean 'config.eval.blocks'"):
+    main.parse(['main', f'--workdir={tmp_path}', '--config.eval.blockz=3'])
+  saved['sweep']['runs'] = ['rim method=rim']  # a comparison is made of its file
+  for text in (json.dumps(saved), '[]', '{', 'null', '{"sweep": 1}'):
+    (tmp_path / 'config.json').write_text(text)
+    assert main.main(['main', f'--workdir={tmp_path}', '--mode=eval']) == 2
+    assert 'no configuration; give one with --config=FILE' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--mode=analyse'], "did you mean 'analyze'"),
+    (['--optim.stage1.steps=3'], 'given as --config.optim.stage1.steps=VALUE'),
+    (['--help_config=optim'], 'expected no value')])
+def test_near_misses(argv, message, capsys):
+  assert main.main(['main', *argv]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_help_of_a_config_file(capsys):
+  """What it trains and its variants; its values beside the defaults."""
+  file = str(CONFIG.with_name('compare_arithmetic.py'))
+  assert main.main(['main', f'--config={file}', '--help']) == 0
+  assert ':smoke' in capsys.readouterr().out
+  assert main.main(['main', f'--config={CONFIG}', '--help_config']) == 0
+  out = capsys.readouterr().out
+  assert "optimizer='muon' ('adamw' | 'muon'); the default is 'adamw'" in out

@@ -142,7 +142,7 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
   total = 0
   for index, prompts in progress.track(
       block_states.parts(predictor, examples),
-      f'{count * 2 + 7} interventions on {len(examples):,} problems',
+      f'{count * 2 + 7} interventions on batches of {len(examples):,} problems',
       -(-len(examples) // size)):
     n = len(prompts)
     total += n

@@ -87,15 +87,19 @@ def fill(rows: list, size: int) -> list:
   return rows + rows[-1:] * (size - len(rows))
 
 
-def collect(predictor: Predictor, examples: Sequence[Example], rule: str) -> BlockActivations:
+def collect(predictor: Predictor, examples: Sequence[Example], rule: str,
+            what: str = '') -> BlockActivations:
   """Answers every problem that fits at every block, and looks at the blocks' states.
 
-  `rule` says how answers are compared (answer_matching.RULES).
+  Args:
+    rule: how answers are compared (answer_matching.RULES).
+    what: which problems they are, for the progress.
   """
   require(predictor.config)
   size, collected = predictor.config.eval.batch_size, []
   for index, rows in progress.track(
-      parts(predictor, examples), f'states of the blocks of {len(examples):,} problems',
+      parts(predictor, examples), f"states of the blocks of {len(examples):,} "
+      f"{what or 'problems'}",
       -(-len(examples) // size)):
     filled = fill(rows, size)
     said = np.asarray(predictor.generate(filled))

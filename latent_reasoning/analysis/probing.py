@@ -20,7 +20,7 @@ from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.models import attention as attention_lib
-from latent_reasoning.report import block_plots
+from latent_reasoning.report import block_plots, percent, table
 from latent_reasoning.report.result import Result
 
 CLASSES = 100  # most values that a probe tells apart; rarer ones count as wrong
@@ -71,7 +71,8 @@ def value_probes(valid: BlockActivations, test: BlockActivations | None = None) 
   accuracy = np.full((steps, count, depth), np.nan)
   commonest = np.full(steps, np.nan)
   steps = min(steps, test.values.shape[1])
-  for s in progress.track(range(steps), f'{steps * count * depth} linear probes', steps):
+  for s in progress.track(range(steps), f'{count * depth} linear probes for each of {steps} '
+                          'steps', steps):
     here, there = ~np.isnan(valid.values[:, s]), ~np.isnan(test.values[:, s])
     values, counts = np.unique(valid.values[here, s], return_counts=True)
     here &= np.isin(valid.values[:, s], values[np.argsort(-counts, kind='stable')[:CLASSES]])
@@ -84,8 +85,18 @@ def value_probes(valid: BlockActivations, test: BlockActivations | None = None) 
         probe = answer_selection.fit(valid.states[here, k, layer], valid.values[here, s])
         guess = probe.predict(test.states[there, k, layer])
         accuracy[s, k, layer] = (guess == truth).mean()
-  return Result({'accuracy': accuracy, 'commonest': commonest},
-                draw=block_plots.probes)
+  return Result({'accuracy': accuracy, 'commonest': commonest}, functools.partial(
+      _table, accuracy, commonest, len(valid.index), len(test.index)), block_plots.probes)
+
+
+def _table(accuracy: np.ndarray, commonest: np.ndarray, fitted: int, scored: int) -> str:
+  rows = [['step', 'commonest value %', *(f'block {k + 1}' for k in range(accuracy.shape[1]))]]
+  rows += [[str(s + 1), percent(common), *(percent(np.nanmax(one)) if not np.isnan(one).all()
+                                           else '' for one in shares)]
+           for s, (shares, common) in enumerate(zip(accuracy, commonest, strict=True))]
+  return (f'{table(rows)}\n\n% of {scored:,} problems in which a linear probe of the state at '
+          f'the end of a block, fitted on {fitted:,} others, reads the result of a step; the '
+          'best of all layers')
 
 
 def lens(predictor: Predictor, seen: BlockActivations) -> dict[str, np.ndarray]:

@@ -93,6 +93,10 @@ class Frozen(Experiment):
   def trained(self) -> str:
     return 'all'
 
+  @property
+  def trains(self) -> str:
+    return f'reasoning decoder of {self.config.method}'
+
   def model(self, dropout: float = 0.0) -> ReasoningDecoder:
     return self.decoder(dropout)
 

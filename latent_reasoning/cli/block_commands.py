@@ -37,7 +37,7 @@ def decode_steps(predictor: Predictor, question: str) -> str:
   confident it is of each; and what saying the steps costs. As `commands.reply`."""
   if not predictor.config.rim.externalize:
     raise InputError('--externalize needs a model that was trained to say its steps; train '
-                     'with --config.rim.externalize')
+                     'with --config.rim.externalize=True')
   final = commands.reply(predictor, question).splitlines()[-1]
   row = predictor.row(question)
   columns = []
@@ -108,7 +108,7 @@ def analyzed(run: Experiment) -> Result:
   seen, rules = {}, run.splits.report['rules']
   valid = run.splits.valid[:run.config.eval.test_problems or None]
   for split, own in (('valid', valid), ('test', run.test)):
-    seen[split] = block_states.collect(predictor, own, rules[split])
+    seen[split] = block_states.collect(predictor, own, rules[split], f'{split} problems')
     seen[split].save(path / f'blocks_{split}.npz')
   valid, test = seen['valid'], seen['test']
   chosen = answer_selection.compare(valid, test)
@@ -164,7 +164,8 @@ def earlier(run: Experiment, last: int, examples):
     for step in steps:
       params = checkpoints.restore(run.like, step).state.params
       seen.append(block_states.collect(run.predictor(params), examples,
-                                       run.splits.report['rules']['test']))
+                                       run.splits.report['rules']['test'],
+                                       f'problems, checkpoint of step {step:,}'))
   except InputError as error:
     raise InputError(f'{error}; move it away') from None
   finally:

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import platform
+import re
 import statistics
 import string
 import sys
@@ -15,10 +16,11 @@ import jax
 import numpy as np
 
 from latent_reasoning import batching, progress, report, sequences
+from latent_reasoning import config as config_lib
 from latent_reasoning.analysis import verbalizer
 from latent_reasoning.data import contamination, questions, splits
 from latent_reasoning.data.synthetic import Generated
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.eval import (
   answer_matching,
   checkpoint_selection,
@@ -41,7 +43,11 @@ def restored(run: Experiment) -> Restored:
   found = run.restore()
   if found is None:
     raise InputError(f'there is no checkpoint in {run.workdir.checkpoints}; train first '
-                     '(--mode=train with the same --config and --workdir)')
+                     '(--mode=train with the same --config and --workdir; in Python .train())')
+  stage, total = run.curriculum.at(max(0, found.step - 1)).stage, run.curriculum.total
+  if run.steps_trained() < total:
+    print(f'warning: training is not finished; the checkpoint is of step {found.step:,} of '
+          f'{total:,}, in stage {stage}', file=sys.stderr)
   return found
 
 
@@ -86,8 +92,27 @@ def evaluate(run: Experiment) -> int:
         run.config, run.model(), restored(run).state.params, run.tokenizer, SAMPLE_PROMPT,
         run.config.eval.max_new_tokens) if run.config.causal else
         'no sample: a model that reads the future cannot generate'))
-  print(f'written to {run.workdir.results}')
+  print(f'written to {_files(run)[0]}')
   return 0
+
+
+# Keys that say what is scored: an evaluation with others is not the run's.
+SCORED = ('eval.blocks', 'eval.test_problems', 'eval.max_new_tokens', 'eval.checkpoint',
+          'eval.checkpoint_selection', 'data.test', 'data.limit')
+
+
+def _files(run: Experiment) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where results and predictions go: those by other keys than the run's, beside its own."""
+  results, predictions = run.workdir.results, run.workdir.predictions
+  if not run.workdir.config.exists():
+    return results, predictions
+  saved = config_lib.flatten(workdir.read_object(run.workdir.config) or {})
+  others = {key: config_lib.get(run.config, key) for key in SCORED}
+  name = ''.join(f'-{key.rpartition(".")[2]}={value}' for key, value in others.items()
+                 if value != saved.get(key, value))
+  name = re.sub(r'[^\w=.-]', '_', name)
+  return (results.with_name(f'{results.stem}{name}{results.suffix}'),
+          predictions.with_name(f'{predictions.stem}{name}{predictions.suffix}'))
 
 
 def scores(result: dict[str, Any]) -> str:
@@ -126,8 +151,9 @@ def scored(run: Experiment) -> dict[str, Any]:
         'test': run.test, **{path: examples for path, (examples, _) in run.sets.items()}})
   lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for _, records in scored
                   for r in records)
-  workdir.write_text(run.workdir.predictions, lines)
-  workdir.write_json(run.workdir.results, result)
+  results, predictions = _files(run)
+  workdir.write_text(predictions, lines)
+  workdir.write_json(results, result)
   return result
 
 
@@ -237,6 +263,7 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   def ask(line):
     if not run.batches.method.is_text:
       line = known.normalise(line)
+      ensure(line, 'the question is empty; expected text')
       if found := known.unlike(line):
         print(f'warning: {found}', file=sys.stderr)
     read = run.tokenizer.decode(run.tokenizer.encode(line))
@@ -331,7 +358,11 @@ def trained_verbalizer(run: Experiment) -> verbalizer.Verbalizer:
   else:
     place = run.workdir.reasoning_decoder
     free = tuple(key for key in workdir.FREE if key != 'reasoning_decoder.')
-    workdir.open_workdir(place.path, config, False, free)
+    try:
+      workdir.open_workdir(place.path, config, False, free)
+    except InputError as error:
+      raise InputError(f'{error}, or remove {place.path} to train a reasoning decoder anew'
+                       ) from None
     if place.base.exists() and workdir.read_object(place.base) != {'step': found.step}:
       raise InputError(f'{place.path} verbalizes another checkpoint than that of step '
                        f'{found.step}; remove the folder to train it again')

@@ -67,6 +67,8 @@ def _run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   runs, failed = parse(config), []
   if config.budget == 'flops':
     runs = scaled(config, flags, runs, workdir)
+  for line in unreached(flags, runs):
+    print(f'warning: {line}', file=sys.stderr)
   jobs = [(name, seed) for seed in config.seeds for name in runs]
   began, done_here = time.monotonic(), 0
   for number, (name, seed) in enumerate(jobs, 1):
@@ -92,6 +94,20 @@ def _run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   for one in failed:
     print(f'FAILED: {one}', file=sys.stderr)
   return 1 if failed else 0
+
+
+def unreached(flags: Sequence[str], runs: dict[str, list[str]]) -> list[str]:
+  """Says of each override of all runs in which of them it does not hold."""
+  found = []
+  for override in flags:
+    key, _, value = override.partition('=')
+    own = {name: one.partition('=')[2] for name, ones in runs.items() for one in ones
+           if one.partition('=')[0] == key and one.partition('=')[2] != value}
+    if own:
+      listed = ', '.join(f'{name} has {its}' for name, its in own.items())
+      found.append(f'{override} does not reach runs that set the key themselves: {listed}. '
+                   'Give config.sweep.runs, too, to compare like with like')
+  return found
 
 
 def finish(path: pathlib.Path, names: Sequence[str], control: str) -> None:

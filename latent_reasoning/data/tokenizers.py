@@ -25,6 +25,7 @@ from latent_reasoning.errors import InputError
 
 SPECIAL = ('<pad>', '<end>', '<b>', '<m>', '</b>', '<pause>')
 
+ASCII = ('\n', *map(chr, range(32, 127)))  # printable
 # Two characters at least, so that no character is spelt like it.
 UNKNOWN = '<unk>'
 
@@ -255,7 +256,7 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterable[str]],
 def _characters(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
   """Every character of printable ASCII, the newline and the texts is an entry."""
   del config
-  characters = {'\n', *map(chr, range(32, 127))}.union(*texts)
+  characters = set(ASCII).union(*texts)
   vocabulary = {c: i for i, c in enumerate([UNKNOWN, *sorted(characters)])}
   base = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
   base.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')

@@ -31,7 +31,7 @@ from jax.sharding import NamedSharding
 
 from latent_reasoning import batching, methods
 from latent_reasoning.config import Config
-from latent_reasoning.data.tokenizers import SPECIAL
+from latent_reasoning.data.tokenizers import ASCII, SPECIAL
 from latent_reasoning.errors import InputError
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import families
@@ -78,8 +78,9 @@ KNOWN = {
 def resolve(config: Config) -> tuple[Config, int]:
   """The configuration with a checkpoint's sizes, and how many tokens are known."""
   name = config.model.init_from
-  if not name:
-    return config, config.tokenizer.vocab_size
+  if not name:  # of characters that are not ASCII, the data alone know
+    return config, (len(ASCII) + 1 if config.tokenizer.kind == 'char'
+                    else config.tokenizer.vocab_size)
   values = KNOWN.get(name)
   if values is None:
     values = pretrained.read_json(pretrained.directory(name) / 'config.json')

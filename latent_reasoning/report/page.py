@@ -164,7 +164,7 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   for problem in found.problems:
     print(f'warning: {problem}', file=sys.stderr)
   print(f'written to {file}', file=sys.stderr if markdown else sys.stdout)
-  return 0
+  return int(not all(pathlib.Path(path).is_dir() for path in paths))
 
 
 def _below(paths: Sequence[str]) -> str:
@@ -191,8 +191,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
   page.text(f'{count} run{"s" * (count != 1)}, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning.', 'quiet')
   if found.problems:
-    page.text(f'{len(found.problems)} files or folders are damaged or missing: see the end.',
-              'warning')
+    page.text(f'{len(found.problems)} files or folders are damaged, missing or not there yet: '
+              'see the end.', 'warning')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
         f.name for f in found.folders if not f.causal))), 'warning')
@@ -225,7 +225,7 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
   _configuration(page, groups)
   _origin(page, found, paths)
   if found.problems:
-    page.section('Damaged or missing')
+    page.section('Damaged, missing or not there yet')
     page.table([['file or folder: what is wrong'], *([p] for p in found.problems)])
   return page
 

@@ -71,7 +71,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
       control = control or sweep.get('control') or ''
       order = [*names, *(r.split()[0] for r in sweep.get('runs') or () if r.split())]
       place = {name: i for i, name in reversed(list(enumerate(order)))}
-      problems += [f'{path}/{name}-{seed}: missing, though the comparison asks for it'
+      problems += [f'{path}/{name}-{seed}: not trained yet, though the comparison asks for it'
                    for name in place for seed in sweep.get('seeds') or ()
                    if path / f'{name}-{seed}' not in inside]
       inside.sort(key=lambda p: (place.get(p.name.rpartition('-')[0], len(order)), p.name))

@@ -25,7 +25,8 @@ def machine() -> str:
   text = info.read_text(encoding='utf-8') if info.exists() else ''
   name = re.search(r'model name\s*:\s*(.+)', text)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  return f'{name[1] if name else platform.processor() or platform.machine()}, {cores} cores'
+  return (f'{name[1] if name else platform.processor() or platform.machine()}, {cores} core'
+          + 's' * (cores != 1))
 
 
 class Speed:

@@ -148,8 +148,9 @@ def _train(run: 'Experiment') -> TrainState:
                     progress.say)
   progress.say(report.data(run.splits.report))
   count = sum(a.size for a in jax.tree.leaves(state.params))
-  progress.say(f'{config.method}: {count:,} parameters, {curriculum.lengths} '
-               f'steps{_limit(run)}, files in {run.workdir.path}')
+  stages = ' + '.join(f'{steps:,}' for steps in curriculum.lengths if steps)
+  progress.say(f'{run.trains}: {count:,} parameters, {stages} steps{_limit(run)}, files in '
+               f'{run.workdir.path}')
   if restored:
     progress.say(f'resuming from step {start}')
   try:
@@ -203,8 +204,8 @@ class _Loop:
         state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
         if step > start and steppers:
-          self.progress.say(f'stage {moment.stage} begins after step {step}; losses of stages '
-                            'that predict other tokens do not compare')
+          self.progress.say(f'step {step + 1} begins stage {moment.stage}, which predicts '
+                            'other tokens: its loss does not compare with that before')
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
             self.run.tx(moment.stage), config.seed, config.optim.grad_accum_steps,

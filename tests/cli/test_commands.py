@@ -1,5 +1,6 @@
 """The modes other than training: what they print, write and return."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -11,7 +12,7 @@ from latent_reasoning import experiment as run_lib
 from latent_reasoning import methods, sequences
 from latent_reasoning.cli import commands
 from latent_reasoning.errors import InputError
-from latent_reasoning.train import trainer
+from latent_reasoning.train import trainer, workdir
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -121,6 +122,38 @@ def test_evaluate_writes_results_and_predictions(trained, capsys):
   assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_new_tokens
   out = capsys.readouterr().out
   assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
+
+
+def test_another_evaluation_leaves_the_result_of_the_run(trained, capsys):
+  """With other keys than the run's, files of its own hold what was scored."""
+  workdir.write_json(trained.workdir.config, dataclasses.asdict(trained.config))
+  trained.workdir.results.unlink(missing_ok=True)
+  commands.evaluate(trained)
+  before = trained.workdir.results.read_bytes(), trained.workdir.predictions.read_bytes()
+  other = dataclasses.replace(trained, config=trained.config.replace(
+      **{'eval.test_problems': 2, 'eval.batch_size': 2}))
+  capsys.readouterr()
+  commands.evaluate(other)
+  file = trained.workdir.path / 'results-test_problems=2.json'
+  assert str(file) in capsys.readouterr().out and json.loads(file.read_text())['n'] == 2
+  assert len((file.parent / 'predictions-test_problems=2.jsonl').read_text().split()) >= 2
+  assert before == (trained.workdir.results.read_bytes(),
+                    trained.workdir.predictions.read_bytes())
+  same = dataclasses.replace(trained, config=trained.config.replace(
+      **{'eval.batch_size': 2}))
+  commands.evaluate(same)
+  assert str(trained.workdir.results) in capsys.readouterr().out
+
+
+def test_an_unfinished_training_is_said(trained, capsys):
+  """Whoever reads its checkpoint is told how far it is."""
+  commands.restored(trained)
+  assert 'not finished' not in capsys.readouterr().err
+  longer = dataclasses.replace(trained.curriculum, lengths=(2, 3))
+  batches = copy.copy(trained.batches)
+  batches.curriculum = longer
+  commands.restored(dataclasses.replace(trained, batches=batches))
+  assert 'checkpoint is of step 2 of 5, in stage 1' in capsys.readouterr().err
 
 
 def test_evaluate_more_sets(trained, tmp_path, capsys):

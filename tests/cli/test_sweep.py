@@ -43,6 +43,16 @@ def result(place: pathlib.Path, loss: float, seed: int, causal: bool = True):
       for s in (1, 2) for split in ('train', 'valid')))
 
 
+def test_what_does_not_reach_a_run_is_said():
+  """A run keeps what it sets itself; whoever overrides that for all is told."""
+  runs = {'a': ['--config.method=cot'], 'b': ['--config.optim.batch_size=8']}
+  said = sweep.unreached(['--config=x.py', '--config.optim.batch_size=4', '--config.seed=1'],
+                         runs)
+  assert len(said) == 1 and said[0].startswith('--config.optim.batch_size=4 does not reach')
+  assert 'b has 8' in said[0] and 'a has' not in said[0]
+  assert sweep.unreached(['--config.optim.batch_size=8'], runs) == []
+
+
 def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
   """What is done is kept, one failure stops no other, and the status tells of it."""
   called = []

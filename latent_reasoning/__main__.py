@@ -1,0 +1,5 @@
+"""`python -m latent_reasoning` is `python -m latent_reasoning.main`."""
+
+import runpy
+
+runpy.run_module('latent_reasoning.main', run_name='__main__', alter_sys=True)
