@@ -407,6 +407,7 @@ MOVED = {
     'train.keep': 'train.max_to_keep', 'eval.max_tokens': 'eval.max_new_tokens',
     'eval.protocol': 'eval.checkpoint_selection', 'eval.audit_rows': 'eval.leakage_rows'}
 MOVED_VALUES = {
+    ('model.remat', 'True'): 'full', ('model.remat', 'False'): 'none',
     ('method', 'lm'): 'language_model', ('model.attention', 'split'): 'shared_prefix',
     ('model.attention', 'packed'): 'dense', ('imm.implementation', 'chunked'): 'chunkwise',
     ('imm.implementation', 'naive'): 'recurrent'}

@@ -12,7 +12,7 @@ ROOMS = ('errors', 'progress', 'config', 'config_loading', 'data', 'report', 'se
          'batching', 'models', 'parallel', 'train', 'methods', 'hf', 'eval', 'experiment',
          'planning', 'analysis', 'cli', 'benchmarks', 'api', 'main')
 MODULES = {'.'.join(p.relative_to(ROOT).with_suffix('').parts): p for p in ROOT.rglob('*.py')
-           if p != ROOT / '__init__.py'}
+           if p.parent != ROOT or not p.stem.startswith('__')}
 
 
 def imported(tree: ast.AST):

@@ -370,11 +370,12 @@ def test_runs_of_a_comparison_are_alone(tmp_path, monkeypatch, mode):
 
 @pytest.mark.slow
 def test_the_default_job_learns(tmp_path, capsys):
-  """The README's first command ends where its config says, and blocks are why: minutes."""
+  """The README's first command ends where its config says, block by block better: minutes."""
   assert call(f'--config={CONFIG}', f'--workdir={tmp_path}/run') == 0
   found = json.loads((tmp_path / 'run/results.json').read_text())
   assert found['accuracy']['final'] >= 0.95
-  assert found['accuracy']['per_block'][0] < 0.6  # the first block has not read it all
+  by_block = found['accuracy']['per_block']
+  assert by_block == sorted(by_block) and by_block[0] < 0.8 * by_block[-1]
 
 
 def test_the_workdir_alone(tmp_path, monkeypatch, capsys):

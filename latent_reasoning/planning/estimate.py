@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -122,11 +123,12 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   return Planned(config, None, None, tokenizer, batches, {}, devices)
 
 
-def measure(config: Config, target: str = '') -> dict[str, Any]:
+def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str, Any]:
   """Bytes per device, FLOPs and collectives of a training step.
 
   Args:
     target: as targets.parse; '': the devices there are, where no kernel runs.
+    shapes: also the shapes of all float32 arrays in the compiled program.
   """
   began = time.monotonic()
   run = planned(config, targets.parse(target).devices() if target else ())
@@ -149,7 +151,8 @@ def measure(config: Config, target: str = '') -> dict[str, Any]:
     rate = jax.ShapeDtypeStruct((), jnp.float32,
                                 sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()))
     compiled = stepper.lower(state, batch, rate).compile()
-  sent, unknown = communication.of_hlo(compiled.as_text())
+  text = compiled.as_text()
+  sent, unknown = communication.of_hlo(text)
   own, frozen = lora.split(state.params, run.trained)
   gradients = _bytes(own)
   temporary = compiled.memory_analysis().temp_size_in_bytes
@@ -166,7 +169,11 @@ def measure(config: Config, target: str = '') -> dict[str, Any]:
       'model_flops': flops.of_step(run, 1, state, batch, remat=False),
       'collectives': sent, 'unknown_loops': unknown,
       'expected_collectives': communication.expected(config, state, batch, mesh),
-      'traffic_bytes': traffic(config, state, mesh, kept)}
+      'traffic_bytes': traffic(config, state, mesh, kept),
+      'vocabulary': run.tokenizer.vocab_size}
+  if shapes:
+    found['shapes'] = sorted({tuple(map(int, one.split(',')))
+                              for one in re.findall(r'f32\[([\d,]+)\]', text)})
   return {**found, 'seconds_to_plan': time.monotonic() - began,
           'total_bytes': sum(found[f'{part}_bytes'] for part in (
               'parameter', 'optimizer', 'gradient', 'temporary'))}
