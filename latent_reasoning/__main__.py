@@ -1,4 +1,4 @@
-"""`python -m latent_reasoning` is `python -m latent_reasoning.main`."""
+"""The package as a command: that of `latent_reasoning.main`."""
 
 import runpy
 

@@ -90,7 +90,9 @@ def test_golden(tiny_config, tmp_path, case):
   gc.collect()
   # The first loss is one forward pass; each step multiplies what rounding did before it.
   np.testing.assert_allclose(found['losses'][0], expected['losses'][0], rtol=1e-6)
-  np.testing.assert_allclose(found['losses'], expected['losses'], rtol=2e-4)
+  # Compilers of other versions than that of the record round elsewhere (seen: 6e-4, jax 0.12).
+  rtol = 2e-4 if jax.__version__.startswith('0.10.') else 2e-3
+  np.testing.assert_allclose(found['losses'], expected['losses'], rtol=rtol)
   assert found['sound'] == expected['sound']
   same = np.mean([a == b for a, b in zip(found['predictions'], expected['predictions'],
                                          strict=True)] or [1.0])

@@ -90,8 +90,8 @@ def trajectories(found: dict[str, Any], steps: Sequence[int], answers: np.ndarra
       axes[0, -1].plot(*means.T, '-', color=GREY, linewidth=1)
       axes[0, -1].annotate(f'{k + 1}', means[-1], fontsize=10, fontweight='bold')
       axes[0, -1].scatter(*means.T, color=GREY, s=12 + 30 * np.linspace(0, 1, len(means)))
-    axes[0, -1].set_title('mean of each block, small to large:\nsteps '
-                          + ', '.join(f'{s:,}' for s in (steps[0], steps[-1])))
+    axes[0, -1].set_title(f'mean of each block, small to large:\n{len(steps)} checkpoints, '
+                          f'steps {steps[0]:,} to {steps[-1]:,}')
   axes[0, 0].set_ylabel(f'axis 2 ({100 * second:.0f}%)')
   figure.supxlabel(f'axis 1 ({100 * first:.0f}% of the variance); colours: the true answer',
                    fontsize=10)
