@@ -118,7 +118,8 @@ class Experiment(experiment.Experiment):
 
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
-    found = commands.scored(self)
+    with self.on_mesh():
+      found = commands.scored(self)
     return Result(found, lambda: commands.scores(found), self._curves)
 
   @functools.cached_property

@@ -1,5 +1,6 @@
 """What a configuration builds, shared by all modes."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -83,6 +84,10 @@ class Experiment:
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     return sharding.make(self.config.mesh)
+
+  def on_mesh(self) -> contextlib.AbstractContextManager:
+    """Within it layers and losses know the mesh; on one device there is nothing to know."""
+    return jax.set_mesh(self.mesh) if self.mesh.size > 1 else contextlib.nullcontext()
 
   def placed(self, like: step_lib.TrainState) -> step_lib.TrainState | None:
     """Where a state lies on the mesh; None: whole, on the one device."""

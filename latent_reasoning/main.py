@@ -339,8 +339,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
       built.workdir.note(argv[1:])
     try:
       stack.enter_context(multihost.exit_on_peer_loss())
-      if built.mesh.size > 1:
-        stack.enter_context(jax.set_mesh(built.mesh))
+      stack.enter_context(built.on_mesh())
       status = call(args.mode, built, args)
       if not status:
         built.workdir.note(argv[1:])

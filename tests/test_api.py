@@ -1,6 +1,7 @@
 """The Python interface: by name, as objects, shown."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -9,6 +10,7 @@ import tomllib
 
 import numpy as np
 import pytest
+from close import assert_close
 
 import latent_reasoning as lr
 from latent_reasoning import config as config_lib
@@ -206,3 +208,30 @@ def test_wrong_use(trained, tmp_path):
     trained.export('onnx')
   with pytest.raises(InputError, match='expected at least 1'):
     lr.Experiment(trained.config.replace(**{'optim.batch_size': 0}), tmp_path)
+
+
+@pytest.mark.integration
+def test_on_several_devices(tiny_config, tmp_path):
+  """Training through the interface has the losses of one device, its loss in tiles."""
+  keys = {'optim.batch_size': 8, 'tokenizer.pad_to': 8, 'model.loss_tile': 16,
+          'optim.stage1.steps': 3, 'optim.stage2.steps': 0, 'train.log_every': 1,
+          'train.eval_every': 0, 'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+  one = lr.Experiment(tiny_config(**{**keys, 'mesh.data': 1, 'mesh.fsdp': 1,
+                                     'mesh.tensor': 1}), tmp_path / 'one')
+  one.train()
+  script = f'''
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+import conftest, latent_reasoning as lr
+make = conftest.tiny_config.__wrapped__(conftest.default_config.__wrapped__())
+lr.Experiment(make(**{keys!r}), {str(tmp_path / 'eight')!r}).train()
+'''
+  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr[-3000:]
+  losses = [[json.loads(line)['loss'] for line in (
+      tmp_path / name / 'metrics.jsonl').read_text().splitlines() if '"train"' in line]
+      for name in ('one', 'eight')]
+  assert len(losses[0]) == 3
+  assert_close(losses[1], losses[0])

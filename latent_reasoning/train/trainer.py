@@ -120,7 +120,7 @@ def train(run: 'Experiment') -> TrainState:
     TrainingError: the loss is not finite or too large.
     Interrupted: after SIGINT or SIGTERM, saved.
   """
-  with run.workdir.writing():
+  with run.workdir.writing(), run.on_mesh():
     return _train(run)
 
 
