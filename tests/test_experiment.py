@@ -88,7 +88,7 @@ def test_opened_again(tiny_config, tmp_path):
   run.workdir.metrics.write_text('')  # it has begun
   with pytest.raises(InputError, match='config.seed: 0 -> 1'):
     run_lib.open_run(dataclasses.replace(config, seed=1), tmp_path / 'run')
-  with pytest.raises(InputError, match='folder of a finished run'):
+  with pytest.raises(InputError, match='expected the folder of a'):
     run_lib.reopen(tmp_path)
 
 

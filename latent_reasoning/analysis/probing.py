@@ -86,7 +86,7 @@ def value_probes(valid: BlockActivations, test: BlockActivations | None = None) 
         guess = probe.predict(test.states[there, k, layer])
         accuracy[s, k, layer] = (guess == truth).mean()
   return Result({'accuracy': accuracy, 'commonest': commonest}, functools.partial(
-      _table, accuracy, commonest, len(valid.index), len(test.index)), block_plots.probes)
+      _table, accuracy, commonest, len(valid.states), len(test.states)), block_plots.probes)
 
 
 def _table(accuracy: np.ndarray, commonest: np.ndarray, fitted: int, scored: int) -> str:
