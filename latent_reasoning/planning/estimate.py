@@ -14,6 +14,7 @@ upper bounds. Beside them stand written models. Of FLOPs, collectives by the mod
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from latent_reasoning import batching, methods
+from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import ASCII, SPECIAL
 from latent_reasoning.errors import InputError
@@ -100,27 +101,62 @@ class Planned(Experiment):
 
 
 def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
-  """A run whose batches are rows of the largest buckets, as many as the mesh can cut."""
+  """A run whose batches are its method's largest rows, as many as the mesh can cut."""
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
       size=known, used=need,
       vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
-  if methods.get(config.method).is_text:
-    p, count, r = config.data.seq_len, 0, 1
-  else:
-    buckets = config.data.buckets
-    p, count, r = buckets.prefix[-1], buckets.count[-1], buckets.readout[-1]
+  method = methods.check(config)
   mesh = sharding.make(config.mesh, devices)
   cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
-  size, length = -(-config.optim.batch_size // cut) * cut, p + count * r
-  ints = np.broadcast_to(np.zeros((), np.int32), (size, length))
-  batch = batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
-                         ints[:, :count], p)
+  size = -(-config.optim.batch_size // cut) * cut
+  batch = jax.tree.map(lambda a: np.broadcast_to(a, (size, *a.shape[1:])),
+                       _text(config) if method.is_text else largest(config))
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
-                            method=methods.get(config.method))
+                            method=method)
   return Planned(config, None, None, tokenizer, batches, {}, devices)
+
+
+def _text(config: Config) -> batching.Batch:
+  ints = np.zeros((1, config.data.seq_len), np.int32)
+  return batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
+                        ints[:, :0], config.data.seq_len)
+
+
+def largest(config: Config) -> batching.Batch:
+  """One row, the largest that the method makes of a problem that fills the buckets: its
+  question the longest prefix, its chain of thought the longest readout, in as many steps as
+  rim.max_steps and the readouts of a row allow.
+
+  Raises:
+    InputError: no problem fits the buckets.
+  """
+  method, buckets = methods.get(config.method), config.data.buckets
+  ids = dict.fromkeys((f.name for f in dataclasses.fields(sequences.SpecialTokens)), 0)
+  ids = sequences.SpecialTokens(**{**ids, 'steps': (0,) * config.rim.max_steps,
+                                   'newline': (0,), 'answer': (0, 0)})
+  found, why = None, None
+  for count in range(max(1, config.rim.max_steps), 0, -1):
+    step = (0,) * max(1, (buckets.readout[-1] - len(ids.answer) - 2) // count - 1)
+    for stage, progress in itertools.product((1, 2), (0.0, 0.5, 1 - 1e-6)):
+      def row(question, step=step, count=count, stage=stage, progress=progress):
+        example = sequences.TokenizedExample((0,) * question, [step] * count, (0,))
+        made = [method.sequence(example, stage, progress, config, ids)]
+        return made + [teach(example, progress, config, ids) for teach in (
+            method.teacher,) if teach]
+      longer = buckets.prefix[-1] - max(len(one.prefix) for one in row(1))
+      try:
+        batches = [batching.bucketed([one], buckets) for one in row(max(1, 1 + longer))]
+      except InputError as error:
+        why = error
+        continue
+      if found is None or batches[0].tokens.size > found[0].tokens.size:
+        found = batches
+    if found:
+      return found[0].replace(teacher=found[1]) if method.teacher else found[0]
+  raise why
 
 
 def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str, Any]:
