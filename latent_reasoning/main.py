@@ -25,7 +25,7 @@ Modes:
   plan           bytes, FLOPs, collectives and time of a training step on devices that are not
                  here: of a --target such as tpu:v5p:2x2x1 or gpu:h100, by its own compiler
                  (extras plan-tpu, plan-gpu), or an upper bound for --devices=1,4,64 of a
-                 --device_kind; do they fit --memory_gb
+                 --device_kind; do they fit --memory_gb. --search: the largest batch that does
   compare        train a config's sweep.runs one after another, then time and compare them
   report         one HTML page of the folders given, of runs or comparisons:
                  --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
@@ -87,6 +87,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                        flag_values=values)
   flags.DEFINE_string('target', '', 'of --mode=plan: devices whose own compiler is asked, such '
                       'as tpu:v5p:2x2x1 or gpu:h100', flag_values=values)
+  flags.DEFINE_boolean('search', False, 'of --mode=plan: the largest batch that fits a '
+                       '--target under each model.remat', flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of hardware.PEAKS, or here',
                       flag_values=values)
@@ -221,7 +223,7 @@ def plan(args, config, argv: Sequence[str]) -> int:
     print(json.dumps(estimate.measure(config, args.target)))
     return 0
   return estimate.run(argv, estimate.parse_devices(args.devices), args.device_kind,
-                      args.memory_gb, args.target)
+                      args.memory_gb, args.target, args.search and config.optim.batch_size)
 
 
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
@@ -237,7 +239,7 @@ MODES: dict[str, tuple[str, ...]] = {
 TOGETHER = ('train', 'eval')  # modes of several processes
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
-               'plan': ('target', 'devices', 'device_kind', 'memory_gb')}
+               'plan': ('target', 'search', 'devices', 'device_kind', 'memory_gb')}
 RENAMED = {'audit': 'check_leakage', 'inside': 'analyze', 'controls': 'intervene',
            'explain': 'verbalize', 'attention': 'plot_memory'}  # since 0.1
 

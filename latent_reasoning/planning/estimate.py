@@ -22,7 +22,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from latent_reasoning import batching, methods, sequences
-from latent_reasoning.config import Config
+from latent_reasoning.config import Config, ModelConfig
 from latent_reasoning.data.tokenizers import ASCII, SPECIAL
 from latent_reasoning.errors import InputError
 from latent_reasoning.experiment import Experiment
@@ -322,27 +323,98 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 
+class _Failed(Exception):
+  """A process that measures ended with a status; it said why."""
+
+
+def _measured(argv: Sequence[str], environment: dict[str, str], *more: str) -> dict[str, Any]:
+  """`measure` of a command line in a process of its own."""
+  child = subprocess.run(
+      [sys.executable, '-m', 'latent_reasoning.main', *argv[1:], *more], stdout=subprocess.PIPE,
+      text=True, env={**os.environ, CHILD: '1', **environment})
+  if child.returncode:
+    raise _Failed(child.returncode)
+  return json.loads(child.stdout.splitlines()[-1])
+
+
 def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float | None,
-        target: str = '') -> int:
-  """Measures for a target, or on each number of devices, each in a process; prints tables."""
-  if target:
-    kind = targets.parse(target).kind
-    environments = [targets.ENVIRONMENT]
-  else:
-    flags = os.environ.get('XLA_FLAGS', '')
-    environments = [{'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS':
-                     f'{flags} --xla_force_host_platform_device_count={count}'.strip()}
-                    for count in devices]
-  peak, found = hardware.named(kind), []
-  for own in environments:
-    child = subprocess.run(
-        [sys.executable, '-m', 'latent_reasoning.main', *argv[1:]], stdout=subprocess.PIPE,
-        text=True, env={**os.environ, CHILD: '1', **own})
-    if child.returncode:
-      return child.returncode  # it said why
-    found.append(json.loads(child.stdout.splitlines()[-1]))
-  print(table(found, kind, peak, memory_gb or peak.memory / 1e9, target))
+        target: str = '', searched: int = 0) -> int:
+  """Measures for a target, or on each number of devices, each in a process; prints tables.
+
+  Args:
+    searched: the batch to begin a search with, for a target; 0: none.
+  """
+  if searched and not target:
+    raise InputError('--search asks the compiler of a --target, such as gpu:h100; give one')
+  try:
+    if target:
+      kind = targets.parse(target).kind
+      environments = [targets.ENVIRONMENT]
+    else:
+      flags = os.environ.get('XLA_FLAGS', '')
+      environments = [{'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS':
+                       f'{flags} --xla_force_host_platform_device_count={count}'.strip()}
+                      for count in devices]
+    peak = hardware.named(kind)
+    memory_gb = memory_gb or peak.memory / 1e9
+    if searched:
+      def measured(remat, rows):
+        print(f'{target}: remat {remat}, {rows:,} rows …', file=sys.stderr, flush=True)
+        return _measured(argv, environments[0], f'--config.model.remat={remat}',
+                         f'--config.optim.batch_size={rows}')
+      print(search(measured, searched, peak, memory_gb, target))
+      return 0
+    found = [_measured(argv, own) for own in environments]
+  except _Failed as error:
+    return error.args[0]
+  print(table(found, kind, peak, memory_gb, target))
   return 0
+
+
+def largest_batch(measured: Callable[[int], dict[str, Any]], start: int, limit: float
+                  ) -> dict[str, Any] | None:
+  """What is measured of the largest batch that fits, `start` doubled or halved until then.
+
+  Args:
+    measured: rows -> `measure`.
+    limit: bytes of a device.
+  """
+  best, rows, one = None, start, measured(start)
+  while one['total_bytes'] < limit and rows < MOST_ROWS:
+    best, rows = one, 2 * rows
+    one = measured(rows)
+  while best is None and rows > 1:
+    rows //= 2
+    one = measured(rows)
+    best = one if one['total_bytes'] < limit else None
+  return best
+
+
+MOST_ROWS = 1 << 16
+
+
+def search(measured: Callable[[str, int], dict[str, Any]], start: int, peak: hardware.Peak,
+           memory_gb: float, target: str) -> str:
+  """The largest batch that fits under each config.model.remat, and the flags of the fastest."""
+  rows, best = [['remat', 'rows', 'GiB', 'TFLOP a device', 'step ms', 'tokens/s']], None
+  for remat in typing.get_args(typing.get_type_hints(ModelConfig)['remat']):
+    one = largest_batch(functools.partial(measured, remat), start, memory_gb * 1e9)
+    if one is None:
+      rows.append([remat, 'none fits', *[''] * 4])
+      continue
+    step = times(one, peak)['step']
+    speed = math.prod(one['rows']) / step
+    rows.append([remat, f"{one['rows'][0]:,}", f"{one['total_bytes'] / GIB:.1f}",
+                 f"{one['flops'] / one['devices'] / 1e12:.3g}", f'{1e3 * step:.3g}',
+                 f'{speed:.3g}'])
+    if best is None or speed > 1.02 * best[0]:  # what recomputes less, unless it is slower
+      best = speed, remat, one['rows'][0]
+  flags = 'nothing fits; expected a larger target, or config.optim.grad_accum_steps'
+  if best:
+    flags = (f'fastest by the written model: --config.model.remat={best[1]} '
+             f'--config.optim.batch_size={best[2]}')
+  return (f"{markdown(rows)}\n\nbatches that fit {memory_gb:g} GB by {target}'s compiler, each "
+          f'twice the one before\n{flags}')
 
 
 def parse_devices(text: str) -> list[int]:

@@ -79,6 +79,35 @@ def test_no_problem_fits(tiny_config):
     estimate.largest(tiny_config(**{'data.buckets.prefix': (2,)}))
 
 
+def step_of(rows, per_row=1e9, flops=1e12, fixed=2e9):
+  return {'rows': [rows, 10], 'total_bytes': fixed + per_row * rows, 'devices': 1,
+          'flops': rows * flops, 'model_flops': rows * 1e12, 'traffic_bytes': 1.0,
+          'expected_collectives': {}}
+
+
+@pytest.mark.parametrize('start', [1, 3, 8, 64])
+def test_largest_batch(start):
+  """A doubling or halving of `start`, twice which does not fit."""
+  found = estimate.largest_batch(step_of, start, 30.5e9)  # 28 rows
+  assert found['rows'][0] <= 28 < 2 * found['rows'][0] + 4
+  assert estimate.largest_batch(step_of, start, 2.5e9) is None  # not one row
+
+
+def test_search():
+  """The policy of the most tokens a second; of equals, what recomputes least."""
+  peak = hardware.Peak((), 1e15, 30.5e9, 1e12, 1e10, 8, 0)
+
+  def measured(remat, rows):
+    return step_of(rows, {'none': 40e9, 'dots': 1e9, 'full': 0.1e9}[remat],
+                   {'none': 1e12, 'dots': 1.005e12, 'full': 1.27e12}[remat])
+  text = estimate.search(measured, 8, peak, 30.5, 'gpu:h100')
+  assert '| none | none fits |' in text and '| dots | 16 |' in text and '| full | 256 |' in text
+  assert text.endswith('--config.model.remat=dots --config.optim.batch_size=16')
+  assert 'nothing fits' in estimate.search(measured, 8, peak, 1.0, 'gpu:h100')
+  with pytest.raises(InputError, match='--search asks the compiler of a --target'):
+    estimate.run([], [1], 'v5p', None, '', 8)
+
+
 @pytest.mark.integration
 def test_known_checkpoints(tiny_config):
   """Sizes of models that one plans for without having them, as published."""
