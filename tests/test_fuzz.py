@@ -147,7 +147,11 @@ def run(target, count, capsys):
   return refused
 
 
-@pytest.mark.parametrize('kind', KINDS)
+PAGES = ('results.json', 'predictions.jsonl')  # read by writing a page with its figures
+
+
+@pytest.mark.parametrize('kind', [pytest.param(
+    kind, marks=pytest.mark.integration) if kind in PAGES else kind for kind in KINDS])
 def test_some(kind, targets, capsys):
   run(targets[kind], 200, capsys)
 

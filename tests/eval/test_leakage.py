@@ -82,7 +82,7 @@ def make(tiny_config, tokenizer, random_params):
 
 
 @pytest.mark.parametrize('variant', [
-    next(iter(MEMORY)), *(pytest.param(v, marks=pytest.mark.slow) for v in list(MEMORY)[1:])])
+    pytest.param(next(iter(MEMORY)), marks=pytest.mark.integration), *(pytest.param(v, marks=pytest.mark.slow) for v in list(MEMORY)[1:])])
 def test_sound_with_memory(make, variant):
   """With every causal policy all checks pass, those of the memory included."""
   checks = leakage.run(make(**MEMORY[variant]))
