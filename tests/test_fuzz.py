@@ -147,11 +147,9 @@ def run(target, count, capsys):
   return refused
 
 
-PAGES = ('results.json', 'predictions.jsonl')  # read by writing a page with its figures
-
-
-@pytest.mark.parametrize('kind', [pytest.param(
-    kind, marks=pytest.mark.integration) if kind in PAGES else kind for kind in KINDS])
+@pytest.mark.parametrize('kind', [  # a page and its figures are written of each mutation
+    pytest.param(kind, marks=pytest.mark.integration) if kind in PAGE else kind
+    for kind in KINDS])
 def test_some(kind, targets, capsys):
   run(targets[kind], 200, capsys)
 

@@ -82,7 +82,8 @@ def make(tiny_config, tokenizer, random_params):
 
 
 @pytest.mark.parametrize('variant', [
-    pytest.param(next(iter(MEMORY)), marks=pytest.mark.integration), *(pytest.param(v, marks=pytest.mark.slow) for v in list(MEMORY)[1:])])
+    pytest.param(variant, marks=pytest.mark.slow if k else pytest.mark.integration)
+    for k, variant in enumerate(MEMORY)])
 def test_sound_with_memory(make, variant):
   """With every causal policy all checks pass, those of the memory included."""
   checks = leakage.run(make(**MEMORY[variant]))
