@@ -55,6 +55,14 @@ CASES = {
     'text_sequence_mean': {**TEXT, 'imm.write_policy': 'sequence_mean'}}
 
 
+def named(case: str) -> str:
+  """A case on another version of JAX than 0.10, where one whose rounding grows has a record of
+  its own, made by the commit before: LoRA's first steps make 6e-4 of 4e-8."""
+  import jax
+  version = '.'.join(jax.__version__.split('.')[:2])
+  return case if version == '0.10' else f'{case}, jax {version}'
+
+
 def record(make, case: str, folder: pathlib.Path) -> dict:
   """Trains a case in `folder` and returns its numbers."""
   from latent_reasoning import experiment
@@ -83,16 +91,15 @@ def record(make, case: str, folder: pathlib.Path) -> dict:
 @pytest.mark.parametrize('case', CASES)
 def test_golden(tiny_config, tmp_path, case):
   """Losses, predictions and verdicts are the recorded ones."""
-  expected = json.loads(FILE.read_text())[case]
+  numbers = json.loads(FILE.read_text())
+  expected = numbers.get(named(case), numbers[case])
   found = record(tiny_config, case, tmp_path)
   import jax
   jax.clear_caches()  # a process holds so many programs only
   gc.collect()
   # The first loss is one forward pass; each step multiplies what rounding did before it.
   np.testing.assert_allclose(found['losses'][0], expected['losses'][0], rtol=1e-6)
-  # Compilers of other versions than that of the record round elsewhere (seen: 6e-4, jax 0.12).
-  rtol = 2e-4 if jax.__version__.startswith('0.10.') else 2e-3
-  np.testing.assert_allclose(found['losses'], expected['losses'], rtol=rtol)
+  np.testing.assert_allclose(found['losses'], expected['losses'], rtol=2e-4)
   assert found['sound'] == expected['sound']
   same = np.mean([a == b for a, b in zip(found['predictions'], expected['predictions'],
                                          strict=True)] or [1.0])
@@ -112,12 +119,11 @@ def main(cases: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     found = record(make, cases[0], pathlib.Path(folder))
   numbers = json.loads(FILE.read_text()) if FILE.exists() else {}
-  numbers[cases[0]] = found
+  numbers[named(cases[0])] = found
   print(cases[0], found['losses'][0], found['losses'][-1], flush=True)
   FILE.parent.mkdir(exist_ok=True)
   FILE.write_text('{\n' + ',\n'.join(
-      f'{json.dumps(case)}: {json.dumps(numbers[case])}' for case in CASES
-      if case in numbers) + '\n}\n')
+      f'{json.dumps(case)}: {json.dumps(one)}' for case, one in numbers.items()) + '\n}\n')
 
 
 if __name__ == '__main__':

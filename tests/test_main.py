@@ -375,7 +375,7 @@ def test_the_default_job_learns(tmp_path, capsys):
   found = json.loads((tmp_path / 'run/results.json').read_text())
   assert found['accuracy']['final'] >= 0.95
   by_block = found['accuracy']['per_block']
-  assert by_block == sorted(by_block) and by_block[0] < 0.8 * by_block[-1]
+  assert by_block == sorted(by_block) and by_block[0] < 0.6
 
 
 def test_the_workdir_alone(tmp_path, monkeypatch, capsys):
