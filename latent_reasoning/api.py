@@ -16,7 +16,7 @@ from typing import Any
 
 from latent_reasoning import config_loading, experiment, report
 from latent_reasoning.analysis import block_states
-from latent_reasoning.cli import allocator, block_commands, commands, latency
+from latent_reasoning.cli import allocator, block_commands, commands, evaluation, latency
 from latent_reasoning.config import Config
 from latent_reasoning.data import questions
 from latent_reasoning.data.example import Example
@@ -119,14 +119,14 @@ class Experiment(experiment.Experiment):
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
     with self.on_mesh():
-      found = commands.scored(self)
-    return Result(found, lambda: commands.scores(found), self._curves)
+      found = evaluation.scored(self)
+    return Result(found, lambda: evaluation.scores(found), self._curves)
 
   @functools.cached_property
   def _predictor(self):
     if self.config.model.init_from and not self.restore():  # another run's export, say
       return self.predictor(self.init().params)
-    return self.predictor(commands.restored(self).state.params)
+    return self.predictor(evaluation.restored(self).state.params)
 
   @functools.cached_property
   def _questions(self):

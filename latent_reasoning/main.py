@@ -217,13 +217,14 @@ def flag(argv: Sequence[str], wanted: str) -> str:
 
 
 def plan(args, config, argv: Sequence[str]) -> int:
-  """Measures in a child process with the fake devices; that child prints JSON."""
+  """Measures in child processes with the devices; such a child prints JSON."""
   from latent_reasoning.planning import estimate
-  if estimate.CHILD in os.environ:
+  from latent_reasoning.planning import plan as planner
+  if planner.CHILD in os.environ:
     print(json.dumps(estimate.measure(config, args.target)))
     return 0
-  return estimate.run(argv, estimate.parse_devices(args.devices), args.device_kind,
-                      args.memory_gb, args.target, args.search and config.optim.batch_size)
+  return planner.run(argv, planner.parse_devices(args.devices), args.device_kind,
+                     args.memory_gb, args.target, args.search and config.optim.batch_size)
 
 
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
@@ -258,8 +259,8 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     file = flag(argv, 'config').partition(':')[0]
     if args.help:
-      print(ast.get_docstring(ast.parse(pathlib.Path(file).read_text('utf-8')))
-            if file else __doc__)
+      own = file and ast.get_docstring(ast.parse(pathlib.Path(file).read_text('utf-8')))
+      print(own or __doc__)
       return 0
     if args.help_config:
       from latent_reasoning import config_loading

@@ -23,7 +23,7 @@ from latent_reasoning.benchmarks import decoding, tables
 from latent_reasoning.cli import latency, sweep
 from latent_reasoning.config import flatten
 from latent_reasoning.eval import latency as eval_latency
-from latent_reasoning.planning import estimate
+from latent_reasoning.planning import plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / '.github/results').rglob('*.md'))
@@ -124,7 +124,7 @@ def main_parses(words):
     return
   config = config_loading.from_dict(args.config)
   methods.get(config.method)
-  estimate.parse_devices(args.devices)
+  plan.parse_devices(args.devices)
   if config.sweep.runs:
     sweep.parse(config.sweep)
   assert config.sweep.runs or not whole or args.mode != 'compare', 'a comparison of no runs'

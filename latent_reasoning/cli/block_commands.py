@@ -16,7 +16,7 @@ from latent_reasoning.analysis import (
   probing,
 )
 from latent_reasoning.cli import commands
-from latent_reasoning.cli.commands import environment, restored
+from latent_reasoning.cli.evaluation import environment, restored
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.experiment import Experiment

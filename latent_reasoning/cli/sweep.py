@@ -65,10 +65,10 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
 
 def _run(config: SweepConfig, flags: Sequence[str], workdir: Workdir) -> int:
   runs, failed = parse(config), []
-  if config.budget == 'flops':
-    runs = scaled(config, flags, runs, workdir)
   for line in unreached(flags, runs):
     print(f'warning: {line}', file=sys.stderr)
+  if config.budget == 'flops':
+    runs = scaled(config, flags, runs, workdir)
   jobs = [(name, seed) for seed in config.seeds for name in runs]
   began, done_here = time.monotonic(), 0
   for number, (name, seed) in enumerate(jobs, 1):

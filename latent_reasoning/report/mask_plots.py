@@ -49,7 +49,7 @@ def leak(found: dict[str, dict[str, Any]], other: str):
   """Draws how far each prediction moves when one token becomes `other`, a panel a run
   (mask_plots.moved).
 
-  What moves before that token was told the future; it is drawn in red, and said.
+  What moves before that token depends on the future; it is drawn in red, with a note.
   """
   figure, axes = canvas(12, 1 + 1.35 * len(found), len(found), 1, sharex=True, sharey=True)
   for axis, (name, one) in zip(axes[:, 0], found.items(), strict=True):

@@ -70,7 +70,7 @@ def contamination(found: dict[str, Any]) -> str:
 
 
 def text(found: dict[str, Any]) -> str:
-  """The losses of one result of `cli.commands.scored` for text."""
+  """The losses of one result of `cli.evaluation.scored` for text."""
   mark = '' if found['causal'] else '  NOT CAUSAL: no language-modelling loss'
   rows = [['split', 'tokens', 'loss', 'next token right %'],
           *([name, f"{part['tokens']:,}", f"{part['loss']:.4f}{mark}",

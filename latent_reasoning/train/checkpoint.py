@@ -7,7 +7,7 @@ is verified on any mesh and by any number of processes. Beside the checkpoints l
 seal of each: sizes of its files, and hashes of the small ones, for what no array shows.
 
 Damage is what hashes and decoders say of bytes that could be read. An error of reading (a
-disk, a network, too little memory) is tried again and then told, and changes nothing. Only a
+disk, a network, too little memory) is tried again, then reported, and changes nothing. Only a
 writer, training, sets an unsound checkpoint aside, never deletes it, and falls back to the
 newest sound one; a reader beside it skips what is unsound, and what the writer has removed.
 """
@@ -37,7 +37,7 @@ from latent_reasoning.train.train_step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
 FORMAT = 4  # of what a checkpoint holds; one of another is refused
-TRIES = 3  # of reading, before an error is told
+TRIES = 3  # of reading, before an error is reported
 WAIT = 0.5  # seconds before the second of them, then twice as long
 
 
@@ -180,7 +180,7 @@ class Checkpoints:
   Args:
     path: absolute folder, or a bucket's; made if needed.
     keep: newest ones kept, beside the best by validation accuracy.
-    warn: told, in words, of a checkpoint that is unsound.
+    warn: called with what is wrong with a checkpoint that is unsound.
     writer: whether it may save, and set aside what is unsound.
 
   Raises:
@@ -208,7 +208,7 @@ class Checkpoints:
                 policies.LatestN(keep), _Best(self._accuracy)]),
             read_only=not writer, enable_async_checkpointing=writer))
     for step in self.steps():
-      with contextlib.suppress(_Unreadable):  # it will be told where it is asked for
+      with contextlib.suppress(_Unreadable):  # reported where it is asked for
         meta = self._meta(step)[0]
         if meta and meta.get('accuracy') is not None:
           self._accuracy[step] = meta['accuracy']

@@ -1,4 +1,4 @@
-"""What figures show of sight: the mask of a row as drawn by hand, leaks where they are."""
+"""Figures of masks: the mask of a row as drawn by hand, leaks where they are."""
 
 import jax
 import numpy as np

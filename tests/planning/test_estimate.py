@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -79,35 +76,6 @@ def test_no_problem_fits(tiny_config):
     estimate.largest(tiny_config(**{'data.buckets.prefix': (2,)}))
 
 
-def step_of(rows, per_row=1e9, flops=1e12, fixed=2e9):
-  return {'rows': [rows, 10], 'total_bytes': fixed + per_row * rows, 'devices': 1,
-          'flops': rows * flops, 'model_flops': rows * 1e12, 'traffic_bytes': 1.0,
-          'expected_collectives': {}}
-
-
-@pytest.mark.parametrize('start', [1, 3, 8, 64])
-def test_largest_batch(start):
-  """A doubling or halving of `start`, twice which does not fit."""
-  found = estimate.largest_batch(step_of, start, 30.5e9)  # 28 rows
-  assert found['rows'][0] <= 28 < 2 * found['rows'][0] + 4
-  assert estimate.largest_batch(step_of, start, 2.5e9) is None  # not one row
-
-
-def test_search():
-  """The policy of the most tokens a second; of equals, what recomputes least."""
-  peak = hardware.Peak((), 1e15, 30.5e9, 1e12, 1e10, 8, 0)
-
-  def measured(remat, rows):
-    return step_of(rows, {'none': 40e9, 'dots': 1e9, 'full': 0.1e9}[remat],
-                   {'none': 1e12, 'dots': 1.005e12, 'full': 1.27e12}[remat])
-  text = estimate.search(measured, 8, peak, 30.5, 'gpu:h100')
-  assert '| none | none fits |' in text and '| dots | 16 |' in text and '| full | 256 |' in text
-  assert text.endswith('--config.model.remat=dots --config.optim.batch_size=16')
-  assert 'nothing fits' in estimate.search(measured, 8, peak, 1.0, 'gpu:h100')
-  with pytest.raises(InputError, match='--search asks the compiler of a --target'):
-    estimate.run([], [1], 'v5p', None, '', 8)
-
-
 @pytest.mark.integration
 def test_known_checkpoints(tiny_config):
   """Sizes of models that one plans for without having them, as published."""
@@ -125,25 +93,6 @@ def test_known_checkpoints(tiny_config):
     assert old == count, name
 
 
-@pytest.mark.slow
-def test_on_fake_devices():
-  """By command: what 4 devices hold is a quarter of what one does."""
-  done = subprocess.run(
-      [sys.executable, '-m', 'latent_reasoning.main', '--mode=plan', '--devices=1,4',
-       '--memory_gb=1', '--config=configs/rim_arithmetic.py', '--config.mesh.data=1',
-       '--config.mesh.fsdp=-1', '--config.tokenizer.pad_to=8', '--config.model.num_layers=1'],
-      capture_output=True, text=True, cwd=ROOT,
-      env={**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
-  assert done.returncode == 0, done.stderr
-  rows = [[cell.strip() for cell in line.split('|')[1:-1]]
-          for line in done.stdout.splitlines() if line.startswith('|')]
-  (one, four), (first, second) = rows[2:4], rows[6:]
-  assert one[0] == '1 (1 × 1 × 1)' and four[0] == '4 (1 × 4 × 1)'
-  assert one[-1] == four[-1] == 'yes'
-  assert float(first[2]) == pytest.approx(4 * float(second[2]), rel=0.01)  # FLOPs
-  assert first[3:5] == ['0', '0'] and float(second[4]) > 0  # bytes that are sent
-
-
 def test_times():
   """By hand: 256 devices, of which the slowest part and the collectives add up."""
   peak = hardware.Peak((), 1e12, 1e9, 1e11, 1e10, 256, 0)
@@ -156,10 +105,3 @@ def test_times():
   assert found['step'] == pytest.approx(1.2 / estimate.SHARE + 0.3)
   assert found['mfu'] == pytest.approx(0.9 / found['step'])
   assert math.isnan(estimate.times({**one, 'devices': 257}, peak)['step'])  # nothing is stated
-
-
-def test_devices():
-  assert estimate.parse_devices('1,4,64') == [1, 4, 64]
-  for text in ('', 'four', '0', '1,,2'):
-    with pytest.raises(InputError, match='expected numbers of at least 1'):
-      estimate.parse_devices(text)
