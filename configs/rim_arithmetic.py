@@ -2,7 +2,10 @@
 
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
 
-Chains of four operations. HEADER
+Reaches 99.9, 100.0 and 99.8% at the final block (seeds 0, 1, 2; 2026-11-27, and seed 0 again
+on 2026-11-30: 99.9% in 335 s on one core of an AMD EPYC, jax 0.10.2; `direct` in as many steps:
+30.9%). With 1,800 and 800 steps, seeds 0 to 3 reach 85.1, 98.0, 99.9 and 88.3%: seed 0 is not
+done learning there.
 
 The variant is the number of operations, four without one; the model has four layers:
 `rim_arithmetic.py:5` asks for more operations than layers. `:mixed` is chains of one to four,

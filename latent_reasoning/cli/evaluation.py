@@ -17,9 +17,7 @@ from latent_reasoning import progress, report
 from latent_reasoning.data import contamination, splits
 from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.errors import InputError
-from latent_reasoning.eval import (
-  checkpoint_selection,
-)
+from latent_reasoning.eval import checkpoint_selection
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
