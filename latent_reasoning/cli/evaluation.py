@@ -6,6 +6,7 @@ import pathlib
 import platform
 import re
 import statistics
+import subprocess
 import sys
 from typing import Any
 
@@ -41,7 +42,21 @@ def restored(run: Experiment) -> Restored:
 def environment() -> dict[str, Any]:
   """Versions and machine, for whoever reads a result later."""
   return {'date': datetime.date.today().isoformat(), 'machine': profiler.machine(),
-          'devices': jax.device_count(), 'python': platform.python_version(), **versions()}
+          'devices': jax.device_count(), 'python': platform.python_version(), **versions(),
+          'commit': commit()}
+
+
+def commit() -> str:
+  """Of the checkout that runs, with a + where its files differ from it; '' without one."""
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / '.git').exists():
+    return ''
+  try:
+    return subprocess.run(
+        ['git', '-C', str(root), 'describe', '--always', '--dirty=+', '--exclude=*'],
+        capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+  except (OSError, subprocess.SubprocessError):  # no git here, or not one's own checkout
+    return ''
 
 
 def scores(result: dict[str, Any]) -> str:

@@ -78,6 +78,11 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
       if (path / 'latency.json').exists():
         latency.update(read_json(path / 'latency.json', problems, _TIMED))
     folders += [_folder(one, problems) for one in inside or [path]]
+  made_by = {str(e['commit']) for f in folders if isinstance(
+      e := f.results.get('environment'), dict) and e.get('commit')}
+  if len(made_by) > 1:
+    problems.append(f'results of {len(made_by)} commits stand side by side: '
+                    f"{', '.join(sorted(made_by))}")
   if not control:
     control = next((f.name for f in folders if f.results.get('method') == 'direct'), '')
   return Found(folders, control, latency, problems)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import subprocess
 
 import pytest
 
@@ -33,6 +34,28 @@ def test_evaluate_writes_results_and_predictions(trained, capsys):
   assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_new_tokens
   out = capsys.readouterr().out
   assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
+
+
+def test_commit_of_what_was_measured(tmp_path, monkeypatch):
+  """The checkout's own, marked where a file of it was changed; none of an installed package."""
+  def git(*argv):
+    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=e',
+                    *argv], check=True, capture_output=True)
+  module = tmp_path / 'latent_reasoning' / 'cli' / 'evaluation.py'
+  module.parent.mkdir(parents=True)
+  module.write_text('')
+  monkeypatch.setattr(evaluation, '__file__', str(module))
+  assert evaluation.commit() == ''
+  git('init')
+  assert evaluation.commit() == ''  # nothing was committed yet
+  git('add', '.')
+  git('commit', '-m', 'first')
+  first = evaluation.commit()
+  assert len(first) >= 7 and int(first, 16)
+  module.write_text('changed')
+  assert evaluation.commit() == f'{first}+'
+  monkeypatch.setenv('PATH', '')
+  assert evaluation.commit() == ''
 
 
 def test_another_evaluation_leaves_the_result_of_the_run(trained, capsys):

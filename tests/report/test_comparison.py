@@ -111,6 +111,19 @@ def test_tables_hold_the_numbers(folder):
   assert len(tables['Latency, each on its own model']) == 1 + 4
 
 
+@pytest.mark.parametrize('commits, said', [
+    (('1a', '1a', '1a', '1a'), 0), (('', '', '', ''), 0), (('1a', '1a', '2b', '1a+'), 1)])
+def test_results_of_several_commits_are_named(folder, commits, said):
+  """Runs of one table are of one commit, or the page says that they are not."""
+  for place, commit in zip(sorted(folder.glob('*-[01]')), commits, strict=True):
+    result = json.loads((place / 'results.json').read_text())
+    result['environment']['commit'] = commit
+    (place / 'results.json').write_text(json.dumps(result))
+  problems = report.find([folder]).problems
+  assert len(problems) == said
+  assert all('3 commits' in p and '1a, 1a+, 2b' in p for p in problems)
+
+
 def test_other_problems_are_not_paired(folder):
   """Runs that were asked other questions have no paired test."""
   run(folder / 'cot-0', 'cot', 0, [1] * 8, [f'another {i}' for i in range(8)])
