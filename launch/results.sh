@@ -32,8 +32,8 @@ done
 text='' runs='' out='' short=''
 parse 'text= runs= out= short' "$@"
 [ "${#pages[@]}" -gt 0 ] || read -ra pages <<< "$known"
-place=${short:+build/short-} # of what means nothing, not beside what does
-runs=${runs:-${place:-runs/}results} out=${out:-${place:-.github/}results}
+[ ! "$short" ] || : "${runs:=build/results/runs}" "${out:=build/results}"
+: "${runs:=runs/results}" "${out:=.github/results}"
 [ ! "$text" ] || [ -f "$text" ] || fail "--text=$text is no file"
 if [ ! "$dry_run$short" ] && [ -n "$(git status --porcelain -- latent_reasoning configs)" ]; then
   fail 'the package or configs have changes that are not committed: pages are of a commit'
