@@ -61,10 +61,10 @@ def evaluate(run: Experiment) -> int:
   result = scored(run)
   print(f'\n{scores(result)}')
   if run.batches.method.is_text:
-    print('\n' + (language_modeling.generate(
+    print('\ntext sampled from the model:\n' + language_modeling.generate(
         run.config, run.model(), restored(run).state.params, run.tokenizer, SAMPLE_PROMPT,
         run.config.eval.max_new_tokens) if run.config.causal else
-        'no sample: a model that reads the future cannot generate'))
+        '\nno sample: a model that reads the future cannot generate')
   print(f'written to {evaluation.files(run)[0]}')
   return 0
 

@@ -184,7 +184,7 @@ def interventions(found: dict[str, Any]):
       (right, "answer became the donor's", [line.get('donor') for line in lines], '#d95f02')):
     bars = axis.barh(names, [100 * (s or 0) for s in shares], color=color)
     axis.bar_label(bars, ['' if s is None else f'{100 * s:.1f}' for s in shares], padding=3,
-                   fontsize=8)
+                   fontsize=8, zorder=3, bbox={'color': axis.get_facecolor(), 'pad': 0.5})
     axis.set(xlim=(0, 115), title=title, xlabel='% of problems')
   chance = [line['chance'] for line in lines if 'chance' in line]
   if chance:

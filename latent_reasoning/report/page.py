@@ -215,8 +215,9 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
       page.charts(curves)
   if summary['runs'] and others:
     page.section('In detail')
-    for title, rows in others:
-      page.table(rows, title)
+    for title, rows in others:  # what a figure shows opens from its title
+      folded = title if drawn and title.startswith('By ') else ''
+      page.table(rows, '' if folded else title, folded)
   for folder in found.folders:
     _one_model(page, folder, found.problems, drawn)
   _figures(page, [*paths, *(f.path for f in found.folders if f.path not in paths)],
