@@ -8,7 +8,7 @@ it on its own devices (sharding.batch), whatever the mesh.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import chex
@@ -35,6 +35,10 @@ class Mask:
     until: int32 [B, K]; how much of the prefix each readout sees.
     prefix: P, the first P positions of a row are its prefix.
     count: K, the rest is K readouts of equal length; 0 for a plain prefix.
+    unseen_from, unseen_until: int32 [B, T]; a part of the visible prefix that is not seen.
+      None: there is none.
+    own: bool [B, R, S], what each of R tokens sees of the S of its own readout, in place of
+      those before it; None: those.
   """
   segment: chex.Array
   visible_from: chex.Array
@@ -42,12 +46,19 @@ class Mask:
   until: chex.Array
   prefix: int = flax.struct.field(pytree_node=False)
   count: int = flax.struct.field(pytree_node=False)
+  unseen_from: chex.Array | None = None
+  unseen_until: chex.Array | None = None
+  own: chex.Array | None = None
+
+  def cut(self, how: Callable[[chex.Array], chex.Array]) -> 'Mask':
+    """The same of some positions: `how` takes them from [B, T]."""
+    return self.replace(**{name: how(a) for name in (
+        'segment', 'visible_from', 'visible_until', 'unseen_from', 'unseen_until')
+        if (a := getattr(self, name)) is not None})
 
   def part(self, start: int, stop: int) -> 'Mask':
     """The same for positions start … stop - 1 of a row."""
-    return self.replace(segment=self.segment[:, start:stop],
-                        visible_from=self.visible_from[:, start:stop],
-                        visible_until=self.visible_until[:, start:stop])
+    return self.cut(lambda a: a[:, start:stop])
 
 
 @flax.struct.dataclass
@@ -69,7 +80,9 @@ class Batch:
   """Rows of one static shape, the same struct for every method.
 
   A row of length L = P + K·R holds the prefix, padded to P, and K readouts,
-  each padded to R. Its mask follows from three integer vectors (masks).
+  each padded to R. Its mask follows from three integer vectors (masks). Where there are
+  several passes over the last n tokens of the prefix (sequences.Loops), those of the second
+  pass, the third … stand behind the first in places of their own, which P counts.
 
   Attributes:
     tokens, positions: int32 [B, L].
@@ -83,6 +96,9 @@ class Batch:
     latents: how many stand at the beginning of each readout (models.latents).
     started: whether the first token of each readout is given.
     teacher: rows that objective 'codi' learns from; None: there are none.
+    loops: the passes over the end of the prefix; None: one.
+    unseen_from, unseen_until: int32 [B, L], with loops: what a readout does not see of the
+      prefix before its visible_until, which is the blocks of other passes.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -97,6 +113,9 @@ class Batch:
   latents: int = flax.struct.field(pytree_node=False, default=0)
   started: bool = flax.struct.field(pytree_node=False, default=False)
   teacher: 'Batch | None' = None
+  loops: sequences.Loops | None = flax.struct.field(pytree_node=False, default=None)
+  unseen_from: np.ndarray | None = None
+  unseen_until: np.ndarray | None = None
 
   def real(self, pad: int) -> int:
     """How many of its tokens are no padding, a teacher's included."""
@@ -109,17 +128,23 @@ class Batch:
     readout = max(1, (self.tokens.shape[1] - self.prefix) // max(1, count))
     until = self.visible_until[:, self.prefix::readout]
     return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
-                count)
+                count, self.unseen_from, self.unseen_until)
 
 
 def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,
             pad: int = 0) -> Batch:
-  """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout.
+  """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout; P is longer by
+  the places of later passes, where there are some.
 
   What the padding holds does not matter: no real token sees it, and its weight
   is 0. It sees the row's first token, because a softmax over nothing is a mean
   over everything.
   """
+  first, loops = prefix, rows[0].loops
+  if any(row.loops != loops for row in rows):
+    raise ValueError('rows of one batch have the same passes')
+  if loops:
+    prefix += (loops.passes - 1) * loops.size
   size, length = len(rows), prefix + count * readout
   tokens = np.full((size, length), pad, np.int32)
   positions = np.zeros((size, length), np.int32)
@@ -130,11 +155,18 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
   visible_from = np.zeros((size, length), np.int32)
   visible_until = np.ones((size, length), np.int32)
   anchors = np.zeros((size, count), np.int32)
+  unseen_from, unseen_until = np.zeros((2, size, length), np.int32)
   for b, row in enumerate(rows):
     n = len(row.prefix)
     tokens[b, :n] = row.prefix
     positions[b, :n] = np.arange(n)
     visible_until[b, :n] = row.visible_until
+    if loops:
+      before = n - loops.size  # what is read once
+      for start in range(first, prefix, loops.size):
+        again = slice(start, start + loops.size)
+        tokens[b, again], positions[b, again] = row.prefix[before:], np.arange(before, n)
+        visible_until[b, again] = before
     for k, out in enumerate(row.readouts):
       inputs, start = out.inputs, prefix + k * readout
       stop, begin = start + len(inputs), start + out.latents
@@ -142,15 +174,21 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
       positions[b, start:start + readout] = np.arange(out.visible_until,
                                                       out.visible_until + readout)
       visible_from[b, start:start + readout] = out.visible_from
-      visible_until[b, start:start + readout] = out.visible_until
+      until = out.visible_until
+      if out.reads > 1:  # in the places of that pass
+        place = first + (out.reads - 2) * loops.size
+        unseen_from[b, start:start + readout] = before
+        unseen_until[b, start:start + readout] = place
+        until += place - before
+      visible_until[b, start:start + readout] = until
       if out.start is None:
-        anchors[b, k] = out.visible_until - 1
+        anchors[b, k] = until - 1
         if out.out:
-          targets[b, out.visible_until - 1] = out.out[0]
-          weights[b, out.visible_until - 1] = out.weight
+          targets[b, until - 1] = out.out[0]
+          weights[b, until - 1] = out.weight
           targets[b, start:stop] = out.out[1:]
       else:
-        anchors[b, k] = out.visible_until - 1 if out.latents else 0  # a latent begins there
+        anchors[b, k] = until - 1 if out.latents else 0  # a latent begins there
         if out.out:
           targets[b, begin:stop] = out.out
       weights[b, begin:stop] = out.weight
@@ -158,7 +196,9 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
   return Batch(tokens, positions, targets, weights, segment, visible_from,
                visible_until, anchors, prefix,
                latents=max((out.latents for out in outs), default=0),
-               started=bool(outs) and all(out.start is not None for out in outs))
+               started=bool(outs) and all(out.start is not None for out in outs),
+               loops=loops, **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
+                               if loops else {}))
 
 
 def sizes(rows: Sequence[sequences.PackedSequence]) -> tuple[int, int, int]:

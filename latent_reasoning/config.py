@@ -185,6 +185,11 @@ class RimConfig:
   block_tokens: int = key(2, 'M, memory tokens between <b> and </b>')
   max_steps: int = key(4, 'T_max, most reasoning steps, thus most blocks in stage 1', 1)
   readout_offset: Literal[0, 1] = key(1, '1: block t predicts step t+1; 0: step t')
+  passes: int = key(
+      1, 'L, passes over the blocks, whose states are inputs again; step t is read in pass '
+      '⌈t / blocks⌉ and the answer in the last', 1)
+  pass_attention: Literal['full', 'causal'] = key(
+      'full', 'from the second pass on, what a block sees of the others: all, or those before it')
   schedule: Literal['uniform', 'linear', 'relative'] = key(
       'uniform', 'how the weights of steps anneal in stage 1')
   block_attention: Literal['causal', 'bidirectional'] = key('causal', 'inside a block')
@@ -311,6 +316,7 @@ class EvalConfig:
   valid_problems: int = key(500, 'of a validation during training', 1)
   test_problems: int = key(0, 'scored at the end; 0: all')
   blocks: int = key(0, 'blocks at inference; 0: as trained')
+  passes: int = key(0, 'passes over them at inference; 0: as trained (rim.passes)')
   max_new_tokens: int = key(
       128, 'tokens that a readout may generate, chain of thought included', 1)
   samples: int = key(0, 'pass@k by sampling; 0: off')

@@ -66,6 +66,7 @@ class Readout:
   visible_from: int = 0
   start: int | None = None
   latents: int = 0
+  reads: int = 1  # which pass over the end of the prefix (Loops), from 1
 
   @property
   def inputs(self) -> list[int]:
@@ -76,10 +77,36 @@ class Readout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loops:
+  """Several passes over the last tokens of a prefix, whose hidden states are inputs again.
+
+    h^1 = f(e),  h^l = f(mix(e, h^(l-1))),  l = 2 … passes
+
+  e are the tokens' embeddings, h final (normed) hidden states and f the model. What stands
+  before these tokens is read once; positions are the same in every pass, and no pass sees
+  keys and values of another.
+
+  Attributes:
+    passes: L.
+    size: how many tokens, n.
+    mix: what a pass reads, 'add': e + h, or 'replace': h.
+    shift: h of the position itself, or of the one 1 before.
+    block: tokens of a block; from the second pass on, a token sees all of the other blocks.
+      0: it sees in every pass what it sees in the first.
+  """
+  passes: int
+  size: int
+  mix: str = 'add'
+  shift: int = 0
+  block: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class PackedSequence:
   prefix: Sequence[int]
   visible_until: Sequence[int]  # for each prefix token: sees prefix[:visible_until]
   readouts: Sequence[Readout]
+  loops: Loops | None = None  # over its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +175,7 @@ class Method:
     loss: config -> a loss as `train.losses.next_token`; None: that one.
     decoder_targets: (example, sequence, config, ids) -> what a reasoning decoder should say.
     teacher: as a stage, of the sequences that this method learns from in its loss.
+    check: config -> None; raises InputError for what the method cannot do.
     trace: whether its answer comes after a generated chain of thought.
     parts: whether stage 1 has `baselines.parts` (train.curriculum).
     has_latents: whether its readouts begin with latents.
@@ -161,6 +189,7 @@ class Method:
   loss: Callable[[Config], Any] | None = None
   decoder_targets: Callable[..., list[DecoderTarget]] = chain_targets
   teacher: Stage | None = None
+  check: Callable[[Config], None] | None = None
   trace: bool = False
   parts: bool = False
   has_latents: bool = False

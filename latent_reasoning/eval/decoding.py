@@ -47,9 +47,7 @@ def prefill(model, params, head_DV: chex.Array, batch: Batch, room: int,
     hidden = out.hidden
     last = hidden[:, p:].reshape(hidden.shape[0], count, -1, hidden.shape[-1])[:, :, -1]
     return _logits(model, params, last, head_DV), cache
-  mask = batch.mask.part(0, p).replace(count=0)
-  out = model.apply({'params': params}, batch.tokens[:, :p], batch.positions[:, :p], mask,
-                    embeddings=embeddings)
+  out = latents.read_prefix(model, params, batch, embeddings=embeddings)
   anchors = jnp.take_along_axis(out.hidden, batch.anchors[..., None], axis=1)
   cache = latents.empty_cache(out.layers, count, room)
   return _logits(model, params, anchors, head_DV), edit(cache) if edit else cache
@@ -64,9 +62,7 @@ def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
                 tokens: chex.Array, step: chex.Array) -> tuple[chex.Array, Cache]:
   """Feeds each readout its token number `step`: [B, K] -> logits [B, K, V], cache."""
   slots, step = slice(batch.prefix, None, max(1, given(batch))), step + given(batch)
-  mask = batch.mask
-  mask = mask.replace(segment=mask.segment[:, slots], visible_from=mask.visible_from[:, slots],
-                      visible_until=mask.visible_until[:, slots])
+  mask = batch.mask.cut(lambda a: a[:, slots])
   out = model.apply({'params': params}, tokens, batch.positions[:, slots] + step, mask, cache,
                     step)
   return _logits(model, params, out.hidden, head_DV), cache.add(out.layers)

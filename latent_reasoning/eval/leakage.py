@@ -99,7 +99,8 @@ def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
 
   Readout k of a RiM sequence is attached to block k, and so is its second one, which
   comes after all the first; the readouts of every other method are attached to the end of
-  the prefix. What stands at a latent is seen by none.
+  the prefix. What stands at a latent is seen by none. Of several passes over the blocks, a
+  later one reads states of the one before, and so all that these have seen.
   """
   p, count = batch.prefix, batch.anchors.shape[1]
   length = batch.tokens.shape[1]
@@ -124,6 +125,34 @@ def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
         may[start + i, j] = not blind and (
             block(j) <= k % blocks + 1 if has_blocks else True)
       may[start + i, start + row.readouts[k].latents:start + i + 1] = True
+  return _passed(may, row, batch) if row.loops else may
+
+
+def _passed(may: np.ndarray, row: sequences.PackedSequence, batch: Batch) -> np.ndarray:
+  """`expected_mask` with the places of later passes, of that of a first pass."""
+  loops, n, count = row.loops, len(row.prefix), batch.anchors.shape[1]
+  size, begin = loops.size, n - loops.size
+  own = may[begin:n, begin:n].copy()
+  if loops.block:
+    block = np.arange(size) // loops.block
+    own |= block[:, None] != block
+  states, read = may[begin - loops.shift:n].copy(), {}  # by what was each, and each input
+  for number in range(2, loops.passes + 1):
+    at = batch.prefix - (loops.passes + 1 - number) * size
+    read[number] = states[:size].copy()
+    if loops.mix == 'add':
+      read[number][np.arange(size), at + np.arange(size)] = True
+    found = own @ read[number]
+    found[:, :begin] = True
+    may[at:at + size] = found
+    states = np.concatenate([may[begin - loops.shift:begin], found])
+  length = (len(may) - batch.prefix) // count
+  for k, out in enumerate(row.readouts):
+    if out.reads > 1:
+      own = may[batch.prefix + k * length:batch.prefix + (k + 1) * length]  # a view
+      seen = own[:len(out.inputs), begin:n].copy()
+      own[:, begin:n] = False
+      own[:len(out.inputs)] |= seen @ read[out.reads]
   return may
 
 
@@ -132,6 +161,8 @@ def _real(row: sequences.PackedSequence, batch: Batch) -> np.ndarray:
   p, count = batch.prefix, batch.anchors.shape[1]
   r = (batch.tokens.shape[1] - p) // count
   places = list(range(len(row.prefix)))
+  if row.loops:
+    places += range(p - (row.loops.passes - 1) * row.loops.size, p)
   for k, out in enumerate(row.readouts):
     places += range(p + k * r, p + k * r + len(out.inputs))
   return np.array(places)
@@ -195,7 +226,8 @@ def gradients(subject: Subject, rows):
   """Through all layers, no gradient may arrive from what no path of legal steps reaches."""
   def illegal(influence, may):
     reach = may.copy()
-    for _ in range(subject.config.model.num_layers.bit_length()):
+    passes = max(rows[0].loops.passes if rows[0].loops else 1, 1)
+    for _ in range((passes * subject.config.model.num_layers).bit_length()):
       reach |= (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
     silent = not (influence[reach] > 0).any()  # a check on no gradient proves nothing
     return ((influence > 0) & ~reach) | silent
@@ -252,6 +284,9 @@ def separate(subject: Subject, rows):
   if methods.get(config.method).has_latents:
     packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
     return _agree(subject, packed, [one_by_one(subject, row) for row in rows])
+  if rows[0].loops:
+    packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
+    return _agree(subject, packed, [one for row in rows for one in pass_by_pass(subject, row)])
   causal = not methods.get(config.method).has_blocks or (
       config.rim.block_attention == 'causal' and config.rim.readout_sees_question)
   packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
@@ -300,6 +335,56 @@ def one_by_one(subject: Subject, row: sequences.PackedSequence) -> np.ndarray:
   logits = _all_log_probabilities(model, params, batch, embeddings)[0]
   at = np.arange(len(tokens) - len(out.out), len(tokens))
   return np.asarray(logits)[at, np.array(out.out)]
+
+
+def pass_by_pass(subject: Subject, row: sequences.PackedSequence) -> list[np.ndarray]:
+  """Log-probabilities of the readouts of a row with several passes: no cache, no batch, no
+  padding. Each pass over the end of the prefix, and each readout behind it, is a sequence
+  of its own that is read whole."""
+  model, params, loops, n = subject.model, subject.params, row.loops, len(row.prefix)
+  begin, place = n - loops.size, np.arange(n)
+  embed = functools.partial(model.apply, {'params': params}, method='embed')
+  first = embed(jnp.asarray([row.prefix]))
+  later = np.array(row.visible_until)
+  unseen = np.zeros((2, n), int)
+  if loops.block:  # blocks see each other, as far as into themselves
+    ends = begin + (1 + np.arange(loops.size) // loops.block) * loops.block
+    unseen[:, begin:] = later[begin:], ends
+    later = np.where(place < begin, later, n)
+
+  def read(embeddings, number, out=None):
+    more = len(out.inputs) if out else 0
+    behind = np.arange(n, n + more)
+    vectors = [np.append(row.visible_until if number == 1 else later, behind + 1)]
+    vectors += [np.append(np.zeros(n, int) if number == 1 else a, behind * 0 + edge)
+                for a, edge in zip(unseen, (out.visible_until if out else 0, n), strict=True)]
+    until, unseen_from, unseen_until = (jnp.asarray(a[None]) for a in vectors)
+    zeros = jnp.zeros_like(until)
+    hides = zeros.at[:, n:].set(out.visible_from if out else 0)
+    mask = batching.Mask(zeros, hides, until, zeros[:, :0], n + more, 0, unseen_from,
+                         unseen_until)
+    positions = np.append(place, (out.visible_until if out else 0) + behind - n)
+    if more:
+      embeddings = jnp.concatenate([embeddings, embed(jnp.asarray([out.inputs]))], axis=1)
+    return model.apply({'params': params}, zeros, jnp.asarray(positions[None]), mask,
+                       embeddings=embeddings).hidden
+
+  inputs = [first]
+  for number in range(1, loops.passes):
+    hidden = read(inputs[-1], number)[:, begin - loops.shift:n - loops.shift]
+    if loops.shift:  # what stands before these tokens is read once
+      hidden = hidden.at[:, 0].set(read(first, 1)[:, begin - 1])
+    hidden = (hidden + first[:, begin:] if loops.mix == 'add' else
+              model.apply({'params': params}, hidden, method='latent_input'))
+    inputs.append(jnp.concatenate([first[:, :begin], hidden], axis=1))
+  found = []
+  for out in row.readouts:
+    hidden = read(inputs[out.reads - 1], out.reads, out)
+    logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))[0]
+    at = [*range(n, n + len(out.inputs))]
+    at = [out.visible_until - 1, *at] if out.start is None else at[len(at) - len(out.out):]
+    found.append(np.asarray(logits)[at, np.array(out.out)])
+  return found
 
 
 def fast(subject: Subject) -> str:

@@ -39,4 +39,6 @@ def check(config: Config) -> Method:
   ensure(not (method.loss and (joint or aux.align or aux.smooth)),
          f'method {method.name} has a loss of its own, which config.aux and '
          'config.reasoning_decoder.joint would replace; expected neither with it')
+  if method.check:
+    method.check(config)
   return method

@@ -2,14 +2,21 @@
 
 K blocks m_k = <b> <m> × M </b> after the question take the place of generated reasoning
 steps, for a question x, steps r_1 … r_T and an answer y. Two stages: `ground`, then `refine`.
+
+Passes over the blocks are ours (rim.passes L, sequences.Loops): the states of K blocks are
+added to their embeddings and read again, L times in all, so that serial depth takes the
+place of blocks. Step t is then read after block (t-1) mod K + 1 of pass ⌈t / K⌉, as each step
+is after the loop of its own in RELAY (arXiv 2502.08482). L = 1 is RiM.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 from latent_reasoning.config import Config, RimConfig
+from latent_reasoning.errors import ensure
 from latent_reasoning.sequences import (
   DecoderTarget,
+  Loops,
   Method,
   PackedSequence,
   Readout,
@@ -31,7 +38,9 @@ def ground(example: TokenizedExample, progress: float, config: Config,
   # The final readout keeps weight 1: else the stage ends with no supervision.
   weights = [1.0 if t == last else anneal(rim.schedule, t, last, rim.max_steps, progress)
              for t in range(1, last + 1)]
-  return _sequence(example, texts, weights, rim, ids)
+  blocks = rim.blocks if rim.passes > 1 else last
+  return _sequence(example, blocks, _readouts(example, blocks, texts, weights, rim, ids), rim,
+                   ids)
 
 
 def refine(example: TokenizedExample, progress: float, config: Config,
@@ -40,30 +49,47 @@ def refine(example: TokenizedExample, progress: float, config: Config,
 
     L2 = -Σ_k α_k log p(y | x, m_1 … m_k),  α_k = 2k / (K (K + 1))
 
+  Of several passes over the blocks, it is the last one's that predict it: the same states at
+  the same places cannot say a step and the answer.
+
   With rim.externalize, there is a second readout after block t while there are steps: it
   begins with the index token of t and predicts what stage 1 predicts there, with the weight
   rim.externalize_weight over their number.
   """
   rim, last = config.rim, config.rim.blocks
   weights = [2 * k / (last * (last + 1)) for k in range(1, last + 1)]
-  row = _sequence(example, [example.answer] * last, weights, rim, ids)
-  if not rim.externalize:
-    return row
-  texts = step_texts(example, rim)[:last]
-  weight = rim.externalize_weight / len(texts)
-  return dataclasses.replace(row, readouts=[*row.readouts, *(
-      dataclasses.replace(out, out=[*text, ids.end], weight=weight, start=start)
-      for out, text, start in zip(row.readouts, texts, ids.steps, strict=False))])
+  readouts = _readouts(example, last, [example.answer] * last, weights, rim, ids,
+                       after=(rim.passes - 1) * last)
+  if rim.externalize:
+    texts = step_texts(example, rim)[:last * rim.passes]
+    steps = _readouts(example, last, texts, [rim.externalize_weight / len(texts)] * len(texts),
+                      rim, ids)
+    readouts += [dataclasses.replace(out, start=start)
+                 for out, start in zip(steps, ids.steps, strict=False)]
+  return _sequence(example, last, readouts, rim, ids)
 
 
-def _sequence(example: TokenizedExample, texts: Sequence[Sequence[int]],
-              weights: Sequence[float], rim: RimConfig, ids: SpecialTokens) -> PackedSequence:
-  """One block for each text, which its readout predicts; none where its weight is 0."""
-  tokens, visible, ends = with_blocks(example.question, len(texts), rim, ids)
-  first = _visible_from(example.question, rim)
-  return PackedSequence(tokens, visible, [
-      Readout(end, [*text, ids.end], weight, first)
-      for end, text, weight in zip(ends, texts, weights, strict=True) if weight])
+def _readouts(example: TokenizedExample, blocks: int, texts: Sequence[Sequence[int]],
+              weights: Sequence[float], rim: RimConfig, ids: SpecialTokens, after: int = 0
+              ) -> list[Readout]:
+  """A readout that predicts each text, none where its weight is 0: after each block, pass by
+  pass, the first `after` of them left out."""
+  first = len(example.question)
+  return [Readout(first + rim.block_length * (t % blocks + 1), [*text, ids.end], weight,
+                  _visible_from(example.question, rim), reads=t // blocks + 1)
+          for t, (text, weight) in enumerate(zip(texts, weights, strict=True), after) if weight]
+
+
+def _sequence(example: TokenizedExample, blocks: int, readouts: Sequence[Readout],
+              rim: RimConfig, ids: SpecialTokens, passes: int = 0) -> PackedSequence:
+  tokens, visible, _ = with_blocks(example.question, blocks, rim, ids)
+  return PackedSequence(tokens, visible, readouts, loops(blocks, passes or rim.passes, rim))
+
+
+def loops(blocks: int, passes: int, rim: RimConfig) -> Loops | None:
+  """The passes over some blocks; None: one."""
+  return Loops(passes, blocks * rim.block_length, block=rim.block_length * (
+      rim.pass_attention == 'full')) if passes > 1 else None
 
 
 def anneal(schedule: str, t: int, steps: int, max_steps: int, progress: float) -> float:
@@ -100,10 +126,30 @@ def step_texts(example: TokenizedExample, rim: RimConfig) -> list[Sequence[int]]
 
 def prompt(question: Sequence[int], blocks: int, config: Config,
            ids: SpecialTokens) -> PackedSequence:
-  """One readout after each block."""
-  tokens, visible, ends = with_blocks(question, blocks, config.rim, ids)
-  first = _visible_from(question, config.rim)
-  return PackedSequence(tokens, visible, [Readout(end, visible_from=first) for end in ends])
+  """One readout after each block, pass by pass."""
+  rim, passes = config.rim, config.eval.passes or config.rim.passes
+  tokens, visible, ends = with_blocks(question, blocks, rim, ids)
+  first = _visible_from(question, rim)
+  return PackedSequence(tokens, visible, [
+      Readout(end, visible_from=first, reads=number) for number in range(1, passes + 1)
+      for end in ends], loops(blocks, passes, rim))
+
+
+def check(config: Config) -> None:
+  """Raises InputError where passes over the blocks are asked for that cannot be."""
+  rim = config.rim
+  if rim.passes == 1 and config.eval.passes <= 1:
+    return
+  ensure(rim.passes == 1 or rim.max_steps <= rim.blocks * rim.passes,
+         f'config.rim.max_steps is {rim.max_steps}, but config.rim.blocks {rim.blocks} in '
+         f'config.rim.passes {rim.passes} have a readout for {rim.blocks * rim.passes} steps; '
+         'raise one of them')
+  for key, value in (('imm.write_policy', config.imm.write_policy),
+                     ('reasoning_decoder.source', config.reasoning_decoder.source),
+                     ('aux', config.aux.align or config.aux.smooth)):
+    ensure(not value, f'config.{key} does not go with several passes over the blocks '
+           f'(config.rim.passes {rim.passes}, config.eval.passes {config.eval.passes}); '
+           'expected one of them off')
 
 
 def steps_prompt(row: PackedSequence, ids: SpecialTokens) -> PackedSequence:
@@ -124,4 +170,5 @@ def decoder_targets(example: TokenizedExample, row: PackedSequence, config: Conf
 RIM = Method(
     'rim', 'Reasoning in Memory: fixed blocks of special tokens stand in for generated steps, '
     'and the answer is read behind the last one in one forward pass (arXiv 2605.30343).',
-    stages=(ground, refine), prompt=prompt, decoder_targets=decoder_targets, has_blocks=True)
+    stages=(ground, refine), prompt=prompt, decoder_targets=decoder_targets, check=check,
+    has_blocks=True)

@@ -118,10 +118,13 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
                     for own, a in ((cache.own_k, k), (cache.own_v, v)))
   p, r, served = cache.prefix_k.shape[2], q.shape[2], k.shape[3]
   shared = q.reshape(batch, count, r, served, -1, q.shape[-1])  # G queries of a key
-  causal = jnp.arange(own_k.shape[3]) <= step + jnp.arange(r)[:, None]
+  if mask.own is None:
+    causal = jnp.arange(own_k.shape[3]) <= step + jnp.arange(r)[:, None]
+    own = jnp.broadcast_to(causal, (batch, count, *causal.shape))
+  else:
+    own = mask.own[:, None]
   sees = jnp.concatenate([
-      masks.sees_prefix(mask, p).reshape(batch, count, r, p),
-      jnp.broadcast_to(causal, (batch, count, *causal.shape))], axis=-1)
+      masks.sees_prefix(mask, p).reshape(batch, count, r, p), own], axis=-1)
   logits = jnp.concatenate([
       _logits('BKRMGH,BMPH->BKMGRP', shared, cache.prefix_k),
       _logits('BKRMGH,BKMSH->BKMGRS', shared, own_k)], axis=-1)

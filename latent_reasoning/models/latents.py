@@ -1,4 +1,5 @@
-"""The forward pass of a batch, with continuous thoughts where its readouts have some.
+"""The forward pass of a batch, with continuous thoughts where its readouts have some, and
+several passes over the end of its prefix where it has those (sequences.Loops).
 
 A latent is a position whose input is no token but the hidden state before it (Coconut,
 arXiv 2412.06769), through an MLP where the model has one (CODI, arXiv 2502.21074):
@@ -47,12 +48,81 @@ def forward(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
     final hidden states [B, L, D] and what the layers computed; of those, with latents, the
     residual streams alone.
   """
-  if batch.latents:
+  if batch.latents or batch.loops:
     return forward_with_cache(model, params, batch, rng, embeddings)[0]
   rngs = None if rng is None else {'dropout': rng}
   return model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
                      embeddings=embeddings, deterministic=rng is None, inspect=inspect,
                      rngs=rngs)
+
+
+def read_prefix(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+                embeddings: chex.Array | None = None) -> Output:
+  """The prefix of each row, pass by pass where there are several.
+
+  Args:
+    embeddings: [B, P, D] in place of the tokens'.
+
+  Returns:
+    final hidden states [B, P, D] and what the layers computed of the P tokens.
+  """
+  loops = batch.loops
+  first = batch.prefix - (loops.passes - 1) * loops.size if loops else batch.prefix
+  mask = batch.mask
+
+  def apply(part, *args, **more):
+    rngs = None if rng is None else {'dropout': jax.random.fold_in(rng, part)}
+    return model.apply({'params': params}, *args, deterministic=rng is None, rngs=rngs, **more)
+  out = apply(0, batch.tokens[:, :first], batch.positions[:, :first],
+              mask.part(0, first).replace(count=0, prefix=first),
+              embeddings=None if embeddings is None else embeddings[:, :first])
+  if not loops:
+    return out
+  size, n, count = len(batch.tokens), loops.size, loops.passes - 1
+  tokens = batch.tokens[:, first:batch.prefix]
+  own = (model.apply({'params': params}, tokens, method='embed') if embeddings is None
+         else embeddings[:, first:])
+  begin = batch.visible_until[:, first]  # where what is read again begins, [B]
+  places = begin[:, None] + jnp.arange(n)
+
+  def of_first(a, shift=0):  # these tokens' part of the first pass
+    return jnp.take_along_axis(a, places.reshape(size, n, *[1] * (a.ndim - 2)) - shift, axis=1)
+  sees = jnp.arange(n) < (of_first(batch.visible_until) - begin[:, None])[..., None]
+  if loops.block:
+    block = jnp.arange(n) // loops.block
+    sees |= block[:, None] != block
+  again = mask.part(first, first + n).replace(own=sees, count=1)
+  positions = batch.positions[:, first:first + n]
+  cache = empty_cache(out.layers, 1, n)
+  before = of_first(out.hidden, 1)[:, :1]  # of the token in front of these
+
+  def one(hidden, step):
+    part, inputs = step
+    if loops.shift:
+      hidden = jnp.concatenate([before, hidden[:, :-1]], axis=1)
+    if loops.mix == 'replace':
+      inputs = model.apply({'params': params}, hidden, method='latent_input')
+    else:
+      inputs += hidden
+    found = apply(part, tokens[:, :n], positions, again, cache, 0, embeddings=inputs)
+    layers = found.layers
+    return found.hidden, (found.hidden, layers.hidden, layers.keys, layers.values)
+
+  inputs = jnp.moveaxis(own.reshape(size, count, n, -1), 1, 0)
+  _, (hidden, streams, keys, values) = jax.lax.scan(
+      one, of_first(out.hidden), (1 + jnp.arange(count), inputs))
+
+  def behind(old, new):  # [..., B, first, D], [count, ..., B, n, D] -> [..., B, P, D]
+    new = jnp.moveaxis(new, 0, -3)
+    return jnp.concatenate([old, new.reshape(*new.shape[:-3], count * n, new.shape[-1])], -2)
+
+  def behind_heads(old, new):  # [..., B, first, M, H], [count, ..., B, 1, M, n, H]
+    new = behind(jnp.swapaxes(old, -3, -2), jnp.squeeze(new, -4))
+    return jnp.swapaxes(new, -3, -2)
+  return Output(behind(out.hidden, hidden), out.layers.replace(
+      hidden=jax.tree.map(behind, out.layers.hidden, streams),
+      keys=jax.tree.map(behind_heads, out.layers.keys, keys),
+      values=jax.tree.map(behind_heads, out.layers.values, values)))
 
 
 def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
@@ -76,8 +146,7 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
                        own_mask, cache, step, embeddings=inputs, deterministic=rng is None,
                        rngs=rngs)
 
-  prefix = apply(0, batch.positions[:, :p], mask.part(0, p).replace(count=0), None, None,
-                 embeddings[:, :p])
+  prefix = read_prefix(model, params, batch, rng, embeddings[:, :p])
   cache = empty_cache(prefix.layers, count, r + room)
   cache = edit(cache) if edit else cache
   h = jnp.take_along_axis(prefix.hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
@@ -86,9 +155,7 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
     """Positions and mask of these slots of each readout, [B, K·n]."""
     def cut(a):
       return a[:, p:].reshape(size, count, r)[:, :, start:stop].reshape(size, -1)
-    return cut(batch.positions), mask.replace(
-        segment=cut(mask.segment), visible_from=cut(mask.visible_from),
-        visible_until=cut(mask.visible_until))
+    return cut(batch.positions), mask.cut(cut)
 
   def body(carry, t):
     h, cache = carry

@@ -14,9 +14,13 @@ def plain(batch: int, length: int) -> Mask:
 
 
 def sees_prefix(query: Mask, keys: int) -> chex.Array:
-  """Returns bool [B, T, S]: visible_from <= j < visible_until for prefix keys j."""
+  """Returns bool [B, T, S]: visible_from <= j < visible_until for prefix keys j, but those with
+  unseen_from <= j < unseen_until."""
   j = jnp.arange(keys)
-  return ((j >= query.visible_from[..., None]) & (j < query.visible_until[..., None]))
+  sees = (j >= query.visible_from[..., None]) & (j < query.visible_until[..., None])
+  if query.unseen_from is None:
+    return sees
+  return sees & ~((j >= query.unseen_from[..., None]) & (j < query.unseen_until[..., None]))
 
 
 def allowed(mask: Mask) -> chex.Array:
