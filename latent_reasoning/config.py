@@ -168,11 +168,15 @@ class ModelConfig:
 class BaselinesConfig:
   """The methods that RiM is compared with (methods)."""
   pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
-  parts: int = key(4, 'icot, coconut: equal parts of stage 1; in part i, i steps are gone', 1)
+  parts: int = key(
+      4, 'icot, coconut, lotus: equal parts of stage 1; in part i, i steps are gone', 1)
   smoothing: float = key(
       4.0, 'icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none')
   latents: int = key(
-      1, 'continuous thoughts: of coconut for each step gone, of codi in all', 1)
+      1, 'continuous thoughts: of coconut and lotus for each step gone, of codi in all', 1)
+  rounds: int = key(
+      -1, 'lotus: passes over its latents after the first; -1: as many as steps are gone', -1)
+  step_weight: float = key(0.05, 'lotus: of the loss of the steps that its latents say')
   projection: bool = key(False, 'an MLP between a latent and the next input, as codi has')
   teacher_weight: float = key(1.0, "codi: of the chain of thought's loss")
   distill_weight: float = key(1.0, 'codi: of the distance of hidden states')
@@ -189,7 +193,7 @@ class RimConfig:
       1, 'L, passes over the blocks, whose states are inputs again; step t is read in pass '
       '⌈t / blocks⌉ and the answer in the last', 1)
   pass_attention: Literal['full', 'causal'] = key(
-      'full', 'from the second pass on, what a block sees of the others: all, or those before it')
+      'full', 'from the second pass on, what a block sees of others: all, or those before it')
   schedule: Literal['uniform', 'linear', 'relative'] = key(
       'uniform', 'how the weights of steps anneal in stage 1')
   block_attention: Literal['causal', 'bidirectional'] = key('causal', 'inside a block')

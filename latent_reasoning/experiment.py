@@ -378,7 +378,8 @@ def _check_sizes(config: Config) -> None:
                       ('baselines.latents', config.baselines.latents)):
     used = methods.get(config.method).has_blocks or key in ('rim.max_steps', {
         'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
-        'codi': 'baselines.latents', 'coconut': 'baselines.latents'}.get(config.method))
+        'codi': 'baselines.latents', 'coconut': 'baselines.latents',
+        'lotus': 'baselines.latents'}.get(config.method))
     ensure(not used or tokens < longest,
            f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
            f'more; config.model.max_positions is {model.max_positions}')

@@ -107,6 +107,7 @@ class PackedSequence:
   visible_until: Sequence[int]  # for each prefix token: sees prefix[:visible_until]
   readouts: Sequence[Readout]
   loops: Loops | None = None  # over its end
+  labels: Sequence[int] = ()  # what the last pass's places predict, -1 for nothing
 
 
 @dataclasses.dataclass(frozen=True)

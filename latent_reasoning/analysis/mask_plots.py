@@ -27,6 +27,9 @@ def row(run: Experiment, example: Example, stage: int = 1) -> dict[str, Any]:
   laid = method.sequence(encoded, stage, 0.0, config, special)
   prefix, count, width = batching.sizes([laid])
   batch = batching.collate([laid], prefix, count, width, special.pad)
+  if laid.loops:
+    raise InputError('a plot of a mask shows one pass over the blocks; expected '
+                     '--config.rim.passes=1')
   parts, real = _parts(config, laid, len(encoded.question)), list(range(prefix))
   for k, out in enumerate(laid.readouts):
     start = prefix + k * width

@@ -35,6 +35,8 @@ def check(config: Config) -> None:
     said.append(f'continuous thoughts (method {config.method})')
   if methods.get(config.method).has_blocks and rim.block_attention != 'causal':
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
+  if methods.get(config.method).has_blocks and rim.passes > 1:
+    said.append(f'config.rim.passes {rim.passes}, of which the later read hidden states')
   if not rim.readout_sees_question:
     said.append('config.rim.readout_sees_question=False')
   if said:

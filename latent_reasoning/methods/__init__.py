@@ -10,11 +10,13 @@ from latent_reasoning.methods.coconut import COCONUT
 from latent_reasoning.methods.codi import CODI
 from latent_reasoning.methods.icot import ICOT
 from latent_reasoning.methods.language_model import LANGUAGE_MODEL
+from latent_reasoning.methods.lotus import LOTUS
 from latent_reasoning.methods.rim import RIM
 from latent_reasoning.sequences import Method
 
 METHODS = {method.name: method for method in (
-    RIM, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI, LANGUAGE_MODEL)}
+    RIM, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI, LOTUS,
+    LANGUAGE_MODEL)}
 
 
 def get(name: str) -> Method:

@@ -1,4 +1,4 @@
-"""Several passes over the end of a prefix: tied to whole sequences, one a pass and a readout."""
+"""Several passes over the end of a prefix, tied to whole sequences, one a pass and readout."""
 
 import dataclasses
 
