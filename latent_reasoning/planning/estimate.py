@@ -14,7 +14,6 @@ upper bounds. Beside them stand written models. Of FLOPs, collectives by the mod
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
 import time
@@ -27,16 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from latent_reasoning import batching, methods, sequences
+from latent_reasoning import batching, methods
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import ASCII, SPECIAL
-from latent_reasoning.errors import InputError
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, lora
 from latent_reasoning.parallel import sharding
-from latent_reasoning.planning import communication, targets
+from latent_reasoning.planning import communication, rows, targets
 from latent_reasoning.train import flops, hardware
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.curriculum import Curriculum
@@ -88,6 +86,7 @@ def resolve(config: Config) -> tuple[Config, int]:
 class Planned(Experiment):
   """A run of shapes alone: no data, no tokenizer, no folder."""
   devices: Sequence[Any] = ()  # that are here or not; none: those that JAX has
+  seen: Sequence[tuple[int, float]] = ()  # (tokens of a row, share of real batches)
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -95,7 +94,8 @@ class Planned(Experiment):
 
 
 def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
-  """A run whose batches are its method's largest rows, as many as the mesh can cut."""
+  """A run whose batches are the largest rows of its data or method (rows), as many as the
+  mesh can cut."""
   config, known = resolve(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
@@ -105,52 +105,12 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   mesh = sharding.make(config.mesh, devices)
   cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
   size = -(-config.optim.batch_size // cut) * cut
-  batch = jax.tree.map(lambda a: np.broadcast_to(a, (size, *a.shape[1:])),
-                       _text(config) if method.is_text else largest(config))
+  batch, seen = rows.of(config)
+  batch = jax.tree.map(lambda a: np.broadcast_to(a[:1], (size, *a.shape[1:])), batch)
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
                             method=method)
-  return Planned(config, None, None, tokenizer, batches, {}, devices)
-
-
-def _text(config: Config) -> batching.Batch:
-  ints = np.zeros((1, config.data.seq_len), np.int32)
-  return batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
-                        ints[:, :0], config.data.seq_len)
-
-
-def largest(config: Config) -> batching.Batch:
-  """One row, the largest that the method makes of a problem that fills the buckets: its
-  question the longest prefix, its chain of thought the longest readout, in as many steps as
-  rim.max_steps and the readouts of a row allow.
-
-  Raises:
-    InputError: no problem fits the buckets.
-  """
-  method, buckets = methods.get(config.method), config.data.buckets
-  ids = dict.fromkeys((f.name for f in dataclasses.fields(sequences.SpecialTokens)), 0)
-  ids = sequences.SpecialTokens(**{**ids, 'steps': (0,) * config.rim.max_steps,
-                                   'newline': (0,), 'answer': (0, 0)})
-  found, why = None, None
-  for count in range(max(1, config.rim.max_steps), 0, -1):
-    step = (0,) * max(1, (buckets.readout[-1] - len(ids.answer) - 2) // count - 1)
-    for stage, progress in itertools.product((1, 2), (0.0, 0.5, 1 - 1e-6)):
-      def row(question, step=step, count=count, stage=stage, progress=progress):
-        example = sequences.TokenizedExample((0,) * question, [step] * count, (0,))
-        made = [method.sequence(example, stage, progress, config, ids)]
-        return made + [teach(example, progress, config, ids) for teach in (
-            method.teacher,) if teach]
-      longer = buckets.prefix[-1] - max(len(one.prefix) for one in row(1))
-      try:
-        batches = [batching.bucketed([one], buckets) for one in row(max(1, 1 + longer))]
-      except InputError as error:
-        why = error
-        continue
-      if found is None or batches[0].tokens.size > found[0].tokens.size:
-        found = batches
-    if found:
-      return found[0].replace(teacher=found[1]) if method.teacher else found[0]
-  raise why
+  return Planned(config, None, None, tokenizer, batches, {}, devices, seen)
 
 
 def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str, Any]:
@@ -171,8 +131,8 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
   placed = sharding.state(config, like, mesh)
   state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like,
                        placed)
-  rows = NamedSharding(mesh, sharding.BATCH)
-  batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+  cut = NamedSharding(mesh, sharding.BATCH)
+  batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cut),
                        run.batches.at(0))
   stepper = step_lib.make_train_step(
       run.model(config.optim.stage1.dropout), run.objective, run.tx(1), config.seed,
@@ -190,6 +150,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
   tokens = batch.tokens.shape
   found = {
       'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
+      'rows_seen': run.seen,
       'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),
       'parameter_bytes': _bytes(own) + _bytes(frozen),
       'optimizer_bytes': _bytes(state.opt_state),

@@ -133,12 +133,15 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
           for key in ('collectives', 'expected_collectives')),
         *(f'{1e3 * t[part]:.3g}' for part in ('compute', 'memory', 'collectives', 'step')),
         f"{math.prod(one['rows']) / t['step']:.3g}", f"{100 * t['mfu']:.1f}"])
+  seen = found[0].get('rows_seen')
+  shapes = ', the largest of real batches (' + ', '.join(
+      f'{tokens} tokens {share:.0%}' for tokens, share in seen) + ')' if seen else ''
   one, loops = found[0], sum(one['unknown_loops'] for one in found)
   took = ', '.join(f"{one['seconds_to_plan']:.0f}" for one in found)
   return '\n\n'.join([
       f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
-      'tokens, config.optim.batch_size of them or the next number that the mesh divides. GiB '
-      f'per device; temporaries are those of {compiler}', markdown(memory),
+      f'tokens{shapes}, config.optim.batch_size of them or the next number that the mesh '
+      f'divides. GiB per device; temporaries are those of {compiler}', markdown(memory),
       f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
       f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '

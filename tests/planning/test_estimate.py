@@ -7,8 +7,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from latent_reasoning import methods
-from latent_reasoning.errors import InputError
 from latent_reasoning.planning import estimate
 from latent_reasoning.train import flops, hardware
 
@@ -55,25 +53,6 @@ def test_rows_that_no_mesh_divides(tiny_config):
   config = dataclasses.replace(config, optim=dataclasses.replace(config.optim,
                                                                  grad_accum_steps=3))
   assert estimate.planned(config).batches.at(0).tokens.shape[0] == 9
-
-
-@pytest.mark.parametrize('method', [m for m in methods.METHODS if m != 'language_model'])
-def test_rows_are_those_that_a_method_reaches(tiny_config, make_run, tmp_path, method):
-  """No batch has longer rows, and none is a chain of thought's readout times RiM's count."""
-  config = tiny_config(method=method, **{
-      'data.buckets.prefix': (12, 24), 'data.buckets.readout': (2, 12, 40),
-      'data.buckets.count': (1, 2, 4), 'optim.batch_size': 4})
-  planned = estimate.largest(config)
-  run = make_run(config, tmp_path)
-  for step in range(run.curriculum.total):
-    assert run.batches.at(step).tokens.shape[1] <= planned.tokens.shape[1]
-  assert planned.tokens.shape[1] <= 24 + max(40, 4 * 12)
-  assert planned.prefix == 24 and (planned.teacher is not None) == (method == 'codi')
-
-
-def test_no_problem_fits(tiny_config):
-  with pytest.raises(InputError, match='a row needs'):
-    estimate.largest(tiny_config(**{'data.buckets.prefix': (2,)}))
 
 
 @pytest.mark.integration
