@@ -125,6 +125,19 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """Layers that all tokens pass several times: a looped transformer (arXiv 1807.03819,
+  2502.17416). Passes over RiM's blocks alone are rim.passes."""
+  count: int = key(1, 'how often; 1: a plain model', 1)
+  layers: tuple[int, ...] = key((), '(first, last), which are repeated; (): all')
+  mix: Literal['replace', 'add', 'concat'] = key(
+      'replace', 'what a loop reads of the state s that the last one left, and of e, what the '
+      'first layer was given: s; e + s; W [s; e], which begins as e')
+  norm: Literal['', 'rms', 'final'] = key(
+      '', "of s between loops; final: the model's last norm")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The transformer (models.transformer), and where its weights come from."""
   init_from: str = key(
@@ -148,6 +161,7 @@ class ModelConfig:
   mlp_bias: bool = key(False, 'without bias: biases in the MLP')
   qk_norm: bool = key(False, 'queries and keys are normed, as in Qwen3; needs fused_qkv=False')
   rope: RopeConfig = group(RopeConfig)
+  loop: LoopConfig = group(LoopConfig)
   lora: LoraConfig = group(LoraConfig)
   dtype: Literal['float32', 'bfloat16', 'float16'] = key(
       'float32', 'compute dtype; parameters and softmax stay float32')
@@ -162,6 +176,12 @@ class ModelConfig:
       4096, 'tokens whose logits exist at a time on a device, in training; 0: of all')
   frozen_dtype: Literal['float32', 'bfloat16'] = key(
       'float32', 'of parameters that are not trained; what is trained is float32')
+
+  @property
+  def depth(self) -> int:
+    """How many layers a token passes."""
+    first, last = self.loop.layers or (0, self.num_layers - 1)
+    return self.num_layers + (self.loop.count - 1) * (last + 1 - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +341,7 @@ class EvalConfig:
   test_problems: int = key(0, 'scored at the end; 0: all')
   blocks: int = key(0, 'blocks at inference; 0: as trained')
   passes: int = key(0, 'passes over them at inference; 0: as trained (rim.passes)')
+  loops: int = key(0, 'loops of the layers at inference; 0: as trained (model.loop.count)')
   max_new_tokens: int = key(
       128, 'tokens that a readout may generate, chain of thought included', 1)
   samples: int = key(0, 'pass@k by sampling; 0: off')

@@ -26,7 +26,14 @@ from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
 from latent_reasoning.eval.evaluator import Predictor, evaluate
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.models import attention, imm, lora, memory_policies, reasoning_decoder
+from latent_reasoning.models import (
+  attention,
+  imm,
+  lora,
+  memory_policies,
+  reasoning_decoder,
+  transformer,
+)
 from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
@@ -162,7 +169,11 @@ class Experiment:
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, placed)
 
   def predictor(self, params, config: Config | None = None) -> Predictor:
-    return Predictor(config or self.config, self.model(), params, self.tokenizer)
+    config, model = config or self.config, self.model()
+    if config.eval.loops:
+      model = model.clone(config=dataclasses.replace(model.config, loop=dataclasses.replace(
+          model.config.loop, count=config.eval.loops)))
+    return Predictor(config, model, params, self.tokenizer)
 
   def validate(self, params) -> tuple[dict[str, Any], float, str]:
     """Values to log, a score of which more is better, and a line to print."""
@@ -325,6 +336,7 @@ def build(config: Config, workdir: Workdir) -> Experiment:
   attention.check(config.model.attention)
   _check_sizes(config)
   memory_policies.check(config.imm)
+  transformer.check(config)
   method = methods.check(config)
   if method.is_text:
     return _build_text(config, workdir)

@@ -16,7 +16,7 @@ import numpy as np
 
 from latent_reasoning import batching, methods, progress, sequences
 from latent_reasoning.batching import Batch
-from latent_reasoning.config import Config
+from latent_reasoning.config import Config, LoopConfig
 from latent_reasoning.data import tokenizers
 from latent_reasoning.eval import decoding
 from latent_reasoning.eval.evaluator import prompt_batch
@@ -210,7 +210,7 @@ def _compare(subject: Subject, rows, model, params, expected):
 
 def direct_sight(subject: Subject, rows):
   """In a model of one layer, the gradient is the mask: nonzero exactly where legal."""
-  config = dataclasses.replace(subject.config.model, num_layers=1)
+  config = dataclasses.replace(subject.config.model, num_layers=1, loop=LoopConfig())
   imm = subject.config.imm
   model = subject.model.clone(
       config=config, imm=dataclasses.replace(imm, layers=(0,) if imm.layers else ()))
@@ -227,7 +227,7 @@ def gradients(subject: Subject, rows):
   def illegal(influence, may):
     reach = may.copy()
     passes = max(rows[0].loops.passes if rows[0].loops else 1, 1)
-    for _ in range((passes * subject.config.model.num_layers).bit_length()):
+    for _ in range((passes * subject.config.model.depth).bit_length()):
       reach |= (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
     silent = not (influence[reach] > 0).any()  # a check on no gradient proves nothing
     return ((influence > 0) & ~reach) | silent

@@ -37,6 +37,9 @@ def check(config: Config) -> None:
     said.append(f"config.rim.block_attention '{rim.block_attention}'")
   if methods.get(config.method).has_blocks and rim.passes > 1:
     said.append(f'config.rim.passes {rim.passes}, of which the later read hidden states')
+  if config.model.loop.count > 1:
+    said.append(f'config.model.loop.count {config.model.loop.count}, layers passed several '
+                'times')
   if not rim.readout_sees_question:
     said.append('config.rim.readout_sees_question=False')
   if said:

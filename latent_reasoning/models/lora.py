@@ -16,7 +16,7 @@ from flax import traverse_util
 from latent_reasoning.config import LoraConfig
 
 NEW = ('lora_a', 'lora_b', 'new_embedding', 'new_head')  # leaves
-PARTS = ('memory', 'reasoning_decoder', 'thought')  # whole parts
+PARTS = ('memory', 'reasoning_decoder', 'thought', 'loop')  # whole parts
 
 
 def is_new(path: tuple[str, ...]) -> bool:

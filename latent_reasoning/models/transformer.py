@@ -6,6 +6,10 @@ learned positions. A Llama (Touvron et al. 2023) has root-mean-square norms, Swi
 (Shazeer 2020), rotary positions and fewer heads for keys and values (Ainslie et al. 2023).
 A family of pretrained models is such a choice (hf).
 
+Layers may be passed several times (config.model.loop): s_0 = e, s_l = f(mix(e, s_(l-1))), with
+f those layers and e what the first of them was given. Of 'add' and 'concat' the first loop
+reads e alone.
+
 Dropout is on embeddings and on what each branch adds, not on attention weights, so
 that shared-prefix and dense attention stay equal while training.
 """
@@ -20,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from latent_reasoning.config import ImmConfig, ModelConfig
+from latent_reasoning.config import Config, ImmConfig, ModelConfig
+from latent_reasoning.errors import ensure
 from latent_reasoning.models import attention
 from latent_reasoning.models import imm as memory_lib
 from latent_reasoning.models.attention import Cache
@@ -55,8 +60,8 @@ class LayerOutput:
       where there is no readout. None without memory.
     reads: what the prefix read of the memory, imm.MemoryReads, one a round. None without.
 
-  Of a whole model each is a tuple over layers, or an array with a leading layer axis where
-  the layers are scanned. What nobody uses is dropped by jit.
+  Of a whole model each is a tuple over layers, as often as they are passed, or an array with
+  a leading layer axis where the layers are scanned. What nobody uses is dropped by jit.
   """
   hidden: Any
   queries: Any
@@ -208,6 +213,9 @@ class Transformer(nn.Module):
       if new:
         self.new_head = self.param('new_head', normal, (c.embed_dim, new), jnp.float32)
     self.norm = norm(c)
+    if c.loop.count > 1 and c.loop.mix == 'concat':
+      self.loop = self.param('loop', lambda _, shape: jnp.eye(*shape, -shape[1]),
+                             (2 * c.embed_dim, c.embed_dim))
     if self.projection:
       self.thought = LatentProjection(c.embed_dim, jnp.dtype(c.dtype))
 
@@ -253,28 +261,58 @@ class Transformer(nn.Module):
     block = Block if c.remat == 'none' else nn.remat(
         Block, prevent_cse=not c.scan, policy=REMAT[c.remat])
     imm = self.imm if self.imm and self.imm.write_policy else None
-    args = (self.dropout, deterministic)
+    args, e = (self.dropout, deterministic), None
     if c.scan:
       def body(block, x, cache, banks):
         out, _ = block(x, positions, mask, cache, step, banks)
         return out.hidden, out
       scanned = nn.scan(body, variable_axes={'params': 0},
                         split_rngs={'params': True, 'dropout': True}, length=c.num_layers)
-      x, layers = scanned(block(c, imm, *args, inspect=inspect, name='blocks'), x, cache, banks)
+      blocks, found = block(c, imm, *args, inspect=inspect, name='blocks'), []
+      for start in range(0, c.depth, c.num_layers):
+        e, x = (x, x) if e is None else (e, self.again(x, e))
+        own = cache if c.depth == c.num_layers else jax.tree.map(
+            lambda a, start=start: a[start:start + c.num_layers], cache)
+        x, layers = scanned(blocks, x, own, banks)
+        found.append(layers)
+      if len(found) > 1:
+        layers = jax.tree.map(lambda *a: jnp.concatenate(a), *found)
     else:
       layers, shared, with_memory = [], None, imm and (imm.layers or range(c.num_layers))
-      for i in range(c.num_layers):
+      first, last = c.loop.layers or (0, c.num_layers - 1)
+      once = [*range(c.num_layers)]
+      order = [*once[:last + 1], *(c.loop.count - 1) * once[first:last + 1], *once[last + 1:]]
+      blocks = {}
+      for place, i in enumerate(order):
+        if i == first:
+          e, x = (x, x) if e is None else (e, self.again(x, e))
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
-        here = block(c, own, *args, writer, inspect, name=f'block_{i}')
-        out, writes = here(x, positions, mask, cache and cache.layer(i), step,
-                           banks and banks[i], shared)
+        if i not in blocks:
+          blocks[i] = block(c, own, *args, writer, inspect, name=f'block_{i}')
+        out, writes = blocks[i](x, positions, mask, cache and cache.layer(place), step,
+                                banks and banks[i], shared)
         shared = writes if imm and imm.shared else None
         x = out.hidden
         layers.append(out)
       layers = LayerOutput(**{field.name: tuple(getattr(one, field.name) for one in layers)
                               for field in dataclasses.fields(LayerOutput)})
     return Output(self.norm(x), layers)
+
+  def again(self, s: chex.Array, e: chex.Array) -> chex.Array:
+    """What a loop reads of the state [B, T, D] that the last left, and of its input."""
+    loop = self.config.loop
+    if loop.norm == 'final':
+      s = self.norm(s)
+    elif loop.norm == 'rms':
+      square = jnp.mean(s.astype(jnp.float32)**2, axis=-1, keepdims=True)
+      s = (s * jax.lax.rsqrt(square + self.config.norm_epsilon)).astype(s.dtype)
+    if loop.mix == 'add':
+      return e + s
+    if loop.mix == 'replace':
+      return s
+    both = jnp.concatenate([s, e], axis=-1)
+    return both @ self.loop.astype(both.dtype)
 
   def kernels(self) -> list[chex.Array]:
     """The head by parts [D, n]: of known tokens, and of new ones."""
@@ -306,6 +344,24 @@ class Transformer(nn.Module):
     if self.num_tokens and self.num_tokens < self.vocab:
       logits = jnp.where(jnp.arange(self.vocab) < self.num_tokens, logits, attention.NEGATIVE)
     return logits.reshape(*shape, self.vocab)
+
+
+def check(config: Config) -> None:
+  """Raises InputError where loops over layers are asked for that cannot be."""
+  c, loop, asked = config.model, config.model.loop, config.eval.loops
+  if max(loop.count, asked) == 1 or not asked and loop.count == 1:
+    return
+  ensure(not loop.layers or len(loop.layers) == 2 and 0 <= loop.layers[0] <= loop.layers[1]
+         < c.num_layers, f'config.model.loop.layers is {loop.layers}; expected (first, last) of '
+         f'layers 0 to {c.num_layers - 1}, or ()')
+  ensure(not (c.scan and loop.layers), 'config.model.scan stacks all layers, and '
+         f'config.model.loop.layers {loop.layers} repeats some; expected one of them off')
+  ensure(not config.imm.write_policy, 'an implicit memory (config.imm.write_policy '
+         f"'{config.imm.write_policy}') has one bank a layer, and config.model.loop passes "
+         "layers several times; expected ''")
+  ensure(loop.mix != 'concat' or loop.count > 1 or asked <= 1, 'config.eval.loops is '
+         f"{asked}, but the model was made with config.model.loop.count 1 and has no 'concat' "
+         "map; expected config.model.loop.mix 'replace' or 'add'")
 
 
 def parameter_count(config: ModelConfig, vocab: int) -> int:

@@ -60,6 +60,8 @@ TABLE = (
     Rule(r'(^|/)embedding$', P('tensor', 'fsdp'), lambda c: c.optim.trainable == 'all'),
     Rule(r'(^|/)head$', P('fsdp', 'tensor'),
          lambda c: c.optim.trainable == 'all' and not c.model.tie_embeddings),
+    Rule(r'^loop$', P('fsdp', None),
+         lambda c: c.model.loop.count > 1 and c.model.loop.mix == 'concat'),
     Rule(r'(^|/)position_embedding$', P(None, 'fsdp'),
          lambda c: c.model.position_embedding == 'learned'))
 

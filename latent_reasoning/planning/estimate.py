@@ -200,7 +200,7 @@ def activations(config: Config, mesh, batch: batching.Batch) -> int:
     logits = min(logits, 2 * 4 * c.loss_tile * vocabulary / tensor)
   by_layer = {'none': layer, 'full': kept, 'dots': kept + rows * length * size * (
       2 * c.embed_dim + (wide - c.mlp_dim) / tensor)}[c.remat]
-  return int(c.num_layers * by_layer + (c.remat != 'none') * layer + logits)
+  return int(c.depth * by_layer + (c.remat != 'none') * layer + logits)
 
 
 def traffic(config: Config, state, mesh, kept: int) -> float:
