@@ -24,7 +24,7 @@ VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'dept
                                    'blocks', 'scale'),
             'compare_gsm8k': ('short', 'smoke', 'controls'),
             'compare_prosqa': ('short', 'smoke', 'controls'),
-            'rim_arithmetic': (*'2345678'),
+            'rim_arithmetic': tuple('2345678'),
             'rim_gsm8k': ('tiny', 'llama1b', 'llama3b', 'qwen'),
             'imm_shakespeare': ('replication', 'replication_128', 'replication_256',
                                 'replication_full', 'controls', 'slots', 'mechanisms',

@@ -54,7 +54,8 @@ def test_one_loop_is_the_plain_model(make):
 @pytest.mark.parametrize('keys', [
     {'num_layers': 2, 'count': 2}, pytest.param({
         'num_layers': 3, 'count': 3, 'layers': (1, 1), **LLAMA}, marks=pytest.mark.integration),
-    pytest.param({'num_layers': 4, 'count': 2, 'layers': (1, 2)}, marks=pytest.mark.integration)])
+    pytest.param({'num_layers': 4, 'count': 2, 'layers': (1, 2)},
+                 marks=pytest.mark.integration)])
 def test_equals_a_deeper_model_with_copied_weights(make, keys):
   """Values, and shared gradients are the sums of the copies'."""
   model, params = make(**keys)
