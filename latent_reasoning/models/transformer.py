@@ -300,7 +300,7 @@ class Transformer(nn.Module):
     return Output(self.norm(x), layers)
 
   def again(self, s: chex.Array, e: chex.Array) -> chex.Array:
-    """What a loop reads of the state [B, T, D] that the last left, and of its input."""
+    """What a loop reads: of the state [B, T, D] that the last one left, and its input."""
     loop = self.config.loop
     if loop.norm == 'final':
       s = self.norm(s)
@@ -352,7 +352,7 @@ def check(config: Config) -> None:
   if max(loop.count, asked) == 1 or not asked and loop.count == 1:
     return
   ensure(not loop.layers or len(loop.layers) == 2 and 0 <= loop.layers[0] <= loop.layers[1]
-         < c.num_layers, f'config.model.loop.layers is {loop.layers}; expected (first, last) of '
+  """Raises InputError where loops over layers cannot be as a configuration has them."""
          f'layers 0 to {c.num_layers - 1}, or ()')
   ensure(not (c.scan and loop.layers), 'config.model.scan stacks all layers, and '
          f'config.model.loop.layers {loop.layers} repeats some; expected one of them off')
