@@ -351,8 +351,9 @@ def check(config: Config) -> None:
   c, loop, asked = config.model, config.model.loop, config.eval.loops
   if max(loop.count, asked) == 1 or not asked and loop.count == 1:
     return
-  ensure(not loop.layers or len(loop.layers) == 2 and 0 <= loop.layers[0] <= loop.layers[1]
-  """Raises InputError where loops over layers cannot be as a configuration has them."""
+  own = loop.layers or (0, 0)
+  ensure(len(own) == 2 and 0 <= own[0] <= own[1] < c.num_layers,
+         f'config.model.loop.layers is {loop.layers}; expected (first, last) of '
          f'layers 0 to {c.num_layers - 1}, or ()')
   ensure(not (c.scan and loop.layers), 'config.model.scan stacks all layers, and '
          f'config.model.loop.layers {loop.layers} repeats some; expected one of them off')
