@@ -1,5 +1,17 @@
 """latent_reasoning: reasoning inside a language model, in JAX/Flax.
 
+  load_config(name, **keys)   a configuration of `configs`, with some keys changed
+  Experiment(config, workdir) train, evaluate, answer, block_states, analyze, intervene,
+                              check_leakage, latency, export …; Experiment.load(workdir)
+  compare(*experiments)       their accuracies and times side by side
+  analysis                    value_probes and the like, of what block_states returns
+
+  import latent_reasoning as lr
+  experiment = lr.Experiment(lr.load_config('rim_arithmetic'), workdir='runs/rim')
+
+What is found shows itself as text, plots with .plot('FILE.png') and has its numbers in
+.to_dict().
+
 Dimensions, the same letters in every einsum and array name:
 
   B batch        T query position    S key position     L row length
@@ -12,11 +24,6 @@ those before it (tests/test_imports.py):
   errors, config, config_loading | data | report (reads files alone) | sequences | batching |
   models | parallel | train | methods | hf | eval | experiment | planning | analysis | cli |
   benchmarks | api | main
-
-The Python interface (api), imported where it is first used:
-
-  import latent_reasoning as lr
-  experiment = lr.Experiment(lr.load_config('rim_arithmetic'), workdir='runs/rim')
 """
 
 import importlib

@@ -449,7 +449,8 @@ def _replaced(group: Any, parts: list[str], value: Any, name: str) -> Any:
   known = [f.name for f in dataclasses.fields(group)] if dataclasses.is_dataclass(group) else []
   if parts[0] not in known:
     raise InputError(f'config.{name} is now config.{MOVED[name]}' if name in MOVED else
-                     f'config.{name} is unknown; {nearest(parts[0], known)}')
+                     f'config.{name} is unknown; '
+                     + '; '.join(filter(None, (elsewhere(name), nearest(parts[0], known)))))
   if len(parts) > 1:
     value = _replaced(getattr(group, parts[0]), parts[1:], value, name)
   elif dataclasses.is_dataclass(old := getattr(group, parts[0])) and isinstance(value, Mapping):
@@ -470,6 +471,17 @@ def get(config: Any, name: str) -> Any:
   for part in name.split('.'):
     config = getattr(config, part)
   return config
+
+
+ALIASES = {'lr': 'learning_rate', 'bs': 'batch_size', 'epoch': 'epochs', 'step': 'steps'}
+
+
+def elsewhere(name: str) -> str:
+  """Keys of any group whose last part is that of a name, in words; '' for none."""
+  leaf = name.rpartition('.')[2]
+  leaf = ALIASES.get(leaf, leaf)
+  found = [f'config.{key}' for key in flatten(Config()) if key.rpartition('.')[2] == leaf]
+  return f"there {'is' if len(found) == 1 else 'are'} {', '.join(found)}" if found else ''
 
 
 def known(name: str) -> bool:
@@ -510,3 +522,15 @@ def difference(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
   return [f'config.{k}: {old.get(k, absent)!r} -> {new.get(k, absent)!r}'
           for k in sorted(old.keys() | new.keys())
           if old.get(k, absent) != new.get(k, absent) and not k.startswith(ignore)]
+
+
+def _fixed(group: Any, name: str, value: Any) -> None:
+  """In place of dataclasses' own, which does not say what to do."""
+  ends = [key for key in flatten(Config()) if f'.{key}'.endswith(f'.{name}')] or [name]
+  raise dataclasses.FrozenInstanceError(
+      f'cannot set {name}: a configuration is not changed in place. config.replace(**{{'
+      f"'{ends[0]}': {value!r}}}) returns another one, as for each dotted key")
+
+
+for _cls in [c for c in list(globals().values()) if dataclasses.is_dataclass(c)]:
+  _cls.__setattr__ = _cls.__setitem__ = _fixed

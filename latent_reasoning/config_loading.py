@@ -193,7 +193,8 @@ def _group(cls: type, values: Any, path: str) -> Any:
   for key in values:
     if key not in hints:
       raise InputError(moved(f'{dot}{key}') or
-                       f'config.{dot}{key} is unknown; {nearest(key, hints)}')
+                       f'config.{dot}{key} is unknown; ' + '; '.join(filter(None, (
+                           config_lib.elsewhere(str(key)), nearest(key, hints)))))
   return cls(**{field.name: _value(hints[field.name], values[field.name],
                                    f'{dot}{field.name}', field.metadata)
                 for field in dataclasses.fields(cls) if field.name in values})

@@ -182,7 +182,9 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
     return (f'{whole(close[2])} is unknown; did you mean '
             f"'{whole(close[2]).replace(close[2], close[1])}'? (--help_config has all keys)")
   if key := re.fullmatch(r"""["']*(\w+)["']*""", text):
-    return f'{whole(key[1])} is unknown; --help_config has all keys'
+    found = whole(key[1])
+    return (f"{found} is unknown; {config_lib.elsewhere(found) or 'no group has such a key'} "
+            '(--help_config has all keys)')
   if wrong := re.search(r"(--?config[\w.]*)=.*(?:base 10|to float): (['\"].*['\"])", text):
     kind = 'a whole number' if 'base 10' in text else 'a number'
     return f'{wrong[1]}: expected {kind}, got {wrong[2]}'
@@ -193,6 +195,8 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
   if key := re.search(r"Unknown command line flag '([\w.]+)'", text):
     if config_lib.known(key[1]):
       return f'--{key[1]} is unknown; a key is given as --config.{key[1]}=VALUE'
+    if found := config_lib.elsewhere(key[1]):
+      return f'--{key[1]} is unknown; {found}, each given as --KEY=VALUE'
   if 'Traceback (most recent call last)' in text:  # of the config file: keep its end
     flag = text.partition('\n')[0].rstrip(': ')
     text = f'{flag}: {text.strip().rpartition(chr(10))[2]}'
@@ -271,9 +275,10 @@ def main(argv: Sequence[str]) -> int:
       from latent_reasoning import report
       return report.write(args.folders, args.workdir, args.markdown)
     if args.config is None:
+      found = f', and {args.workdir} has no config.json of one' if args.workdir else ''
       raise InputError('no configuration; give one with --config=FILE, for example '
-                       '--config=configs/rim_arithmetic.py, or the --workdir of a run (see '
-                       '--help)')
+                       '--config=configs/rim_arithmetic.py, or the --workdir of a run'
+                       f'{found} (see --help)')
     return launch(args, flag(argv, 'config'), argv)
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)

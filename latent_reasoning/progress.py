@@ -21,16 +21,19 @@ def steps(what: str, total: int) -> Iterator[Callable[..., None]]:
       yield lambda count=1: bar.update(count) and None
     return
   began = last = time.monotonic()
-  done = 0
+  done = warm = 0  # the first took compiling, too: no rate is known before the second
   print(f'{what} …', file=sys.stderr, flush=True)
 
   def update(count: int = 1) -> None:
-    nonlocal done, last
+    nonlocal done, last, warm, began
     done, now = done + count, time.monotonic()
     if now - last > EVERY and done < total:
       last = now
-      print(f'{what}: {done:,} of {total:,}, about {(now - began) / done * (total - done):.0f} '
-            's left', file=sys.stderr, flush=True)
+      left = (f', about {(now - began) / (done - warm) * (total - done):.0f} s left' if warm
+              else '')
+      print(f'{what}: {done:,} of {total:,}{left}', file=sys.stderr, flush=True)
+    if not warm:
+      warm, began = done, now
   yield update
 
 

@@ -97,7 +97,13 @@ def test_result_shows_itself(tmp_path):
     figure, axis = style.canvas(2, 1)
     axis.set_title(f"value {result['a']}")
     return figure
-  picture = Result({'a': 7}, draw=draw).plot()
+  assert repr(Result({'a': 1}, lambda: 'a table')) == 'a table' and repr(
+      Result({'a': 1})) == "{'a': 1}"
+  picture = Result({'a': 7}, draw=draw).plot(tmp_path / 'x.png')
+  assert (tmp_path / 'x.png').read_bytes() == picture._repr_png_() and 'save' in repr(picture)
+  for name in ('nowhere/x.png', 'x.nonsense'):
+    with pytest.raises(InputError, match='cannot write a figure to .*expected a file such as'):
+      picture.save(tmp_path / name)
   assert picture._repr_png_() == picture.save(tmp_path / 'y.png').read_bytes()
   assert 'value 7' in picture.save(tmp_path / 'y.svg').read_text()
 

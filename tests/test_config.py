@@ -1,7 +1,6 @@
 """The boundary: what a configuration may say."""
 
 import dataclasses
-import math
 import pathlib
 import re
 import typing
@@ -28,7 +27,7 @@ def fields(cls: type = config_lib.Config, prefix: str = ''):
 CHOICES = {key: typing.get_args(hint) for key, hint, _ in fields()
            if typing.get_origin(hint) is typing.Literal}
 POSITIVE = [key for key, _, field in fields() if field.metadata['at_least'] == 1]
-SIGNED = [key for key, _, field in fields() if field.metadata['at_least'] == -math.inf]
+SIGNED = [key for key, _, field in fields() if field.metadata['at_least'] < 0]
 FILE = pathlib.Path(__file__).resolve().parents[1] / 'configs/rim_arithmetic.py'
 
 
@@ -80,6 +79,30 @@ def test_frozen(raw):
   hash(frozen)
   with pytest.raises(dataclasses.FrozenInstanceError):
     frozen.rim.blocks = 3
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda c: setattr(c.optim, 'batch_size', 32), r"\{'optim.batch_size': 32\}"),
+    (lambda c: setattr(c, 'method', 'cot'), r"\{'method': 'cot'\}"),
+    (lambda c: c.__setitem__('rim.blocks', 2), r"\{'rim.blocks': 2\}"),
+    (lambda c: setattr(c.rim, 'colour', 2), 'cannot set colour')])
+def test_a_change_in_place_says_how_to_change(raw, change, said):
+  with pytest.raises(dataclasses.FrozenInstanceError, match=f'config.replace.*{said}|{said}'):
+    change(check(raw))
+
+
+@pytest.mark.parametrize('name, keys', [
+    ('lr', ('optim.stage1.learning_rate', 'optim.stage2.learning_rate')),
+    ('optim.steps', ('optim.stage1.steps', 'optim.stage2.steps')), ('seed', ('seed',)),
+    ('model.blocks', ('rim.blocks', 'eval.blocks')), ('xyzzy', ())])
+def test_keys_of_other_groups(name, keys):
+  """Who knows a key's last part finds the whole."""
+  said = config_lib.elsewhere(name)
+  assert bool(said) == bool(keys) and all(f'config.{key}' in said for key in keys)
+  if name != 'seed':
+    with pytest.raises(InputError, match='is unknown') as error:
+      config_lib.Config().replace(**{name: 1})
+    assert said in str(error.value)
 
 
 @pytest.mark.parametrize('key,near', [

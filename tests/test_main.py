@@ -152,7 +152,14 @@ MISTAKES = {  # name: (command line, what the message has to say)
     'argument': (given('extra'), ['extra']),
     'unknown key': (given('--config.optim.batchsize=3'), [
         "config.optim.batchsize is unknown; did you mean 'config.optim.batch_size'"]),
-    'a key like no other': (given('--config.optim.xyzzy=3'), ['config.optim.xyzzy is unknown']),
+    'a key like no other': (given('--config.optim.xyzzy=3'),
+                            ['config.optim.xyzzy is unknown']),
+    'a key of another group': (given('--config.lr=3'), [
+        'config.lr is unknown; there are', 'config.optim.stage1.learning_rate']),
+    'a key as a flag': (given('--steps=3'), ['--steps is unknown', 'config.optim.stage1.steps']),
+    'a workdir that is not there': (
+        lambda folder: ['--mode=generate', f'--workdir={folder}/nowhere', '--question=1+2'],
+        ['no configuration', 'nowhere has no config.json']),
     'a placeholder': (given('--config.data.dir=MY_DIRECTORY'), [
         "config.data.dir is 'MY_DIRECTORY', which stands for a path of yours"]),
     'a placeholder as workdir': (lambda folder: [f'--config={CONFIG}', '--workdir=DIR'], [

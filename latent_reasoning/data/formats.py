@@ -53,7 +53,8 @@ def from_gsm8k(row: Any, config: DataConfig) -> Example:
   question, answer = _text(row, 'question'), _text(row, 'answer')
   if '####' not in answer:
     raise InputError(f"found an answer without '####', {_short(answer)}; expected it to "
-                     "end in '#### 7', or a field 'steps' beside the answer")
+                     "end in '#### 7', or a field 'steps' beside the answer, [] where there "
+                     'are none')
   body, _, answer = answer.rpartition('####')
   equations, bare = _annotations(body)
   if config.steps == 'sentences':

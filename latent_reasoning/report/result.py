@@ -1,6 +1,7 @@
 """What was measured, as a dict that shows itself: a table in a notebook, and a figure."""
 
 import html
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,8 +22,10 @@ class Result(dict):
     super().__init__(values)
     self._text, self._draw = text, draw
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     return self._text() if self._text else super().__repr__()
+
+  __str__ = __repr__
 
   def _repr_html_(self) -> str:
     return f'<pre>{html.escape(str(self))}</pre>'
@@ -31,8 +34,16 @@ class Result(dict):
     """The values alone."""
     return dict(self)
 
-  def plot(self) -> Picture:
-    """Its figure; ValueError where there is none, InputError without matplotlib."""
+  def plot(self, path: str | pathlib.Path | None = None) -> Picture:
+    """Its figure, also written to a file where one is named (.png, .svg, .pdf).
+
+    Raises:
+      ValueError: it has none.
+      InputError: matplotlib is missing, or the file cannot be written.
+    """
     if self._draw is None:
       raise ValueError('this result has no figure; its values are in to_dict()')
-    return self._draw(self)
+    picture = self._draw(self)
+    if path is not None:
+      picture.save(path)
+    return picture

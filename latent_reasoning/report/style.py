@@ -50,9 +50,16 @@ class Picture:
 
   def save(self, path: str | pathlib.Path) -> pathlib.Path:
     """Writes it to a file, whose name says the format: .png, .svg, .pdf."""
-    with style():
-      self.figure.savefig(path, facecolor='white')
+    try:
+      with style():
+        self.figure.savefig(path, facecolor='white')
+    except (OSError, ValueError) as error:
+      raise InputError(f'cannot write a figure to {path}: {error}; expected a file such as '
+                       'figure.png in a folder that is there') from None
     return pathlib.Path(path)
+
+  def __repr__(self) -> str:
+    return "a figure, which .save('FILE.png') writes and a notebook shows"
 
   def _repr_png_(self) -> bytes:
     data = io.BytesIO()

@@ -39,10 +39,12 @@ def results(found: dict[str, Any]) -> str:
            ['problems', *(g['n'] for g in found['by_steps'].values())],
            ['final %', *(percent(g['final']) for g in found['by_steps'].values())]]
   note = f", {found['too_long']} too long for the model" if found['too_long'] else ''
+  legend = ('\n\nfinal: after the last block; any: after at least one of them'
+            if len(blocks) > 1 else '')
   overlap = ''.join(f"\n{name} {percent(one['mean'], one['standard_error'])} %"
                     for name, one in found.get('overlap', {}).items())
   return (f"{found['method']} on {found['dataset']}/{found['split']}, {found['n']} problems"
-          f"{note}, compared by rule {found['rule']}\n\n{table([header, row])}\n\n"
+          f"{note}, compared by rule {found['rule']}\n\n{table([header, row])}{legend}\n\n"
           f'{table(steps)}{overlap}')
 
 
