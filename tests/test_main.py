@@ -156,7 +156,8 @@ MISTAKES = {  # name: (command line, what the message has to say)
                             ['config.optim.xyzzy is unknown']),
     'a key of another group': (given('--config.lr=3'), [
         'config.lr is unknown; there are', 'config.optim.stage1.learning_rate']),
-    'a key as a flag': (given('--steps=3'), ['--steps is unknown', 'config.optim.stage1.steps']),
+    'a key as a flag': (given('--steps=3'),
+                        ['--steps is unknown', 'config.optim.stage1.steps']),
     'a workdir that is not there': (
         lambda folder: ['--mode=generate', f'--workdir={folder}/nowhere', '--question=1+2'],
         ['no configuration', 'nowhere has no config.json']),
