@@ -32,7 +32,7 @@ from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
-from latent_reasoning.train.workdir import Workdir, open_workdir
+from latent_reasoning.train.workdir import Workdir, locate, open_workdir
 
 SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
@@ -304,7 +304,9 @@ def reopen(path: str | pathlib.Path) -> Experiment:
   Raises:
     InputError: it holds none.
   """
-  place = Workdir(local_path(path, 'a workdir').absolute())
+  remote = '://' in str(path) and not str(path).startswith('file://')
+  place = locate(path) if remote else Workdir(local_path(path, 'a workdir').absolute())
+  place.pull()
   if not place.config.is_file():
     raise InputError(f'{path}: found no config.json in it; expected the folder of a run')
   try:

@@ -8,12 +8,23 @@ set -euo pipefail
 
 tries=$1 status=0
 shift
+for arg in "$@"; do [[ $arg != --workdir=* ]] || workdir=${arg#*=}; done
+last_lines() {  # of what Slurm writes, above
+  scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *StdOut=//p' |
+    while read -r log; do tail -n 20 "$log"; done
+}
+count=runs/.$SLURM_JOB_ID.fruitless  # starts in a row that saved nothing, over requeues
+begin "$1"
+fruitless=$(cat "$count" 2>/dev/null || echo 0)
 # A process that ends first must not have the others killed while they save.
 srun --kill-on-bad-exit=0 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   "$@" || status=$?
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
-if resumes "$status" && [ "$start" -lt "$tries" ]; then
+if [ "$start" -lt "$tries" ] && again "$status" "$1"; then
+  echo "$fruitless" > "$count"
   note "status $status: back to the queue after start $start of $tries"
   scontrol requeue "$SLURM_JOB_ID"
+else
+  rm -f "$count"
 fi
 exit "$status"
