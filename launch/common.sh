@@ -163,7 +163,7 @@ saved() {
 before='' fruitless=0 listed=''
 begin() { listed=''; ! before=$(saved "$@") || listed=1; }
 again() {
-  local status=$1 now
+  local status=$1 now lines
   shift
   resumes "$status" || return 1
   now=$(saved "$@") || { note 'what is saved cannot be listed: no look at progress'; return 0; }
@@ -175,10 +175,11 @@ again() {
   fi
   before=$now listed=1
   [ "$fruitless" -ge 2 ] || return 0
+  lines=$(last_lines)  # before this one is among them
   note "error: status $status, and $fruitless starts in a row saved no new checkpoint in" \
     "${workdir:-runs/}: not started again. Save sooner (--config.train.save_every), or mend" \
     'what its last lines say:'
-  last_lines >&2
+  note "$lines"
   return 1
 }
 
