@@ -19,8 +19,8 @@ import optax
 from latent_reasoning import batching, config_loading, data, methods, sequences
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
+from latent_reasoning.data import hub, tokenizers
 from latent_reasoning.data import text as data_text
-from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
@@ -284,10 +284,10 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   Raises:
     InputError: from weights, folder or data.
   """
-  config = pretrained.resolve(config)
+  config = multihost.primary_first(lambda: pretrained.resolve(config), hub.shared)
   _keep_programs(config)
   place = multihost.primary_first(lambda: open_workdir(path, config, training))
-  return multihost.primary_first(lambda: build(config, place))
+  return multihost.primary_first(lambda: build(config, place), hub.shared)
 
 
 def _keep_programs(config: Config) -> None:

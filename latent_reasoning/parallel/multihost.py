@@ -131,8 +131,13 @@ def all_processes(true: bool) -> bool:
   return bool(np.all(utils.process_allgather(np.int32(true))))
 
 
-def primary_first(make: Callable[[], T]) -> T:
+def primary_first(make: Callable[[], T], shared: Any = None) -> T:
   """What `make` returns, in process 0 before it is called in the others.
+
+  Args:
+    make: what is done.
+    shared: where `make` keeps in process 0 what the others need not find out again
+      (`values`, `first`; data.hub.Shared).
 
   Raises:
     InputError: in all of them, where it does in process 0.
@@ -140,14 +145,22 @@ def primary_first(make: Callable[[], T]) -> T:
   if count() == 1:
     return make()
   found, reason = None, ''
-  if is_primary():
-    try:
-      found = make()
-    except InputError as error:
-      reason = str(error)
-  if reason := broadcast(reason):
-    raise InputError(reason)
-  return found if is_primary() else make()
+  if shared:
+    shared.values, shared.first = {}, is_primary()
+  try:
+    if is_primary():
+      try:
+        found = make()
+      except InputError as error:
+        reason = str(error)
+    if reason := broadcast(reason):
+      raise InputError(reason)
+    if shared:
+      shared.values = broadcast(shared.values)
+    return found if is_primary() else make()
+  finally:
+    if shared:
+      shared.values, shared.first = None, True
 
 
 def fetch(array: Any) -> np.ndarray:

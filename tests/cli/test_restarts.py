@@ -54,6 +54,14 @@ def test_a_damaged_note_is_no_reason_to_end(tmp_path):
     start(tmp_path, 1)
 
 
+def test_a_bucket_that_cannot_be_used_is_for_others_to_name(monkeypatch):
+  for error in (ImportError('gcsfs'), PermissionError('no'), RuntimeError('no account')):
+    def refuse(*_, error=error):
+      raise error
+    monkeypatch.setattr(restarts, 'saved', refuse)
+    start('gs://bucket/run', 1)
+
+
 def test_what_is_saved(tmp_path, capsys):
   """Of a run, and of the runs of a comparison with what they ended in."""
   save(tmp_path, 10)
