@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 from test_launch import (  # noqa: F401, a fixture
@@ -203,6 +205,25 @@ def test_env_reaches_a_remote_machine_out_of_sight(world, script):
   left = [f for f in world.path.rglob('*') if f.is_file() and f.name != 'got' and
           b's3cret' in f.read_bytes()]
   assert left == []
+
+
+@linux
+def test_who_ends_the_launcher_leaves_no_secret(world):
+  """Killed while it sends it: the file is gone, and the TPU is said to run."""
+  program(world, 'gcloud', f'case "$*" in *.env*) echo "$5" > {world.path}/new;'
+          f' mv {world.path}/new {world.path}/sent; exec sleep 60 ;; esac')
+  with subprocess.Popen([home(world) / 'launch/tpu_vm.sh', 'run', *TPU, '--env=A=1', '--',
+                         *MAIN], env=world.environ(), stderr=subprocess.PIPE, text=True,
+                        start_new_session=True) as launcher:
+    while not (world.path / 'sent').exists():
+      assert launcher.poll() is None
+      time.sleep(0.05)
+    sent = (world.path / 'sent').read_text().strip()
+    assert os.path.exists(sent)
+    os.killpg(launcher.pid, signal.SIGTERM)
+    said = launcher.communicate(timeout=60)[1]
+  assert launcher.returncode != 0 and 'rim still runs' in said
+  assert not os.path.exists(sent)
 
 
 @linux

@@ -155,6 +155,19 @@ def test_the_others_take_the_commit_of_the_first(asked, monkeypatch):
   assert asked == [('org/model', None, False), ('org/model', 'c0ffee', True)]
 
 
+def test_a_run_asks_through_the_first(monkeypatch, tmp_path, tiny_config):
+  """For its weights, and for its data."""
+  from latent_reasoning import experiment
+  made = []
+  def primary_first(make, shared=None):
+    found = make()
+    made.append((type(found).__name__, shared))
+    return found
+  monkeypatch.setattr(multihost, 'primary_first', primary_first)
+  experiment.open_run(tiny_config(), tmp_path / 'run')
+  assert made == [('Config', hub.shared), ('Workdir', None), ('Experiment', hub.shared)]
+
+
 def test_a_failure_leaves_nothing_behind(monkeypatch):
   """The next question is asked anew."""
   monkeypatch.setattr(multihost, '_place', [0, 2])
