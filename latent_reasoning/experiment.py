@@ -19,8 +19,8 @@ import optax
 from latent_reasoning import batching, config_loading, data, methods, sequences
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
+from latent_reasoning.data import hub, tokenizers
 from latent_reasoning.data import text as data_text
-from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
@@ -39,7 +39,7 @@ from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
-from latent_reasoning.train.workdir import Workdir, open_workdir
+from latent_reasoning.train.workdir import Workdir, locate, open_workdir
 
 SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
@@ -295,10 +295,10 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   Raises:
     InputError: from weights, folder or data.
   """
-  config = pretrained.resolve(config)
+  config = multihost.primary_first(lambda: pretrained.resolve(config), hub.shared)
   _keep_programs(config)
   place = multihost.primary_first(lambda: open_workdir(path, config, training))
-  return multihost.primary_first(lambda: build(config, place))
+  return multihost.primary_first(lambda: build(config, place), hub.shared)
 
 
 def _keep_programs(config: Config) -> None:
@@ -315,7 +315,9 @@ def reopen(path: str | pathlib.Path) -> Experiment:
   Raises:
     InputError: it holds none.
   """
-  place = Workdir(local_path(path, 'a workdir').absolute())
+  remote = '://' in str(path) and not str(path).startswith('file://')
+  place = locate(path) if remote else Workdir(local_path(path, 'a workdir').absolute())
+  place.pull()
   if not place.config.is_file():
     raise InputError(f'{path}: found no config.json in it; expected the folder of a run')
   try:

@@ -26,7 +26,11 @@ Modes:
                  here: of a --target such as tpu:v5p:2x2x1 or gpu:h100, by its own compiler
                  (extras plan-tpu, plan-gpu), or an upper bound for --devices=1,4,64 of a
                  --device_kind; do they fit --memory_gb. --search: the largest batch that does
-  compare        train a config's sweep.runs one after another, then time and compare them
+  compare        train a config's sweep.runs one after another, then time and compare them;
+                 with --per_gpu one on each GPU at once. A task of a job array takes one run,
+                 by its number (of Slurm, of a Kubernetes Indexed Job, or --task=I from 0);
+                 --task=I/N every N-th from I on. Who ends the last run makes the report,
+                 --task=report what there is
   report         one HTML page of the folders given, of runs or comparisons:
                  --mode=report DIR ... [--workdir=DIR] [--markdown]; needs no --config
 
@@ -102,6 +106,10 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0', flag_values=values)
   flags.DEFINE_integer('num_processes', None, 'that train together', flag_values=values)
   flags.DEFINE_integer('process_id', None, 'of this process, from 0', flag_values=values)
+  flags.DEFINE_string('task', '', "of a config with sweep.runs: I, I/N or 'report'",
+                      flag_values=values)
+  flags.DEFINE_boolean('per_gpu', False, 'of a config with sweep.runs: one run on each GPU '
+                       'at once', flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   flags.DEFINE_boolean('help_config', False, 'show every key of a configuration',
@@ -301,7 +309,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   import jax
 
   from latent_reasoning import config_loading, experiment, methods
-  from latent_reasoning.hf import load as pretrained
+  from latent_reasoning.cli import restarts
   from latent_reasoning.parallel import multihost
   from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
@@ -310,6 +318,17 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   methods.check(config)
   if args.mode == 'plan':  # of a run that has no folder and need not have its weights
     return plan(args, config, argv)
+  path = default_workdir(config_flag, config.method) if args.workdir is None else args.workdir
+  if args.mode == 'compare' and not config.sweep.runs:
+    raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
+                     'config with runs, such as configs/compare_arithmetic.py')
+  if config.sweep.runs and args.mode in ('train', 'compare'):
+    return _sweep(args, config, config_flag, argv, path)
+  if args.task or args.per_gpu:
+    raise InputError('--task and --per_gpu are of a config with sweep.runs, in --mode=train or '
+                     '--mode=compare')
+  if args.mode == 'train' and not args.process_id:
+    restarts.check(str(path))
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
   try:
@@ -324,18 +343,6 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                      f'with {multihost.count()}')
   if not multihost.is_primary():
     sys.stdout = open(os.devnull, 'w')
-  path = default_workdir(config_flag, config.method) if args.workdir is None else args.workdir
-  if args.mode == 'compare' and not config.sweep.runs:
-    raise InputError('config.sweep.runs is (), so there is nothing to compare; expected a '
-                     'config with runs, such as configs/compare_arithmetic.py')
-  if config.sweep.runs and args.mode in ('train', 'compare'):
-    from latent_reasoning.cli import sweep
-    own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
-    if '://' in str(path):
-      raise InputError(f'--workdir={path}: the runs of a comparison need a folder here')
-    place = workdir.open_workdir(path, pretrained.resolve(config), True)
-    place.note(argv[1:])
-    return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
   from latent_reasoning.train import trainer
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
@@ -358,6 +365,34 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
       print(f'{stop}; saved in {built.workdir.path}. The same command resumes.',
             file=sys.stderr)
       return 128 + stop.signal
+
+
+def _sweep(args: flags.FlagValues, config, config_flag: str, argv: Sequence[str],
+           path) -> int:
+  """Hands a config with several runs to `cli.sweep`; opens no device, which the runs need."""
+  import jax
+
+  from latent_reasoning.cli import sweep, sweep_share
+  from latent_reasoning.hf import load as pretrained
+  from latent_reasoning.parallel import multihost
+  from latent_reasoning.train import workdir
+  names = ('coordinator', 'num_processes', 'process_id')
+  joined = (*('--distributed',) * args.distributed,
+            *(f'--{name}={args[name].value}' for name in names if args[name].present))
+  processes = multihost.stand_for(args.process_id, args.num_processes) if joined else 1
+  share = sweep_share.read(args.task, args.per_gpu, joined, processes)
+  own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
+  platforms = jax.config.jax_platforms
+  jax.config.update('jax_platforms', 'cpu')  # should weights be looked at
+  try:
+    place = workdir.open_workdir(path, pretrained.resolve(config), True)
+  finally:
+    jax.config.update('jax_platforms', platforms)
+  place.note(argv[1:])
+  place.push()
+  if not multihost.is_primary():
+    sys.stdout = open(os.devnull, 'w')
+  return sweep.run(config.sweep, [f'--config={config_flag}', *own], place, share)
 
 
 PLACEHOLDER = re.compile(r'[A-Z][A-Z0-9_]*')  # DIRECTORY, FILE, GSM8K_DIRECTORY

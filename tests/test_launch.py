@@ -26,7 +26,8 @@ TPU = ('--name=rim', '--zone=z', '--type=v6e-16', '--poll=0')
 KUBE = ('--name=rim', '--image=gcr.io/p/rim:1', '--nodes=4')
 
 # Writes down its arguments, then answers by the first rule whose words are all among them:
-# each answer once, the last for ever. 'execute' runs the shell command of an ssh.
+# each answer once, the last for ever. 'execute' runs the shell command of an ssh. Where a
+# file `saves` names a workdir, each call leaves a checkpoint there.
 STAND_IN = f'''#!{sys.executable} -IS
 import json, os, sys
 here, name = os.path.split(sys.argv[0])
@@ -36,6 +37,11 @@ with open(here + '/calls', 'a') as calls:
 if '-' in argv:
   with open(here + '/stdin', 'w') as file:
     file.write(sys.stdin.read())
+if os.path.exists(here + '/saves'):
+  with open(here + '/saves') as file:
+    steps = file.read() + '/checkpoints'
+  os.makedirs(steps, exist_ok=True)
+  os.mkdir(f'{{steps}}/{{len(os.listdir(steps)) + 1}}')
 with open(here + '/answers') as file:
   rules = json.load(file)
 for i, (words, answers) in enumerate(rules):
@@ -74,10 +80,12 @@ class World:
     return os.environ | {'PATH': path, 'HOME': str(self.path / 'home')} | more
 
   def calls(self, program=''):
-    """All calls so far as [program, argument, ...], without git status."""
+    """All calls so far as [program, argument, ...], without looks: git status, a bucket's
+    list."""
     file = self.path / 'bin/calls'
     lines = file.read_text().splitlines() if file.exists() else []
-    found = [call for call in map(json.loads, lines) if call[:2] != ['git', 'status']]
+    found = [call for call in map(json.loads, lines)
+             if call[:2] != ['git', 'status'] and call[:3] != ['gcloud', 'storage', 'ls']]
     return [call for call in found if program in ('', call[0])]
 
   def forget(self):
@@ -239,6 +247,11 @@ def verbs(world):
 ROUND = ['scp', 'install', 'run']
 
 
+def bucket(steps):
+  """What `gcloud storage ls` says of so many checkpoints."""
+  return ''.join(f'gs://bucket/rim/checkpoints/{step}/\n' for step in range(steps))
+
+
 @pytest.mark.parametrize('states, nodes, statuses, done, expected', [
     # it waits, and a run that is lost goes on: on the same TPU, or on a new one
     (['', 'PROVISIONING', 'ACTIVE'], ['READY'], [0], 0, ['create', *ROUND]),
@@ -264,6 +277,7 @@ ROUND = ['scp', 'install', 'run']
 ])
 def test_tpu_all_survives_preemption(world, states, nodes, statuses, done, expected):
   world.answer(gcloud={
+      'storage ls': [bucket(steps) for steps in range(9)],  # each start saved something
       'queued-resources list': [f'rim\t{s}\n' if s else '' for s in states],
       'tpu-vm list': [f'rim\t{s}\n' for s in nodes], 'main': statuses})
   ended = world.launch('tpu_vm', 'all', *TPU, '--tries=3', '--', *MAIN)

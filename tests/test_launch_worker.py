@@ -43,6 +43,7 @@ def worker(world, *argv, start=subprocess.run, **options):
 def test_the_worker_starts_again_what_resumes(world, statuses, tries, done, starts):
   python = world.path / 'home/latent_reasoning/.venv/bin'
   (python / 'answers').write_text(json.dumps([['python', statuses]]))
+  (python / 'saves').write_text('runs/rim')
   command = ('.venv/bin/python', '-m', 'latent_reasoning.main', *NASTY)
   ended = worker(world, 'run', 'train', str(tries), *command, timeout=60)
   assert ended.returncode == done, ended.stderr
@@ -126,7 +127,8 @@ def test_the_worker_installs(world):
   assert worker(world, 'install', 'tpu,hf').returncode == 0
   assert world.calls() == [
       ['uv', 'venv', '--python', '3.12', '--allow-existing', '.venv'],
-      ['uv', 'pip', 'install', '--python', '.venv', '-e', '.[tpu,hf]']]
+      ['uv', 'pip', 'install', '--python', '.venv', '-c', 'launch/constraints.txt', '-e',
+       '.[tpu,hf]']]
 
 
 def slurm_job(world, statuses, **environ):
@@ -140,8 +142,9 @@ def slurm_job(world, statuses, **environ):
   copy = world.path / 'slurm_script'  # Slurm runs a copy, in the folder of the submission
   shutil.copy(ROOT / submitted[script], copy)
   world.forget()
-  return subprocess.run(['bash', copy, *submitted[script + 1:]], cwd=ROOT, check=False,
-                        env=world.environ(SLURM_JOB_ID='7', **environ), timeout=60)
+  return subprocess.run(['bash', copy, *submitted[script + 1:]], check=False,
+                        cwd=world.path / 'home/latent_reasoning', timeout=60,
+                        env=world.environ(SLURM_JOB_ID='7', **environ))
 
 
 @pytest.mark.parametrize('status, restarts, requeued', [

@@ -366,7 +366,7 @@ def test_sequence(tmp_path, monkeypatch, capsys, whole):
 def test_runs_of_a_comparison_are_alone(tmp_path, monkeypatch, mode):
   """The user's overrides reach every run, but those of the comparison do not."""
   started = []
-  monkeypatch.setattr(sweep, 'run', lambda config, flags, place: started.append(
+  monkeypatch.setattr(sweep, 'run', lambda config, flags, place, share: started.append(
       (config.runs, config.seeds, flags)) or 0)
   monkeypatch.setattr(sys, 'argv', ['main'])
   assert call(f'--config={CONFIG}', *TINY, "--config.sweep.runs=('a method=rim',)",

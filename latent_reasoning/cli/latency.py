@@ -14,13 +14,13 @@ from latent_reasoning.eval.latency import Subject, in_turn, lengths
 from latent_reasoning.train import profiler, workdir
 
 
-def subject(path: pathlib.Path, name: str) -> Subject:
+def subject(path: str, name: str) -> Subject:
   """A finished run as one to be timed, by what its folder holds.
 
   Raises:
     InputError: it has no checkpoint or no results.
   """
-  run = experiment.reopen(path)
+  run = experiment.reopen(path)  # a folder, or in a bucket
   config = run.config
   results = workdir.read_object(run.workdir.results)
   if not results or not isinstance(results.get('tokens'), dict):
@@ -42,12 +42,15 @@ def subject(path: pathlib.Path, name: str) -> Subject:
 
 
 def main(arguments: Sequence[str]) -> int:
-  paths = [pathlib.Path(a) for a in arguments if not a.startswith('--out=')]
+  paths = [a for a in arguments if not a.startswith('--out=')]
   out = next((a.partition('=')[2] for a in arguments if a.startswith('--out=')), '')
   try:
     if not paths or not out:
       raise InputError('usage: python -m latent_reasoning.cli.latency RUN… --out=FILE')
-    subjects = [subject(p, p.resolve().name.rpartition('-')[0] or p.name) for p in paths]
+    names = [p.rpartition('/')[2] if '://' in p else pathlib.Path(p).resolve().name
+             for p in paths]
+    subjects = [subject(path, name.rpartition('-')[0] or name)
+                for path, name in zip(paths, names, strict=True)]
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

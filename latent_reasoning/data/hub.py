@@ -1,12 +1,51 @@
-"""Training data and evaluation sets from the Hugging Face hub, by its optional library."""
+"""Data sets and weights from the Hugging Face hub, by its optional libraries.
 
+Of several processes one asks it. Rows of data go from there to the others; weights are read
+from the cache of the machine, and where another machine's has none, one process downloads the
+same commit there.
+"""
+
+import contextlib
 import dataclasses
-from typing import Any
+import fcntl
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from latent_reasoning.config import DataConfig
 from latent_reasoning.data import formats
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
+
+T = TypeVar('T')
+
+
+class Shared:
+  """What the hub said to the first of several processes, for the others
+  (parallel.multihost.primary_first).
+
+  Attributes:
+    values: by question, as JSON may hold it; None: this process asks for itself.
+    first: whether this process is the one that asks.
+  """
+  values: dict[str, Any] | None = None
+  first = True
+
+
+shared = Shared()
+
+
+def ask_once(question: str, ask: Callable[[], T]) -> T:
+  """What `ask` returns, or what it returned in the first of several processes."""
+  if shared.values is None:
+    return ask()
+  if shared.first:
+    shared.values[question] = ask()
+  return shared.values[question] if question in shared.values else ask()
+
 
 # Name: (repository, its configuration or None).
 REPOSITORIES = {'gsm8k': ('openai/gsm8k', 'main'), 'gsm8k_aug': ('whynlp/gsm8k-aug', None)}
@@ -77,6 +116,15 @@ def read_set(name: str, config: DataConfig) -> tuple[list[Example], dict]:
 
 def rows(repository: str, name: str | None, config: DataConfig, local: str,
          **options: Any) -> dict[str, Any]:
+  """As `ask`, of several processes by one."""
+  def listed():
+    found = ask(repository, name, config, local, **options)
+    return found if shared.values is None else {s: list(found[s]) for s in found}
+  return ask_once(json.dumps([repository, name, options]), listed)
+
+
+def ask(repository: str, name: str | None, config: DataConfig, local: str,
+        **options: Any) -> dict[str, Any]:
   """Returns {'train' | 'valid' | 'test': rows} of the splits that there are.
 
   Args:
@@ -107,3 +155,49 @@ def rows(repository: str, name: str | None, config: DataConfig, local: str,
         '--config.data.cache_dir=…; 3. use the embedded data with '
         '--config=configs/rim_arithmetic.py') from e
   return {SPLITS[split]: data[split] for split in data if split in SPLITS}
+
+
+_snapshots: dict[str, pathlib.Path] = {}  # of this process: one repository is one commit
+
+
+def snapshot(repository: str, **options: Any) -> pathlib.Path:
+  """The folder of a repository's files, downloaded or found in the cache.
+
+  Args:
+    repository: of the hub.
+    **options: of `huggingface_hub.snapshot_download`.
+
+  Raises:
+    ImportError: there is no such library; and whatever it raises.
+  """
+  found = _snapshots.get(repository)
+  if found is None or not found.is_dir():
+    _snapshots.pop(repository, None)
+    import huggingface_hub  # only who asks the hub needs it
+    def download(**more):
+      return pathlib.Path(huggingface_hub.snapshot_download(repository, **options, **more))
+    def ask():
+      _snapshots[repository] = place = download()
+      commit = place.name if place.parent.name == 'snapshots' else None
+      return [commit, sorted(file.name for file in place.iterdir())]
+    commit, names = ask_once(f'snapshot {repository}', ask)
+    if repository not in _snapshots:
+      _snapshots[repository] = _same(download, commit, names)
+  return _snapshots[repository]
+
+
+def _same(download: Callable[..., pathlib.Path], commit: str | None,
+          names: list[str]) -> pathlib.Path:
+  """The commit that the first process has: from this machine's cache, else by one of its
+  processes from the hub."""
+  lock = pathlib.Path(tempfile.gettempdir()) / f'latent_reasoning-hub-{os.getuid()}.lock'
+  with lock.open('a') as held:
+    with contextlib.suppress(OSError):  # no locks here: each asks for itself
+      fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+      place = download(revision=commit, local_files_only=True)
+      if all((place / name).exists() for name in names):
+        return place
+    except Exception:  # noqa: BLE001, S110 versions of the library differ in what they raise
+      pass
+    return download(revision=commit)

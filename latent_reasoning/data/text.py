@@ -38,9 +38,10 @@ def load(config: DataConfig) -> Text:
                      f'of {tuple(REPOSITORIES)}')
   else:
     repository, name, most = REPOSITORIES[config.name]
-    splits = {k: _join(rows, most) for k, rows in hub.rows(
-        repository, name, config, '--config.data.path=FILE',
-        **({'streaming': True} if most else {})).items()}
+    splits = hub.ask_once(f'text {repository}', lambda: {
+        k: _join(rows, most) for k, rows in hub.ask(
+            repository, name, config, '--config.data.path=FILE',
+            **({'streaming': True} if most else {})).items()})
     if 'train' not in splits:
       raise InputError(f'{repository} has the splits {sorted(splits)}; expected train')
     train, valid = ((splits['train'], splits['valid']) if splits.get('valid')

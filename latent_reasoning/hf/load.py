@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
+from latent_reasoning.data import hub
 from latent_reasoning.errors import InputError, local_path
 from latent_reasoning.hf.families import BUFFERS, find, model_config, names
 
@@ -42,17 +43,15 @@ def directory(init_from: str) -> pathlib.Path:
                      "expected one with config.json and *.safetensors, or a hub id such as "
                      "'openai-community/gpt2'")
   try:
-    import huggingface_hub  # only who asks the hub needs it
-  except ImportError:
-    raise InputError(f'config.model.init_from {init_from!r} is no directory here, and the hub '
-                     "needs a library: pip install -e '.[hf]'") from None
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(
+    return hub.snapshot(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
                                    'tokenizer*.json', 'tokenizer.model', 'vocab.json',
                                    'merges.txt', 'special_tokens_map.json',
                                    'chat_template.jinja'],
-        ignore_patterns=['consolidated*', '*/*']))  # the same weights in another format
+        ignore_patterns=['consolidated*', '*/*'])  # the same weights in another format
+  except ImportError:
+    raise InputError(f'config.model.init_from {init_from!r} is no directory here, and the hub '
+                     "needs a library: pip install -e '.[hf]'") from None
   except Exception as error:
     why = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if 'ConnectError' in why or 'Name or service' in why or 'connection' in why.lower():

@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -65,6 +66,46 @@ def count() -> int:
   return _place[1]
 
 
+def index() -> int:
+  return _place[0]
+
+
+def stand_for(process: int | None, processes: int | None) -> int:
+  """Takes the place of the process that this one will start in its stead, without joining
+  the others: it does what only one may do if that one would.
+
+  Args:
+    process, processes: index and number, where they were given; None: as Slurm or Cloud TPU
+      say.
+
+  Returns:
+    how many there will be.
+  """
+  if process is None:
+    process = int(_declared(('SLURM_PROCID', 'TPU_WORKER_ID'), 'agent-worker-number', '0'))
+    processes = len(_declared(('TPU_WORKER_HOSTNAMES',), 'worker-network-endpoints',
+                              '1').split(','))
+    processes = int(os.environ.get('SLURM_STEP_NUM_TASKS', processes))
+  _place[0] = process
+  return processes
+
+
+def _declared(names: tuple[str, ...], attribute: str, default: str) -> str:
+  """The first of some variables, or an attribute of Google's metadata server."""
+  if found := next((os.environ[n] for n in names if n in os.environ), ''):
+    return found
+  if any(name.startswith('SLURM_') for name in os.environ):
+    return default
+  request = urllib.request.Request(
+      f'http://metadata.google.internal/computeMetadata/v1/instance/attributes/{attribute}',
+      headers={'Metadata-Flavor': 'Google'})
+  try:
+    with urllib.request.urlopen(request, timeout=5) as answer:
+      return answer.read().decode()
+  except OSError:  # not on Google's machines
+    return default
+
+
 def is_primary() -> bool:
   """Whether this process writes what only one may write."""
   return _place[0] == 0
@@ -90,8 +131,13 @@ def all_processes(true: bool) -> bool:
   return bool(np.all(utils.process_allgather(np.int32(true))))
 
 
-def primary_first(make: Callable[[], T]) -> T:
+def primary_first(make: Callable[[], T], shared: Any = None) -> T:
   """What `make` returns, in process 0 before it is called in the others.
+
+  Args:
+    make: what is done.
+    shared: where `make` keeps in process 0 what the others need not find out again
+      (`values`, `first`; data.hub.Shared).
 
   Raises:
     InputError: in all of them, where it does in process 0.
@@ -99,14 +145,22 @@ def primary_first(make: Callable[[], T]) -> T:
   if count() == 1:
     return make()
   found, reason = None, ''
-  if is_primary():
-    try:
-      found = make()
-    except InputError as error:
-      reason = str(error)
-  if reason := broadcast(reason):
-    raise InputError(reason)
-  return found if is_primary() else make()
+  if shared:
+    shared.values, shared.first = {}, is_primary()
+  try:
+    if is_primary():
+      try:
+        found = make()
+      except InputError as error:
+        reason = str(error)
+    if reason := broadcast(reason):
+      raise InputError(reason)
+    if shared:
+      shared.values = broadcast(shared.values)
+    return found if is_primary() else make()
+  finally:
+    if shared:
+      shared.values, shared.first = None, True
 
 
 def fetch(array: Any) -> np.ndarray:
