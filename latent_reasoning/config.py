@@ -294,6 +294,9 @@ class TrainConfig:
   save_every: int = key(500, 'steps between checkpoints; 0: at the end only')
   max_to_keep: int = key(3, 'newest checkpoints kept, beside the best', 1)
   restart: bool = key(False, 'begin again where checkpoints were and none is sound')
+  extend: tuple[int, ...] = key(
+      (), 'steps added to the last stage, also of a run that is there; an entry each time. A '
+      'cosine learning rate warms up and falls over them once more, a constant one stays', 1)
   max_loss: float = key(0.0, 'a loss above this stops the run; 0: 3 ln(vocabulary)')
   compilation_cache: str = key(
       '~/.cache/latent_reasoning', "directory of compiled programs; '': none")

@@ -342,7 +342,8 @@ def build(config: Config, workdir: Workdir) -> Experiment:
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
   batches = batching.Batches(config, method, train, tokenizer,
-                             curriculum.build(config.optim, len(train), parts),
+                             curriculum.build(config.optim, len(train), parts,
+                                              config.train.extend),
                              decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
                    {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
@@ -397,7 +398,7 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
   tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
   ids = language_modeling.encode(found, tokenizer)
   crops = max(len(ids.train) // config.data.seq_len, config.optim.batch_size)  # an epoch
-  length = curriculum.build(config.optim, crops)
+  length = curriculum.build(config.optim, crops, extend=config.train.extend)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Experiment(config, workdir, ids, tokenizer, batches, {})
 
