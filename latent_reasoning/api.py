@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +21,10 @@ from latent_reasoning.cli import allocator, block_commands, commands, evaluation
 from latent_reasoning.config import Config
 from latent_reasoning.data import questions
 from latent_reasoning.data.example import Example
-from latent_reasoning.errors import InputError, nearest
+from latent_reasoning.errors import InputError, ensure, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
+from latent_reasoning.hf import native
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
 
@@ -99,8 +101,21 @@ class Experiment(experiment.Experiment):
       object.__setattr__(self, name, value)
 
   @classmethod
-  def load(cls, path: str | pathlib.Path) -> 'Experiment':
-    """The experiment that a folder holds."""
+  def load(cls, path: str | pathlib.Path,
+           workdir: str | pathlib.Path | None = None) -> 'Experiment':
+    """The experiment that a folder holds; or one that has the weights of an export
+    (`export('native')`), here or on the hub, in a folder of its own.
+
+    Args:
+      path: of the folder, or a hub id.
+      workdir: of the files of an export's experiment; None: runs/<name>.
+    """
+    if (source := _exported(path)) is not None:
+      config = source.config.replace(**{'model.init_from': str(path)})
+      parts = [p for p in source.path.absolute().parts if p not in ('export', 'native')]
+      return cls(config, workdir or pathlib.Path('runs') / f'{parts[-1]}-loaded')
+    ensure(workdir is None, f'{path} holds no export, which workdir= is for; expected one of '
+           "export('native')")
     found = experiment.reopen(path)
     return cls(found.config, found.workdir, **_parts(found))
 
@@ -124,8 +139,6 @@ class Experiment(experiment.Experiment):
 
   @functools.cached_property
   def _predictor(self):
-    if self.config.model.init_from and not self.restore():  # another run's export, say
-      return self.predictor(self.init().params)
     return self.predictor(evaluation.restored(self).state.params)
 
   @functools.cached_property
@@ -209,9 +222,10 @@ class Experiment(experiment.Experiment):
     return Result(found, lambda: report.verbalized(found))
 
   def export(self, kind: str = 'hf') -> pathlib.Path:
-    """Writes a directory that transformers ('hf') or PEFT ('peft') loads."""
-    if kind not in ('hf', 'peft'):
-      raise InputError(f"an export is 'hf' or 'peft'; found {kind!r}")
+    """Writes a directory that transformers ('hf'), PEFT ('peft') or `Experiment.load`
+    ('native') loads."""
+    if kind not in ('hf', 'peft', 'native'):
+      raise InputError(f"an export is 'hf', 'peft' or 'native'; found {kind!r}")
     return commands.exported(self, kind)
 
   def __repr__(self) -> str:
@@ -220,6 +234,18 @@ class Experiment(experiment.Experiment):
 
   def _repr_html_(self) -> str:
     return Result({}, self.__repr__)._repr_html_()
+
+
+def _exported(path: str | pathlib.Path) -> native.Source | None:
+  """The export at a path or hub id, where it is one of this package's own format."""
+  here = pathlib.Path(path).expanduser()
+  if here.is_dir() and not (here / 'config.json').is_file():
+    return None  # `reopen` says so
+  if not here.is_dir() and (here.exists() or not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path))
+                            or here.parent.is_dir()):
+    return None
+  found = native.find(str(path))
+  return found if found and found.kind == 'native' else None
 
 
 def _parts(opened: experiment.Experiment) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
 from latent_reasoning.eval.evaluator import Predictor, evaluate
-from latent_reasoning.hf import load as pretrained
+from latent_reasoning.hf import init_from as pretrained
 from latent_reasoning.models import attention, imm, lora, memory_policies, reasoning_decoder
 from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import multihost, sharding
@@ -121,11 +121,16 @@ class Experiment:
     placed = self.placed(like)
     if not self.config.model.init_from:
       return jax.jit(lambda: self.fresh(stage), out_shardings=placed)()
-    params = pretrained.load(
-        self.config.model, like.params, self.tokenizer.known,
-        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params,
+    return self.begin(self.pretrained_params(), stage or self.curriculum.at(0).stage, placed)
+
+  def pretrained_params(self) -> dict[str, Any]:
+    """The parameters of config.model.init_from."""
+    like = jax.eval_shape(self.fresh)
+    placed = self.placed(like)
+    return pretrained.load(
+        self.config, like.params, self.tokenizer,
+        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh().params,
         placed and placed.params)
-    return self.begin(params, stage or self.curriculum.at(0).stage, placed)
 
   def begin(self, params, stage: int,
             placed: step_lib.TrainState | None = None) -> step_lib.TrainState:
