@@ -151,13 +151,15 @@ class Experiment(experiment.Experiment):
     Raises:
       InputError: an empty question, or one longer than the model's positions.
     """
-    if not isinstance(question, str):
-      return [self.answer(one) for one in question]
-    question = self._questions.normalise(question)
-    if found := self._questions.unlike(question):
-      warnings.warn(found, stacklevel=2)
-    texts = commands.answers(self._predictor, question)
-    return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
+    asked = [self._questions.normalise(one) for one in (
+        [question] if isinstance(question, str) else question)]
+    for one in asked:
+      if found := self._questions.unlike(one):
+        warnings.warn(found, stacklevel=2)
+      commands.check_fits(self._predictor, one)
+    answers = [Answer(one, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
+               for one, texts in zip(asked, self._predictor.texts(asked), strict=True)]
+    return answers[0] if isinstance(question, str) else answers
 
   def block_states(self, problems: str | Sequence[str | Example] = 'test'
                    ) -> block_states.BlockActivations:
