@@ -34,8 +34,11 @@ def restored(run: Experiment) -> Restored:
     InputError: there is neither.
   """
   found = run.restore()
-  begun = run.workdir.metrics.exists() or run.workdir.lost_checkpoints()
-  if found is None and run.config.model.init_from and not begun:
+  lost = run.workdir.lost_checkpoints()
+  if found is None and lost:
+    raise InputError(f'{lost}, and none can be read in {run.workdir.checkpoints}; bring one '
+                     'back, with its seal (checkpoints.seals/)')
+  if found is None and run.config.model.init_from and not run.workdir.metrics.exists():
     return _untrained(run)
   if found is None:
     raise InputError(f'there is no checkpoint in {run.workdir.checkpoints}; train first '

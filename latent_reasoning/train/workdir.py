@@ -23,7 +23,7 @@ from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.parallel import multihost
-from latent_reasoning.train import resume
+from latent_reasoning.train import copied, resume
 
 # Keys that may differ from the trained run where nothing is trained (else: train.resume).
 FREE = (*resume.HASHED, 'mesh.', 'eval.', 'train.', 'data.limit', 'data.on_error',
@@ -79,8 +79,15 @@ class Workdir:
       return f'checkpoints of this run were set aside in {aside}'
     if seals.exists() and any(f.name.endswith('.json') for f in seals.iterdir()):
       return f'this run had checkpoints (by {seals})'
+    logged = copied.logged(self.metrics)
     if not place.exists() and self.metrics.exists() and self.metrics.stat().st_size:
       return f'{self.metrics} says that steps were done'
+    train = (read_object(self.config) or {}).get('train') or {}
+    due = copied.saved_by(train.get('save_every', 0), train.get('eval_every', 0))
+    if logged > due:  # before, a run may have been killed without any
+      beside = copied.left(place)
+      return f'{self.metrics} says that {logged:,} steps were done' + (
+          f', and {beside}' if beside else '')
     return ''
 
   @contextlib.contextmanager
