@@ -113,7 +113,9 @@ class Experiment(experiment.Experiment):
     if (source := _exported(path)) is not None:
       config = source.config.replace(**{'model.init_from': str(path)})
       parts = [p for p in source.path.absolute().parts if p not in ('export', 'native')]
-      return cls(config, workdir or pathlib.Path('runs') / f'{parts[-1]}-loaded')
+      found = experiment.open_run(
+          config, workdir or pathlib.Path('runs') / f'{parts[-1]}-loaded', asking=True)
+      return cls(found.config, found.workdir, **_parts(found))
     ensure(workdir is None, f'{path} holds no export, which workdir= is for; expected one of '
            "export('native')")
     found = experiment.reopen(path)
@@ -143,7 +145,7 @@ class Experiment(experiment.Experiment):
 
   @functools.cached_property
   def _questions(self):
-    return questions.TrainingQuestions(self.splits.train, self.tokenizer)
+    return questions.of(self.splits, self.tokenizer)
 
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
     """Answers a question, or each of several; warns of one unlike those of training.

@@ -69,8 +69,14 @@ class Experiment:
   @property
   def test(self) -> list[Example]:
     """The test problems that are scored."""
+    self.require_data()
     count = self.config.eval.test_problems or len(self.splits.test)
     return self.splits.test[:count]
+
+  def require_data(self) -> None:
+    """Raises InputError where the data could not be loaded, and nothing but asking needs it."""
+    if found := getattr(self.splits, 'report', {}).get('absent'):
+      raise InputError(found)
 
   @property
   def trains(self) -> str:
@@ -275,7 +281,8 @@ def start_of(config: Config) -> str:
 _memory_usage = jax.jit(imm.usage, static_argnums=0)
 
 
-def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Experiment:
+def open_run(config: Config, path: str | pathlib.Path, training: bool = True,
+             asking: bool = False) -> Experiment:
   """The run of a configuration in a folder, new or begun.
 
   Compiled programs are kept where train.compilation_cache says, from then on in the whole
@@ -285,6 +292,7 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
     config: as `config_loading` makes it.
     path: of the folder.
     training: as `train.workdir.open_workdir`.
+    asking: as `build`.
 
   Raises:
     InputError: from weights, folder or data.
@@ -292,7 +300,7 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   config = pretrained.resolve(config)
   _keep_programs(config)
   place = multihost.primary_first(lambda: open_workdir(path, config, training))
-  return multihost.primary_first(lambda: build(config, place))
+  return multihost.primary_first(lambda: build(config, place, asking))
 
 
 def _keep_programs(config: Config) -> None:
@@ -321,8 +329,12 @@ def reopen(path: str | pathlib.Path) -> Experiment:
   return build(config, place)
 
 
-def build(config: Config, workdir: Workdir) -> Experiment:
+def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   """Loads data, tokenizer and curriculum.
+
+  Args:
+    asking: whether weights that nothing was trained of here are to answer questions, for
+      which data may be missing: that is said, and refused where it is needed.
 
   Raises:
     InputError: from any of them, or because they do not fit together or the devices.
@@ -338,7 +350,9 @@ def build(config: Config, workdir: Workdir) -> Experiment:
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
                      'nor a reasoning decoder reads; expected config.imm.write_policy and '
                      "config.reasoning_decoder.source ''")
-  splits = data.load(config.data, config.seed)
+  asking = asking and bool(config.model.init_from) and not workdir.metrics.exists()
+  load = data.load_or_stand_in if asking else data.load
+  splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
   train = check(config, splits.train, tokenizer)
@@ -351,12 +365,13 @@ def build(config: Config, workdir: Workdir) -> Experiment:
                                               config.train.extend),
                              decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
-                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
+                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets
+                    if 'absent' not in splits.report})
   # What evaluation lacks shows here, not after the training.
   for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
                                                    run.sets.values())):
     answer_matching.library(rule)
-  if config.eval.checkpoint_selection == 'paper':
+  if config.eval.checkpoint_selection == 'paper' and not asking:
     checkpoint_selection.check(len(run.test))
   return run
 

@@ -358,7 +358,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there
       multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
-    built = experiment.open_run(config, path, training)
+    built = experiment.open_run(config, path, training, args.mode == 'generate')
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import huggingface_hub
 import jax
@@ -110,3 +111,20 @@ def test_load_of_others(source, tmp_path):
   for path in (tmp_path, tmp_path / 'none', tmp_path / 'a/b'):
     with pytest.raises(InputError, match='no config.json|holds no|no directory'):
       api.Experiment.load(path)
+
+
+def test_shared_without_its_data(source, tmp_path, capsys):
+  """Where the data of the training are not, it can be asked, and nothing else."""
+  shutil.copytree(source / 'export', tmp_path / 'export')
+  values = json.loads((tmp_path / 'export/config.json').read_text())
+  values['config']['data'].update(name='files', dir='/nowhere')
+  (tmp_path / 'export/config.json').write_text(json.dumps(values))
+  loaded = api.Experiment.load(tmp_path / 'export', tmp_path / 'asked')
+  assert 'no data to compare questions with' in capsys.readouterr().err
+  expected = api.Experiment.load(source / 'export', tmp_path / 'other').answer('1+2-3')
+  assert loaded.answer('1+2-3') == expected
+  for what in (loaded.evaluate, loaded.train, loaded.analyze):
+    with pytest.raises(InputError, match='nowhere|blocks'):
+      what()
+  with pytest.raises(InputError, match='/nowhere'):
+    api.Experiment(loaded.config, tmp_path / 'new')

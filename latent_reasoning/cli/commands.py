@@ -100,7 +100,7 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   else:
     answer = functools.partial(say or reply, run.predictor(params))
 
-  known = questions.TrainingQuestions(run.splits.train, run.tokenizer)
+  known = questions.of(run.splits, run.tokenizer)
 
   def ask(line):
     if not run.batches.method.is_text:

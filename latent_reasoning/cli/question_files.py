@@ -104,7 +104,7 @@ def _texts(run: Experiment, path: pathlib.Path, rows: dict[int, dict[str, Any]]
     say = functools.partial(language_modeling.generate, run.config, run.model(), params,
                             run.tokenizer)
     return ([say(row['question'], run.config.eval.max_new_tokens)] for row in rows.values())
-  known, predictor = (questions_lib.TrainingQuestions(run.splits.train, run.tokenizer),
+  known, predictor = (questions_lib.of(run.splits, run.tokenizer),
                       run.predictor(params))
   asked, unlike = [], []
   for number, row in rows.items():

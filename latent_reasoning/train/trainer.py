@@ -125,6 +125,7 @@ def train(run: 'Experiment') -> TrainState:
 
 def _train(run: 'Experiment') -> TrainState:
   config, curriculum = run.config, run.curriculum
+  run.require_data()
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
       f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
