@@ -41,9 +41,11 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes; it may be in a bucket (gs://…). A run that is there
-is opened by --workdir alone. --help_config prints every key with its value and meaning, and
---config=FILE --help what a file trains and its variants.
+results.json. Starting again in it resumes, also with other keys where they change no number
+(config.mesh, model.remat, optim.grad_accum_steps, intervals; kept in history.jsonl), and with
+--config.train.extend=N for more steps of the last stage; it may be in a bucket (gs://…). A run
+that is there is opened by --workdir alone. --help_config prints every key with its value and
+meaning, and --config=FILE --help what a file trains and its variants.
 
 eval and generate need no training where --config.model.init_from names weights, of the hub,
 of another run or of an export, and --workdir a new folder; those of --format=native bring

@@ -39,8 +39,8 @@ def directory(init_from: str) -> pathlib.Path:
     return path
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', init_from) or init_from.startswith('.'):
     raise InputError(f'config.model.init_from is {init_from!r}, which is no directory here; '
-                     "expected one with config.json and *.safetensors, or a hub id such as "
-                     "'openai-community/gpt2'")
+                     'expected one with config.json and *.safetensors, the workdir of a run, '
+                     "or a hub id such as 'openai-community/gpt2'")
   try:
     import huggingface_hub  # only who asks the hub needs it
   except ImportError:

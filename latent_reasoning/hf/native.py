@@ -177,11 +177,7 @@ def find(init_from: str) -> Source | None:
   Raises:
     InputError: there is nothing, or it is of another version or program.
   """
-  place = None
-  if '://' in init_from and (epath.Path(init_from) / 'checkpoints').exists():
-    place = workdir.locate(init_from)
-    place.path.mkdir(parents=True, exist_ok=True)
-    place.pull()
+  place = _in_bucket(init_from) if '://' in init_from else None
   path = place.path if place else pretrained.directory(init_from)
   if (path / 'adapter_config.json').is_file():
     return _adapter(path)
@@ -196,6 +192,19 @@ def find(init_from: str) -> Source | None:
     place = place or workdir.Workdir(path.absolute())
     return Source(path, 'run', _config(found, path), checkpoints=place.checkpoints)
   return None
+
+
+def _in_bucket(address: str) -> workdir.Workdir | None:
+  """The run at an address, its small files fetched; None: there are no checkpoints."""
+  try:
+    place = workdir.locate(address)
+    if not place.checkpoints.exists():
+      return None
+    place.path.mkdir(parents=True, exist_ok=True)
+    place.pull()
+  except (OSError, ImportError, ValueError) as error:
+    raise InputError(f'config.model.init_from {address!r} cannot be read: {error}') from None
+  return place
 
 
 def _config(found: Any, path: pathlib.Path) -> Config:

@@ -15,7 +15,8 @@ from latent_reasoning import api
 from latent_reasoning.errors import InputError
 from latent_reasoning.hf import export, init_from, native
 from latent_reasoning.models import lora
-from latent_reasoning.train import saved
+from latent_reasoning.planning import estimate
+from latent_reasoning.train import saved, trainer
 from latent_reasoning.train.train_step import TrainState
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -146,7 +147,6 @@ def test_answers_are_the_sources(source, begun, method, tmp_path):
 @pytest.mark.integration
 def test_coconut_trains_from_a_chain_of_thought(source, begun):
   """The first step's loss is that of the source's weights, and the run goes on by itself."""
-  from latent_reasoning.train import trainer
   run, _ = source(method='cot')
   new = begun(run.workdir.path, method='coconut', **{'optim.stage1.steps': 2,
                                                      'optim.stage2.steps': 1})
@@ -192,6 +192,13 @@ def test_damage(source, begun, tmp_path):
   shutil.rmtree(run.workdir.checkpoints)
   with pytest.raises(InputError, match='no checkpoint'):
     begun(run.workdir.path).pretrained_params()
+
+
+def test_plan(source, tiny_config):
+  """A training that begins with a run is planned with its sizes."""
+  run, _ = source(**{'model.num_layers': 1})
+  config, known = estimate.resolve(tiny_config(**{'model.init_from': str(run.workdir.path)}))
+  assert (config.model.num_layers, known) == (1, run.tokenizer.size)
 
 
 def test_untrained_tokens(source, begun):
