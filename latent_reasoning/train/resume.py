@@ -51,7 +51,8 @@ def refusal(what: str, refused: Sequence[str], old: dict[str, Any], new: dict[st
   """The error that names the keys, and the one that lifts it where there is one."""
   listed = '\n  '.join(refused)
   more = _more_steps(old, new)
-  lifted = (f'. More steps of the last stage are had with --config.train.extend={more}, and '
+  extend = ','.join(map(str, [*old.get('train', {}).get('extend', ()), more]))
+  lifted = (f'. More steps of the last stage are had with --config.train.extend={extend}, and '
             'its own as they were') if more else ''
   return InputError(
       f'{what} of another configuration; these keys differ (there -> here):\n  {listed}\n'

@@ -93,6 +93,13 @@ def test_the_key_that_lifts_it(steps, more):
   assert more or 'extend' not in text
 
 
+def test_extended_once_more():
+  """What a run was extended by stands before what is asked for now."""
+  old = Config().replace(**{'optim.stage2.steps': 8, 'train.extend': (5,)})
+  new = plain(old.replace(**{'optim.stage2.steps': 12}))
+  assert 'train.extend=5,4,' in str(resume.refusal('x', [], plain(old), new))
+
+
 def test_one_stage():
   """The last stage is the first one where there is no second."""
   old = Config().replace(**{'optim.stage1.steps': 5, 'optim.stage2.steps': 0})
