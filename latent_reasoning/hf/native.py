@@ -177,7 +177,8 @@ def find(init_from: str) -> Source | None:
   Raises:
     InputError: there is nothing, or it is of another version or program.
   """
-  place = _in_bucket(init_from) if '://' in init_from else None
+  remote = '://' in init_from and not init_from.startswith('file://')
+  place = _in_bucket(init_from) if remote else None
   path = place.path if place else pretrained.directory(init_from)
   if (path / 'adapter_config.json').is_file():
     return _adapter(path)
@@ -202,8 +203,9 @@ def _in_bucket(address: str) -> workdir.Workdir | None:
       return None
     place.path.mkdir(parents=True, exist_ok=True)
     place.pull()
-  except (OSError, ImportError, ValueError) as error:
-    raise InputError(f'config.model.init_from {address!r} cannot be read: {error}') from None
+  except (OSError, ImportError, ValueError, KeyError) as error:
+    raise InputError(f'config.model.init_from {address!r} cannot be read: {error}; expected a '
+                     "folder, a hub id, or a run's address (gs://…)") from None
   return place
 
 

@@ -194,6 +194,12 @@ def test_damage(source, begun, tmp_path):
     begun(run.workdir.path).pretrained_params()
 
 
+@pytest.mark.parametrize('address', ['nowhere://x/run', 'file:///tmp/x', 's3://a b/run'])
+def test_addresses_that_are_none(address):
+  with pytest.raises(InputError, match='config.model.init_from .*address|cannot be read'):
+    native.find(address)
+
+
 def test_plan(source, tiny_config):
   """A training that begins with a run is planned with its sizes."""
   run, _ = source(**{'model.num_layers': 1})
