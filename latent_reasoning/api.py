@@ -10,6 +10,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +21,10 @@ from latent_reasoning.cli import allocator, block_commands, commands, evaluation
 from latent_reasoning.config import Config
 from latent_reasoning.data import questions
 from latent_reasoning.data.example import Example
-from latent_reasoning.errors import InputError, nearest
+from latent_reasoning.errors import InputError, ensure, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
+from latent_reasoning.hf import native
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
 
@@ -99,8 +101,23 @@ class Experiment(experiment.Experiment):
       object.__setattr__(self, name, value)
 
   @classmethod
-  def load(cls, path: str | pathlib.Path) -> 'Experiment':
-    """The experiment that a folder holds."""
+  def load(cls, path: str | pathlib.Path,
+           workdir: str | pathlib.Path | None = None) -> 'Experiment':
+    """The experiment that a folder holds; or one that has the weights of an export
+    (`export('native')`), here or on the hub, in a folder of its own.
+
+    Args:
+      path: of the folder, or a hub id.
+      workdir: of the files of an export's experiment; None: runs/<name>.
+    """
+    if (source := _exported(path)) is not None:
+      config = source.config.replace(**{'model.init_from': str(path)})
+      parts = [p for p in source.path.absolute().parts if p not in ('export', 'native')]
+      found = experiment.open_run(
+          config, workdir or pathlib.Path('runs') / f'{parts[-1]}-loaded', asking=True)
+      return cls(found.config, found.workdir, **_parts(found))
+    ensure(workdir is None, f'{path} holds no export, which workdir= is for; expected one of '
+           "export('native')")
     found = experiment.reopen(path)
     return cls(found.config, found.workdir, **_parts(found))
 
@@ -124,13 +141,11 @@ class Experiment(experiment.Experiment):
 
   @functools.cached_property
   def _predictor(self):
-    if self.config.model.init_from and not self.restore():  # another run's export, say
-      return self.predictor(self.init().params)
     return self.predictor(evaluation.restored(self).state.params)
 
   @functools.cached_property
   def _questions(self):
-    return questions.TrainingQuestions(self.splits.train, self.tokenizer)
+    return questions.of(self.splits, self.tokenizer)
 
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
     """Answers a question, or each of several; warns of one unlike those of training.
@@ -138,13 +153,15 @@ class Experiment(experiment.Experiment):
     Raises:
       InputError: an empty question, or one longer than the model's positions.
     """
-    if not isinstance(question, str):
-      return [self.answer(one) for one in question]
-    question = self._questions.normalise(question)
-    if found := self._questions.unlike(question):
-      warnings.warn(found, stacklevel=2)
-    texts = commands.answers(self._predictor, question)
-    return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
+    asked = [self._questions.normalise(one) for one in (
+        [question] if isinstance(question, str) else question)]
+    for one in asked:
+      if found := self._questions.unlike(one):
+        warnings.warn(found, stacklevel=2)
+      commands.check_fits(self._predictor, one)
+    answers = [Answer(one, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
+               for one, texts in zip(asked, self._predictor.texts(asked), strict=True)]
+    return answers[0] if isinstance(question, str) else answers
 
   def block_states(self, problems: str | Sequence[str | Example] = 'test'
                    ) -> block_states.BlockActivations:
@@ -209,9 +226,10 @@ class Experiment(experiment.Experiment):
     return Result(found, lambda: report.verbalized(found))
 
   def export(self, kind: str = 'hf') -> pathlib.Path:
-    """Writes a directory that transformers ('hf') or PEFT ('peft') loads."""
-    if kind not in ('hf', 'peft'):
-      raise InputError(f"an export is 'hf' or 'peft'; found {kind!r}")
+    """Writes a directory that transformers ('hf'), PEFT ('peft') or `Experiment.load`
+    ('native') loads."""
+    if kind not in ('hf', 'peft', 'native'):
+      raise InputError(f"an export is 'hf', 'peft' or 'native'; found {kind!r}")
     return commands.exported(self, kind)
 
   def __repr__(self) -> str:
@@ -220,6 +238,18 @@ class Experiment(experiment.Experiment):
 
   def _repr_html_(self) -> str:
     return Result({}, self.__repr__)._repr_html_()
+
+
+def _exported(path: str | pathlib.Path) -> native.Source | None:
+  """The export at a path or hub id, where it is one of this package's own format."""
+  here = pathlib.Path(path).expanduser()
+  if here.is_dir() and not (here / 'config.json').is_file():
+    return None  # `reopen` says so
+  if not here.is_dir() and (here.exists() or not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path))
+                            or here.parent.is_dir()):
+    return None
+  found = native.find(str(path))
+  return found if found and found.kind == 'native' else None
 
 
 def _parts(opened: experiment.Experiment) -> dict[str, Any]:

@@ -141,7 +141,8 @@ class LoopConfig:
 class ModelConfig:
   """The transformer (models.transformer), and where its weights come from."""
   init_from: str = key(
-      '', "pretrained weights: a directory or hub id, which sets the sizes; '': from scratch")
+      '', 'weights to begin with, which set the sizes: a directory or hub id, of others or an '
+      "export of this package, or the workdir of another run; '': from scratch")
   num_layers: int = key(4, 'transformer blocks', 1)
   embed_dim: int = key(64, 'width of the residual stream', 1)
   num_heads: int = key(4, 'attention heads', 1)
@@ -323,6 +324,9 @@ class TrainConfig:
   save_every: int = key(500, 'steps between checkpoints; 0: at the end only')
   max_to_keep: int = key(3, 'newest checkpoints kept, beside the best', 1)
   restart: bool = key(False, 'begin again where checkpoints were and none is sound')
+  extend: tuple[int, ...] = key(
+      (), 'steps added to the last stage, also of a run that is there; an entry each time. A '
+      'cosine learning rate warms up and falls over them once more, a constant one stays', 1)
   max_loss: float = key(0.0, 'a loss above this stops the run; 0: 3 ln(vocabulary)')
   compilation_cache: str = key(
       '~/.cache/latent_reasoning', "directory of compiled programs; '': none")

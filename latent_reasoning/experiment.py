@@ -25,7 +25,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
 from latent_reasoning.eval.evaluator import Predictor, evaluate
-from latent_reasoning.hf import load as pretrained
+from latent_reasoning.hf import init_from as pretrained
 from latent_reasoning.models import (
   attention,
   imm,
@@ -76,8 +76,14 @@ class Experiment:
   @property
   def test(self) -> list[Example]:
     """The test problems that are scored."""
+    self.require_data()
     count = self.config.eval.test_problems or len(self.splits.test)
     return self.splits.test[:count]
+
+  def require_data(self) -> None:
+    """Raises InputError where the data could not be loaded, and nothing but asking needs it."""
+    if found := getattr(self.splits, 'report', {}).get('absent'):
+      raise InputError(found)
 
   @property
   def trains(self) -> str:
@@ -128,11 +134,16 @@ class Experiment:
     placed = self.placed(like)
     if not self.config.model.init_from:
       return jax.jit(lambda: self.fresh(stage), out_shardings=placed)()
-    params = pretrained.load(
-        self.config.model, like.params, self.tokenizer.known,
-        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh(stage).params,
+    return self.begin(self.pretrained_params(), stage or self.curriculum.at(0).stage, placed)
+
+  def pretrained_params(self) -> dict[str, Any]:
+    """The parameters of config.model.init_from."""
+    like = jax.eval_shape(self.fresh)
+    placed = self.placed(like)
+    return pretrained.load(
+        self.config, like.params, self.tokenizer,
+        step_lib.key(self.config.seed, step_lib.INIT), lambda: self.fresh().params,
         placed and placed.params)
-    return self.begin(params, stage or self.curriculum.at(0).stage, placed)
 
   def begin(self, params, stage: int,
             placed: step_lib.TrainState | None = None) -> step_lib.TrainState:
@@ -281,7 +292,8 @@ def start_of(config: Config) -> str:
 _memory_usage = jax.jit(imm.usage, static_argnums=0)
 
 
-def open_run(config: Config, path: str | pathlib.Path, training: bool = True) -> Experiment:
+def open_run(config: Config, path: str | pathlib.Path, training: bool = True,
+             asking: bool = False) -> Experiment:
   """The run of a configuration in a folder, new or begun.
 
   Compiled programs are kept where train.compilation_cache says, from then on in the whole
@@ -291,6 +303,7 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
     config: as `config_loading` makes it.
     path: of the folder.
     training: as `train.workdir.open_workdir`.
+    asking: as `build`.
 
   Raises:
     InputError: from weights, folder or data.
@@ -298,7 +311,7 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True) ->
   config = multihost.primary_first(lambda: pretrained.resolve(config), hub.shared)
   _keep_programs(config)
   place = multihost.primary_first(lambda: open_workdir(path, config, training))
-  return multihost.primary_first(lambda: build(config, place), hub.shared)
+  return multihost.primary_first(lambda: build(config, place, asking), hub.shared)
 
 
 def _keep_programs(config: Config) -> None:
@@ -329,8 +342,12 @@ def reopen(path: str | pathlib.Path) -> Experiment:
   return build(config, place)
 
 
-def build(config: Config, workdir: Workdir) -> Experiment:
+def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   """Loads data, tokenizer and curriculum.
+
+  Args:
+    asking: whether weights that nothing was trained of here are to answer questions, for
+      which data may be missing: that is said, and refused where it is needed.
 
   Raises:
     InputError: from any of them, or because they do not fit together or the devices.
@@ -347,7 +364,9 @@ def build(config: Config, workdir: Workdir) -> Experiment:
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
                      'nor a reasoning decoder reads; expected config.imm.write_policy and '
                      "config.reasoning_decoder.source ''")
-  splits = data.load(config.data, config.seed)
+  asking = asking and bool(config.model.init_from) and not workdir.metrics.exists()
+  load = data.load_or_stand_in if asking else data.load
+  splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
   train = check(config, splits.train, tokenizer)
@@ -356,15 +375,17 @@ def build(config: Config, workdir: Workdir) -> Experiment:
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
   batches = batching.Batches(config, method, train, tokenizer,
-                             curriculum.build(config.optim, len(train), parts),
+                             curriculum.build(config.optim, len(train), parts,
+                                              config.train.extend),
                              decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
-                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
+                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets
+                    if 'absent' not in splits.report})
   # What evaluation lacks shows here, not after the training.
   for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
                                                    run.sets.values())):
     answer_matching.library(rule)
-  if config.eval.checkpoint_selection == 'paper':
+  if config.eval.checkpoint_selection == 'paper' and not asking:
     checkpoint_selection.check(len(run.test))
   return run
 
@@ -412,7 +433,7 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
   tokenizer = tokenizers.build(config.tokenizer, lambda: [found.train], workdir.tokenizer, 0)
   ids = language_modeling.encode(found, tokenizer)
   crops = max(len(ids.train) // config.data.seq_len, config.optim.batch_size)  # an epoch
-  length = curriculum.build(config.optim, crops)
+  length = curriculum.build(config.optim, crops, extend=config.train.extend)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Experiment(config, workdir, ids, tokenizer, batches, {})
 

@@ -7,8 +7,10 @@ Modes:
   train          train (or resume), then evaluate on the test split; the default. A config
                  with sweep.runs trains them all and ends in a comparison
   eval           evaluate the workdir's checkpoint on the test split and eval.sets
-  generate       answer --question="...", or questions typed at a prompt; with --externalize
-                 (of a model trained with config.rim.externalize) also each block's step
+  generate       answer --question="...", questions typed at a prompt, or a file of them:
+                 --questions=FILE [--answers=FILE], a line {"question": "..."} each; with
+                 --externalize (of a model trained with config.rim.externalize) also each
+                 block's step
   verbalize      turn what the memory holds into text, of --question="...", or of the test
                  split with accuracy and cost; trains a small decoder for it
                  (config.reasoning_decoder)
@@ -18,8 +20,9 @@ Modes:
   check_leakage  prove by gradient that nothing attends to what it must not; exit status 1
                  if it does
   latency        time to first answer token and to the full answer, of every method
-  export         write a directory that transformers loads (--format=hf), or LoRA and new
-                 tokens as an adapter that PEFT puts on the pretrained weights (--format=peft)
+  export         write a directory that transformers loads (--format=hf); LoRA and new tokens
+                 as an adapter that PEFT puts on the pretrained weights (--format=peft); or
+                 what this package alone loads, of every method (--format=native)
   verify         check every checkpoint of the workdir; exit status 1 if one is unsound
   flops          count the training FLOPs of the configuration; trains nothing
   plan           bytes, FLOPs, collectives and time of a training step on devices that are not
@@ -42,9 +45,15 @@ Three commands to start with:
 
 A workdir (runs/<config>-<variant>-<method> unless given) holds config.json,
 metrics.jsonl, checkpoints/, events/ (TensorBoard), predictions.jsonl and
-results.json. Starting again in it resumes; it may be in a bucket (gs://…). A run that is there
-is opened by --workdir alone. --help_config prints every key with its value and meaning, and
---config=FILE --help what a file trains and its variants.
+results.json. Starting again in it resumes, also with other keys where they change no number
+(config.mesh, model.remat, optim.grad_accum_steps, intervals; kept in history.jsonl), and with
+--config.train.extend=N for more steps of the last stage; it may be in a bucket (gs://…). A run
+that is there is opened by --workdir alone. --help_config prints every key with its value and
+meaning, and --config=FILE --help what a file trains and its variants.
+
+eval and generate need no training where --config.model.init_from names weights, of the hub,
+of another run or of an export, and --workdir a new folder; those of --format=native bring
+their configuration, so that they need no --config either.
 
 Several processes train one model, where the mesh (config.mesh) spans their devices:
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
@@ -57,6 +66,7 @@ stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goe
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -87,6 +97,10 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', [*MODES, *WITHOUT_RUN], 'what to do', flag_values=values)
   flags.DEFINE_string('question', None, 'text for --mode=generate, verbalize or plot_memory',
                       flag_values=values)
+  flags.DEFINE_string('questions', None, 'of --mode=generate: a file, a line {"question": …} '
+                      'each', flag_values=values)
+  flags.DEFINE_string('answers', None, 'of --mode=generate: a new file for the answers to '
+                      '--questions', flag_values=values)
   flags.DEFINE_boolean('externalize', False, 'of --mode=generate: say the steps too',
                        flag_values=values)
   flags.DEFINE_string('target', '', 'of --mode=plan: devices whose own compiler is asked, such '
@@ -110,7 +124,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_boolean('per_gpu', False, 'of a config with sweep.runs: one run on each GPU '
                        'at once', flag_values=values)
-  flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], 'of --mode=export', flag_values=values)
+  flags.DEFINE_enum('format', 'hf', ['hf', 'peft', 'native'], 'of --mode=export',
+                    flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)
   flags.DEFINE_boolean('help_config', False, 'show every key of a configuration',
                        flag_values=values)
@@ -135,18 +150,25 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   if len(rest) > 1 and values.mode != 'report':
     raise InputError(f'unexpected argument {rest[1]!r}; flags look like --name=value')
   values.folders = [*values.folders, *rest[1:]]
-  if values.question is not None and not values['mode'].present:
+  asked = values.question, values.questions
+  if asked != (None, None) and not values['mode'].present:
     values.mode = 'generate'  # who asks a question wants its answer
   _refuse_unread(values)
   return values
 
 
 def _saved_config(argv: Sequence[str]) -> Any:
-  """The configuration of the run in --workdir, where no --config is given; None: there is
-  none, or a comparison's, whose runs are made of the file."""
-  path = flag(argv, 'workdir')
+  """The configuration of the run in --workdir, where no --config is given, or that weights of
+  this package bring; None: there is none, or a comparison's, whose runs are made of the
+  file."""
+  path, start = flag(argv, 'workdir'), flag(argv, 'config.model.init_from')
   if flag(argv, 'config') or not path or '://' in path:
     return None
+  if start and not (pathlib.Path(path).expanduser() / 'config.json').exists():
+    from latent_reasoning.hf import native
+    found = native.find(start)
+    return found and found.kind != 'peft' and ml_collections.ConfigDict(
+        dataclasses.asdict(found.config)) or None
   try:
     saved = json.loads((pathlib.Path(path).expanduser() / 'config.json').read_text('utf-8'))
     if saved['sweep']['runs']:
@@ -242,7 +264,8 @@ def plan(args, config, argv: Sequence[str]) -> int:
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
 MODES: dict[str, tuple[str, ...]] = {
     'train': ('commands.train',), 'eval': ('commands.evaluate',),
-    'generate': ('block_commands.generate', 'question', 'externalize'),
+    'generate': ('block_commands.generate', 'question', 'externalize', 'questions',
+                 'answers'),
     'verbalize': ('commands.verbalize', 'question'), 'export': ('commands.export', 'format'),
     'check_leakage': ('commands.check_leakage',),
     'plot_memory': ('commands.plot_memory', 'question'),
@@ -349,7 +372,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there
       multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
-    built = experiment.open_run(config, path, training)
+    built = experiment.open_run(config, path, training, args.mode == 'generate')
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:
@@ -373,7 +396,7 @@ def _sweep(args: flags.FlagValues, config, config_flag: str, argv: Sequence[str]
   import jax
 
   from latent_reasoning.cli import sweep, sweep_share
-  from latent_reasoning.hf import load as pretrained
+  from latent_reasoning.hf import init_from as pretrained
   from latent_reasoning.parallel import multihost
   from latent_reasoning.train import workdir
   names = ('coordinator', 'num_processes', 'process_id')

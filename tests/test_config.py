@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from latent_reasoning import config as config_lib
-from latent_reasoning.config import NOT_CAUSAL, TEXTS, difference, flatten, get
+from latent_reasoning.config import NOT_CAUSAL, TEXTS, Config, difference, flatten, get
 from latent_reasoning.config_loading import from_dict, help_text, read
 from latent_reasoning.errors import InputError
 
@@ -217,8 +217,8 @@ def test_choices(raw, key):
 
 @pytest.mark.parametrize('key', POSITIVE)
 def test_positive(raw, key):
-  """What must be at least 1 may not be 0."""
-  put(raw, key, 0)
+  """What must be at least 1 may not be 0, nor an item of it."""
+  put(raw, key, (0,) if isinstance(flatten(Config())[key], list) else 0)
   with pytest.raises(InputError, match=f'config.{key} is 0; expected at least 1'):
     check(raw)
 

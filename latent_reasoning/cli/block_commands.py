@@ -15,9 +15,9 @@ from latent_reasoning.analysis import (
   block_states,
   probing,
 )
-from latent_reasoning.cli import commands
+from latent_reasoning.cli import commands, question_files
 from latent_reasoning.cli.evaluation import environment, restored
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.methods import rim
@@ -27,8 +27,16 @@ from latent_reasoning.report.result import Result
 from latent_reasoning.train import workdir
 
 
-def generate(run: Experiment, question: str | None, externalize: bool = False) -> int:
-  """As `commands.generate`, where asked for with the step of each block."""
+def generate(run: Experiment, question: str | None, externalize: bool = False,
+             questions: str | None = None, answers: str | None = None) -> int:
+  """As `commands.generate`, where asked for with the step of each block; or a file of
+  questions."""
+  if questions is None:
+    ensure(answers is None, '--answers=FILE needs the file of --questions=FILE')
+  else:
+    ensure(question is None and not externalize, '--questions=FILE is read alone; expected no '
+           '--question and no --externalize beside it')
+    return question_files.answer(run, questions, answers)
   return commands.generate(run, question, decode_steps if externalize else None)
 
 

@@ -91,9 +91,7 @@ SAMPLE_PROMPT = '\n'
 def generate(run: Experiment, question: str | None, say: Callable | None = None) -> int:
   """Answers one question, or those typed until the end of input, as `say` does it: None is
   `reply`."""
-  if not run.config.causal:
-    raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the "
-                     'future, which does not exist while generating; expected a causal policy')
+  require_causal(run)
   params = restored(run).state.params
   if run.batches.method.is_text:
     def answer(prompt):
@@ -102,7 +100,7 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   else:
     answer = functools.partial(say or reply, run.predictor(params))
 
-  known = questions.TrainingQuestions(run.splits.train, run.tokenizer)
+  known = questions.of(run.splits, run.tokenizer)
 
   def ask(line):
     if not run.batches.method.is_text:
@@ -130,19 +128,30 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
         print(f'error: {error}', file=sys.stderr)
 
 
+def require_causal(run: Experiment) -> None:
+  """Raises InputError where a model reads what is not generated yet."""
+  if not run.config.causal:
+    raise InputError(f"config.imm.write_policy '{run.config.imm.write_policy}' reads the "
+                     'future, which does not exist while generating; expected a causal policy')
+
+
+def check_fits(predictor: Predictor, question: str) -> None:
+  """Raises InputError for an empty question, or one longer than the model's positions."""
+  config, row = predictor.config, predictor.row(question)
+  if not predictor.fits(row):
+    raise InputError(
+        f'the question takes {len(row.prefix)} positions with its blocks, and '
+        f'config.eval.max_new_tokens {config.eval.max_new_tokens} more; the model has '
+        f'{config.model.max_positions}. Ask a shorter question')
+
+
 def answers(predictor: Predictor, question: str) -> list[str]:
   """The texts of a question's readouts: after each block, the headline last.
 
   Raises:
     InputError: an empty question, or one longer than the model's positions.
   """
-  config = predictor.config
-  row = predictor.row(question)
-  if not predictor.fits(row):
-    raise InputError(
-        f'the question takes {len(row.prefix)} positions with its blocks, and '
-        f'config.eval.max_new_tokens {config.eval.max_new_tokens} more; the model has '
-        f'{config.model.max_positions}. Ask a shorter question')
+  check_fits(predictor, question)
   return next(iter(predictor.texts([question])))
 
 
@@ -170,7 +179,7 @@ def exported(run: Experiment, kind: str) -> pathlib.Path:
   results = run.workdir.results
   path = run.workdir.path / 'export' / kind
   export_lib.write(run.config, found.state.params, run.tokenizer, path,
-                   workdir.read_object(results), kind)
+                   workdir.read_object(results), kind, found.step)
   return path
 
 

@@ -22,21 +22,50 @@ from latent_reasoning.eval import checkpoint_selection
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
+from latent_reasoning.hf import init_from
 from latent_reasoning.train import flops, metrics, profiler, workdir
+from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Restored, versions
 
 
 def restored(run: Experiment) -> Restored:
-  """The run's checkpoint; raises InputError where nothing was trained."""
+  """The run's checkpoint, or where no step was trained the weights that it would begin with.
+
+  Raises:
+    InputError: there is neither.
+  """
   found = run.restore()
+  lost = run.workdir.lost_checkpoints()
+  if found is None and lost:
+    raise InputError(f'{lost}, and none can be read in {run.workdir.checkpoints}; bring one '
+                     'back, with its seal (checkpoints.seals/)')
+  if found is None and run.config.model.init_from and not run.workdir.metrics.exists():
+    return _untrained(run)
   if found is None:
     raise InputError(f'there is no checkpoint in {run.workdir.checkpoints}; train first '
-                     '(--mode=train with the same --config and --workdir; in Python .train())')
+                     '(--mode=train with the same --config and --workdir; in Python .train()), '
+                     'or give weights with --config.model.init_from=… in a new --workdir')
   stage, total = run.curriculum.at(max(0, found.step - 1)).stage, run.curriculum.total
   if run.steps_trained() < total:
     print(f'warning: training is not finished; the checkpoint is of step {found.step:,} of '
           f'{total:,}, in stage {stage}', file=sys.stderr)
   return found
+
+
+def _untrained(run: Experiment) -> Restored:
+  """The weights of config.model.init_from as they are; says so, once a process."""
+  new = init_from.untrained(run.config, run.tokenizer)
+  line = (f'{run.config.model.init_from}: nothing was trained in {run.workdir.path}; its '
+          'weights are used as they are'
+          + f", untrained new tokens: {' '.join(new)}" * bool(new))
+  if line not in _said:
+    _said.add(line)
+    print(line, file=sys.stderr)
+  state = step_lib.TrainState(np.int32(0), run.pretrained_params(), None)
+  return Restored(state, 0, {'accuracy': None})
+
+
+_said: set[str] = set()
 
 
 def environment() -> dict[str, Any]:
@@ -61,7 +90,8 @@ def commit() -> str:
 
 def scores(result: dict[str, Any]) -> str:
   """What `scored` found, as tables."""
-  step = f"checkpoint of step {result['step']} ({result['checkpoint']})"
+  step = (f"checkpoint of step {result['step']} ({result['checkpoint']})" if result['step']
+          else 'weights of config.model.init_from, not trained here')
   if 'protocol' not in result:
     return f'{report.text(result)}\n\n{step}'
   return '\n'.join([
@@ -81,13 +111,14 @@ def scored(run: Experiment) -> dict[str, Any]:
   for one, (_, loaded) in zip(sets, run.sets.values(), strict=True):
     one['data'] = loaded
   result.update(
-      step=found.step, trained_steps=run.curriculum.total, protocol='validation',
-      checkpoint=config.eval.checkpoint, blocks=run.predictor(found.state.params).blocks,
+      step=found.step, trained_steps=run.curriculum.total * bool(found.step),
+      protocol='validation', checkpoint=config.eval.checkpoint if found.step else 'init_from',
+      blocks=run.predictor(found.state.params).blocks,
       validation_accuracy=found.meta['accuracy'],
       parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
-      tokens=tokens(run, scored[0][1]), training=training(run),
+      tokens=tokens(run, scored[0][1]), training=training(run, found.step),
       data=run.splits.report, sets=sets, environment=environment())
-  if config.eval.checkpoint_selection == 'paper':
+  if config.eval.checkpoint_selection == 'paper' and found.step:
     result['paper'] = _paper(run, found.step, scored)
   disjoint = isinstance(run.splits.train, Generated)  # from its own test problems
   if config.eval.contamination and (sets or not disjoint):
@@ -152,10 +183,11 @@ def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
       'method': config.method, 'dataset': config.data.name, 'split': 'valid',
       **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
       'causal': config.causal, 'memory': config.imm.write_policy, 'seed': config.seed,
-      'step': found.step, 'trained_steps': run.curriculum.total,
-      'checkpoint': config.eval.checkpoint,
+      'step': found.step, 'trained_steps': run.curriculum.total * bool(found.step),
+      'checkpoint': config.eval.checkpoint if found.step else 'init_from',
       'parameters': sum(a.size for a in jax.tree.leaves(params)),
-      'training': training(run), 'data': run.splits.report, 'environment': environment()}
+      'training': training(run, found.step), 'data': run.splits.report,
+      'environment': environment()}
   if config.imm.write_policy:
     result['memory_zeroed'] = run.loss(params, 'valid', ablate=(*config.imm.ablate, 'read'))
   workdir.write_json(run.workdir.results, result)
@@ -182,7 +214,9 @@ def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:
   return {'mean': statistics.mean(counts), 'median': statistics.median(counts)}
 
 
-def training(run: Experiment) -> dict[str, Any]:
-  """What the training cost: seconds as logged, FLOPs as counted."""
+def training(run: Experiment, step: int) -> dict[str, Any]:
+  """What the training cost: seconds as logged, FLOPs as counted; nothing where none was."""
+  if not step:
+    return {'seconds': 0.0, 'flops': 0.0, 'stages': []}
   logged = metrics.read(run.workdir.metrics) if run.workdir.metrics.exists() else []
   return {'seconds': metrics.seconds(logged), **flops.training(run)}

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.synthetic import Generated
@@ -9,6 +10,13 @@ from latent_reasoning.data.tokenizers import Tokenizer
 
 LOOKED_AT = 20_000  # training problems at most
 UNSEEN = 1 / 3  # share of a question's tokens that is remarkable
+
+
+def of(splits: Any, tokenizer: Tokenizer) -> 'TrainingQuestions':
+  """Those of a run's splits, where there are any."""
+  absent = 'absent' in getattr(splits, 'report', {})
+  return TrainingQuestions((), tokenizer) if absent else TrainingQuestions(
+      splits.train, tokenizer)
 
 
 class TrainingQuestions:
@@ -34,6 +42,8 @@ class TrainingQuestions:
                       'little')
 
   def _difference(self, question: str) -> str:
+    if not len(self._train):
+      return ''  # nothing is known of them
     known = self._train.unlike(question) if isinstance(self._train, Generated) else None
     if known is not None:
       return known

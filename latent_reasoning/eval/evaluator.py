@@ -54,18 +54,22 @@ class Predictor:
     Greedy, or drawn at `eval.temperature` where `samples` is given. A question
     with too many positions yields None.
     """
+    # A power of two where there are few, so that one question is one row and few shapes serve
+    # all; of samples, always as many, or others would be drawn.
     size = self.config.eval.batch_size
+    if not samples:
+      size = min(size, 1 << max(0, len(questions) - 1).bit_length())
     for start in range(0, len(questions), size):
       rows = [self.row(q, samples) for q in questions[start:start + size]]
       fitting = [row for row in rows if self.fits(row)]
-      decoded = iter(self._decode(fitting, start, samples) if fitting else ())
+      decoded = iter(self._decode(fitting, size, start, samples) if fitting else ())
       for row in rows:
         yield next(decoded) if self.fits(row) else None
 
-  def _decode(self, rows: list[sequences.PackedSequence], start: int,
+  def _decode(self, rows: list[sequences.PackedSequence], size: int, start: int,
               samples: int) -> list[list[str]]:
     # A short batch is filled up, so that one shape serves all.
-    filled = rows + [rows[-1]] * (self.config.eval.batch_size - len(rows))
+    filled = rows + [rows[-1]] * (size - len(rows))
     rng = step_lib.key(self.config.seed, step_lib.SAMPLE, start)
     return self.read(self.generate(filled, rng if samples else None)[:len(rows)])
 

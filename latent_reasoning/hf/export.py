@@ -19,7 +19,7 @@ from latent_reasoning import methods
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
-from latent_reasoning.hf import families, model_card
+from latent_reasoning.hf import families, model_card, native
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import lora
 from latent_reasoning.train.workdir import write_json, write_text
@@ -44,7 +44,8 @@ def check(config: Config) -> None:
     said.append('config.rim.readout_sees_question=False')
   if said:
     raise InputError(f"the model has {'; '.join(said)}: no other engine has code for it. "
-                     'Only plain causal models can be exported')
+                     'Only plain causal models can be exported for others; --format=native '
+                     'writes it for this package')
   families.find(config.model)
 
 
@@ -92,6 +93,10 @@ def adapter(config: Config, params: dict,
     InputError: there is no LoRA, or more than it was trained.
   """
   model, lora = config.model, config.model.lora
+  if model.init_from and native.find(model.init_from):
+    raise InputError(f'an adapter is for weights that PEFT loads; found '
+                     f'config.model.init_from {model.init_from!r}, of this package. Expected '
+                     '--format=hf or native')
   if not (model.init_from and lora.rank and config.optim.trainable == 'new'):
     raise InputError(
         f"an adapter is LoRA on pretrained weights; found config.model.init_from "
@@ -137,7 +142,8 @@ def tokenizer_files(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   held, names = tokenizer.to_json(), tokenizer.special()
   bos = [tokenizer.text(i) for i in tokenizer.start]
   chat = {}
-  if config.model.init_from and _talks(pretrained.directory(config.model.init_from)):
+  start = config.model.init_from
+  if start and not native.find(start) and _talks(pretrained.directory(start)):
     found = model_card.chat_template(config, tokenizer, held)
     chat = {'chat_template': found} if found else {}
   return {
@@ -158,7 +164,7 @@ def _talks(folder: pathlib.Path) -> bool:
 
 
 def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pathlib.Path,
-          results: dict[str, Any] | None, kind: str = 'hf') -> None:
+          results: dict[str, Any] | None, kind: str = 'hf', step: int = 0) -> None:
   """Writes the directory, whole or not at all, and reads its weights back.
 
   Args:
@@ -167,12 +173,15 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     tokenizer: its tokenizer.
     path: of the new directory; one that is there is replaced.
     results: results.json, for the model card; None: not measured.
-    kind: 'hf', whole weights; 'peft', an adapter.
+    kind: 'hf', whole weights; 'peft', an adapter; 'native', what this package alone reads
+      (hf.native), of any method.
+    step: that the parameters were trained for.
 
   Raises:
     InputError: the model is none that others have code for, or no adapter.
   """
-  check(config)
+  if kind != 'native':
+    check(config)
   if path.is_symlink() or path.exists() and not path.is_dir():
     raise InputError(f'{path} is a link or a file, which an export would replace; move it away')
   ids = {'bos_token_id': next(iter(tokenizer.start), None), 'eos_token_id': tokenizer.end,
@@ -181,6 +190,10 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     file = 'adapter_model.safetensors'
     weights, values = adapter(config, jax.device_get(params), tokenizer.used)
     files = {'adapter_config.json': values}
+  elif kind == 'native':
+    file = 'model.safetensors'
+    weights = native.tensors(jax.device_get(params))
+    files = {'config.json': native.values(config, step)}
   else:
     file = 'model.safetensors'
     weights = tensors(config, jax.device_get(lora.merge(params, config.model.lora)),
@@ -197,7 +210,8 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
   _save(weights, making / file)
   for name, value in files.items():
     write_json(making / name, value)
-  write_text(making / 'README.md', model_card.card(config, tokenizer, kind, results, chat))
+  write_text(making / 'README.md', model_card.native(config, results) if kind == 'native' else
+             model_card.card(config, tokenizer, kind, results, chat))
   shutil.rmtree(path, ignore_errors=True)
   making.rename(path)
 

@@ -40,11 +40,12 @@ def directory(init_from: str) -> pathlib.Path:
     return path
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', init_from) or init_from.startswith('.'):
     raise InputError(f'config.model.init_from is {init_from!r}, which is no directory here; '
-                     "expected one with config.json and *.safetensors, or a hub id such as "
-                     "'openai-community/gpt2'")
+                     'expected one with config.json and *.safetensors, the workdir of a run, '
+                     "or a hub id such as 'openai-community/gpt2'")
   try:
     return hub.snapshot(
         init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
+                                   'adapter_config.json',
                                    'tokenizer*.json', 'tokenizer.model', 'vocab.json',
                                    'merges.txt', 'special_tokens_map.json',
                                    'chat_template.jinja'],
@@ -170,8 +171,8 @@ def _opened(file: pathlib.Path):
                      'download it again') from None
 
 
-def tensors(path: pathlib.Path) -> dict[str, Tensor]:
-  """Every tensor of a checkpoint, in the order of its files.
+def tensors(path: pathlib.Path, files: list[pathlib.Path] | None = None) -> dict[str, Tensor]:
+  """Every tensor of a checkpoint, in the order of its files, or of `files`.
 
   Of several shards the index says which one has a tensor; what it does not name is there too.
 
@@ -181,14 +182,14 @@ def tensors(path: pathlib.Path) -> dict[str, Tensor]:
   index = path / 'model.safetensors.index.json'
   wanted = weight_map(index) if index.exists() else {}
   found = {}
-  for file in shards(path):
+  for file in files or shards(path):
     with _opened(file) as opened:
       for name in opened.keys():  # noqa: SIM118 it is no mapping
         if wanted.get(name, file.name) == file.name:
           part = opened.get_slice(name)
           found[name] = Tensor(name, file, part.get_dtype(), tuple(part.get_shape()))
   if absent := sorted(wanted.keys() - found.keys()):
-    raise InputError(f'{index} names {_some(absent)}, which the files that it names for them '
+    raise InputError(f'{index} names {some(absent)}, which the files that it names for them '
                      'do not have; download them again')
   return found
 
@@ -197,9 +198,14 @@ BLOCKS, BLOCK = 64, 1 << 20  # of a file that its hash reads: all of one up to 6
 
 
 def fingerprint(init_from: str) -> str:
-  """A hash of a checkpoint's weights: of each file its size and up to 64 blocks of it."""
+  """A hash of a checkpoint's weights."""
+  return hash_files(shards(directory(init_from)))
+
+
+def hash_files(files: list[pathlib.Path]) -> str:
+  """A hash of files: of each its size and up to 64 blocks of it."""
   found = hashlib.blake2b(digest_size=16)
-  for file in shards(directory(init_from)):
+  for file in files:
     size = file.stat().st_size
     found.update(f'{file.name} {size} '.encode())
     with file.open('rb') as opened:
@@ -254,32 +260,37 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
       value = tensor.read()
       value = value.T if entry.transposed else value
       if entry.ours[-1] in keys:
-        _put_rows(out, like, placed, entry.ours[-1], value, tokens, keys[entry.ours[-1]])
+        put_rows(out, like, placed, entry.ours[-1], value, tokens, keys[entry.ours[-1]])
       else:
-        _put(out, like, placed, entry.ours, layer, value, config.scan)
+        put(out, like, placed, entry.ours, layer, value, config.scan)
     except ValueError as error:
       wrong.append(f'{full} of {tensor.file.name}: {error}')
   missing = [name for name in expected if name not in seen]
   if missing or surplus or wrong:
-    said = [f'{len(missing)} tensors are missing: {_some(missing)}'] * bool(missing)
-    said += [f'{len(surplus)} are surplus: {_some(surplus)}'] * bool(surplus)
-    said += [f'{len(wrong)} are wrong: {_some(wrong)}'] * bool(wrong)
+    said = [f'{len(missing)} tensors are missing: {some(missing)}'] * bool(missing)
+    said += [f'{len(surplus)} are surplus: {some(surplus)}'] * bool(surplus)
+    said += [f'{len(wrong)} are wrong: {some(wrong)}'] * bool(wrong)
     raise InputError(f"{path}: {'; '.join(said)}. Expected the weights of the model that its "
                      'config.json describes')
+  return fill_in(out, fresh, placed)
+
+
+def fill_in(out: dict, fresh: Callable[[], dict], placed: dict | None) -> dict:
+  """Parameters with fresh ones where there are none yet."""
   if any(leaf is None for leaf in jax.tree.leaves(out, is_leaf=lambda a: a is None)):
     def absent():  # what is not asked for is never computed
       return jax.tree.map(lambda a, b: b if a is None else None, out, fresh(),
                           is_leaf=lambda a: a is None)
     made = jax.jit(absent)()
     if placed is not None:
-      made = jax.tree.map(lambda a, b: None if a is None else jax.device_put(a, b), made,
+      made = jax.tree.map(lambda a, b: None if a is None else jax.deviceput(a, b), made,
                           placed, is_leaf=lambda a: a is None)
     out = jax.tree.map(lambda a, b: b if a is None else a, out, made,
                        is_leaf=lambda a: a is None)
   return out
 
 
-def _some(found: list[str]) -> str:
+def some(found: list[str]) -> str:
   return ', '.join(found[:5]) + (f' and {len(found) - 5} more' if len(found) > 5 else '')
 
 
@@ -288,7 +299,7 @@ def _place(value: chex.Array, like: Any, placed: Any) -> chex.Array:
   value = jnp.asarray(value).astype(like.dtype)
   if not bool(jnp.isfinite(value).all()):
     raise ValueError(f'it holds numbers that are not finite in {like.dtype}')
-  return value if placed is None else jax.device_put(value, placed)
+  return value if placed is None else jax.deviceput(value, placed)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -296,7 +307,7 @@ def _fill(stack: chex.Array, value: chex.Array, layer: int) -> chex.Array:
   return jax.lax.dynamic_update_index_in_dim(stack, value, layer, 0)
 
 
-def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
+def put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
          layer: int | None, value: chex.Array, scan: bool) -> None:
   """Puts one tensor at its place; ValueError where its shape is another."""
   path = [part.format(layer) for part in ours]
@@ -318,11 +329,11 @@ def _put(out: dict, like: dict, placed: dict | None, ours: tuple[str, ...],
   jax.block_until_ready(out[path[-1]])  # or reading runs ahead and holds many
 
 
-def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex.Array,
+def put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex.Array,
               tokens: int, rng: chex.PRNGKey) -> None:
   """Puts an embedding or a head, whose number of rows may be another here: those from
-  `tokens` on are new, in a parameter of their own where they alone are trained
-  (models.lora)."""
+  `tokens` on are new. Rows of our special tokens, new or known by an exported model, are a
+  parameter of their own where they alone are trained (models.lora)."""
   axis = {'embedding': 0, 'head': 1}[name]
   names = [n for n in (name, f'new_{name}') if n in like]
   width = like[name].shape[1 - axis]
@@ -332,9 +343,6 @@ def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex
     raise InputError(f'{name} has {value.shape[axis]} rows, but the tokenizer knows {tokens} '
                      'tokens; expected a tokenizer.json of this model')
   sizes = tuple(like[n].shape[axis] for n in names)
-  if len(sizes) == 2 and tokens > sizes[0]:
-    raise InputError("the weights know our special tokens already: they are of an exported "
-                     "model. Expected config.optim.trainable='all'")
   for part, rows in zip(names, _widen(value, rng, sizes, tokens, axis), strict=True):
     out[part] = jax.block_until_ready(_place(rows, like[part], placed and placed[part]))
 
@@ -342,11 +350,9 @@ def _put_rows(out: dict, like: dict, placed: dict | None, name: str, value: chex
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _widen(known: chex.Array, rng: chex.PRNGKey, sizes: tuple[int, ...], tokens: int,
            axis: int) -> tuple[chex.Array, ...]:
-  """Known rows and new ones, in one part or two: the mean of the known, plus noise of
+  """Known rows and new ones, cut into one part or two: the mean of the known, plus noise of
   their spread, float32."""
   rows = jnp.moveaxis(known, axis, 0)[:tokens].astype(jnp.float32)
   noise = jax.random.normal(rng, (sum(sizes) - tokens, rows.shape[1])) * rows.std(0)
-  parts = rows, rows.mean(0) + 0.1 * noise
-  if len(sizes) == 1:
-    parts = (jnp.concatenate(parts),)
-  return tuple(jnp.moveaxis(part, 0, axis) for part in parts)
+  rows = jnp.concatenate([rows, rows.mean(0) + 0.1 * noise])
+  return tuple(jnp.moveaxis(part, 0, axis) for part in jnp.split(rows, [*sizes[:-1]]))

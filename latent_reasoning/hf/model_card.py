@@ -161,6 +161,38 @@ Plain causal attention: no code of its own. {ABOUT[kind]}{_trace(config)}
 {_served(text, tail, most, chat) if kind == 'hf' else ''}'''
 
 
+def native(config: Config, results: dict[str, Any] | None) -> str:
+  """The card of an export that this package alone loads; arguments as `card`."""
+  start = config.model.init_from
+  head = ModelCardData(tags=['latent-reasoning', config.method], pipeline_tag='text-generation',
+                       library_name='latent_reasoning', base_model=None)
+  return f'''---
+{head.to_yaml()}
+---
+# {config.method} on {code(config.data.name)}
+
+Trained by `latent_reasoning` with the method {code(config.method)} on the data
+{code(config.data.name)}, seed {config.seed}.{f' It started from {code(start)}.' * bool(start)}
+The format is that package's own: config.json has its whole configuration, model.safetensors
+every parameter; no other program loads it.
+
+## Measured
+
+{_measured(results)}
+
+## How to ask
+
+```sh
+python -m latent_reasoning.main --config.model.init_from=. --workdir=asked --mode=generate
+```
+
+```python
+import latent_reasoning as lr
+print(lr.Experiment.load('.', workdir='asked').answer({QUESTION!r}))
+```
+'''
+
+
 def _trace(config: Config) -> str:
   return (f' The answer stands behind {code(sequences.ANSWER_MARK)}.'
           if methods.get(config.method).trace else '')

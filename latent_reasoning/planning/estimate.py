@@ -30,7 +30,7 @@ from latent_reasoning import batching, methods
 from latent_reasoning.config import Config
 from latent_reasoning.data.tokenizers import ASCII, SPECIAL
 from latent_reasoning.experiment import Experiment
-from latent_reasoning.hf import families
+from latent_reasoning.hf import families, init_from, native
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, lora
 from latent_reasoning.parallel import sharding
@@ -76,6 +76,8 @@ def resolve(config: Config) -> tuple[Config, int]:
     return config, (len(ASCII) + 1 if config.tokenizer.kind == 'char'
                     else config.tokenizer.vocab_size)
   values = KNOWN.get(name)
+  if values is None and (source := native.find(name)):
+    return init_from.resolve(config), source.tokenizer.size
   if values is None:
     values = pretrained.read_json(pretrained.directory(name) / 'config.json')
   model = families.model_config(values, config.model, name)

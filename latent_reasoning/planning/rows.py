@@ -13,7 +13,7 @@ from latent_reasoning import batching, data, experiment, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data import splits, tokenizers
 from latent_reasoning.errors import InputError
-from latent_reasoning.hf import load as pretrained
+from latent_reasoning.hf import init_from as pretrained
 from latent_reasoning.train import curriculum
 
 SAMPLED = 48  # batches, evenly over the curriculum

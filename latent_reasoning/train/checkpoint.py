@@ -33,6 +33,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.parallel import multihost
+from latent_reasoning.train import copied
 from latent_reasoning.train.train_step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
@@ -105,7 +106,7 @@ def _contents(folder: epath.Path) -> dict[str, str]:
   for file in sorted(folder.iterdir()):
     if file.is_dir():
       found.update({f'{file.name}/{k}': v for k, v in _contents(file).items()})
-    else:
+    elif file.name != copied.COMMIT:  # where it is copied to, there may be another or none
       size = file.stat().length
       found[file.name] = f'{size} {_hash(file.read_bytes())}' if size <= SMALL else str(size)
   return found
@@ -207,6 +208,10 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([
                 policies.LatestN(keep), _Best(self._accuracy)]),
             read_only=not writer, enable_async_checkpointing=writer))
+    if writer and multihost.broadcast(multihost.is_primary() and copied.commit(
+        self.path, self.steps(), lambda step: self._seal_of(step).exists(), self._broken_seal,
+        warn)):
+      self._manager.reload()
     for step in self.steps():
       with contextlib.suppress(_Unreadable):  # reported where it is asked for
         meta = self._meta(step)[0]
@@ -280,6 +285,7 @@ class Checkpoints:
       return ''
     if not isinstance(sealed, dict):
       return ''
+    sealed = {f: text for f, text in sealed.items() if not f.endswith(copied.COMMIT)}
     found = _contents(self.path / str(step))
     wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f))
     if not wrong:

@@ -19,12 +19,12 @@ class StageProgress:
   """One training step seen from its stage."""
   stage: int  # 1, 2
   step: int  # steps since the stage began
-  steps: int  # length of the stage
+  steps: int  # length of the stage, without what is added to it
 
   @property
   def progress(self) -> float:
-    """s / S of the annealing schedules, in [0, 1)."""
-    return self.step / self.steps
+    """s / S of the annealing schedules, in [0, 1); steps added have that of the last."""
+    return min(self.step, self.steps - 1) / self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Curriculum:
   stages: tuple[StageConfig, ...]
   lengths: tuple[int, ...]  # steps of each stage
   parts: int = 1  # equal ones of stage 1, of methods that change in its course
+  added: tuple[int, ...] = ()  # steps of the last stage that extend it, each time
 
   @property
   def total(self) -> int:
@@ -42,7 +43,8 @@ class Curriculum:
     start = 0
     for stage, length in enumerate(self.lengths, 1):
       if step < start + length:
-        return StageProgress(stage, step - start, length)
+        own = length - sum(self.added) * (start + length == self.total)
+        return StageProgress(stage, step - start, own)
       start += length
     raise IndexError(f'step {step} is past the last one, {self.total - 1}')
 
@@ -54,13 +56,35 @@ class Curriculum:
     moment = self.at(step)
     if moment.stage > 1 or not moment.step:
       return step > 0 and moment.step == 0
-    part, before = (int(s / moment.steps * self.parts) for s in (moment.step, moment.step - 1))
+    part, before = (int(StageProgress(1, s, moment.steps).progress * self.parts)
+                    for s in (moment.step, moment.step - 1))
     return part > before
 
   def learning_rate(self, step: int) -> float:
-    """Linear warm-up from lr / n, then constant, or a half cosine towards 0."""
-    moment = self.at(step)
-    return float(_rates(self.stage(step), moment.steps)[moment.step])
+    """Linear warm-up from lr / n, then constant, or a half cosine towards 0.
+
+    Steps that extend a cosine stage are a warm restart (Loshchilov and Hutter, SGDR, arXiv
+    1608.03983): warm-up and cosine over them, so that a rate depends on the step alone, not
+    on when the run was extended.
+    """
+    moment, stage = self.at(step), self.stage(step)
+    steps, place = moment.steps, moment.step
+    for more in self.added:
+      if place < steps:
+        break
+      steps, place = more, place - steps
+      if stage.schedule == 'constant':
+        stage = dataclasses.replace(stage, warmup=0.0)
+    return float(_rates(stage, steps)[place])
+
+  @property
+  def extension(self) -> str:
+    """What is added to the last stage, and how its learning rate goes on, in words."""
+    stage = self.stages[self.at(self.total - 1).stage - 1]
+    how = (f'stays {stage.learning_rate:g}' if stage.schedule == 'constant' else
+           f'warms up to {stage.learning_rate:g} and falls to 0 (cosine) once more over them')
+    return (f"the last stage is extended by {' + '.join(f'{n:,}' for n in self.added)} steps; "
+            f'the learning rate {how}')
 
 
 @functools.lru_cache(maxsize=4)
@@ -74,9 +98,10 @@ def _rates(stage: StageConfig, steps: int) -> np.ndarray:
   return np.broadcast_to(np.asarray(schedule(np.arange(steps))), (steps,))
 
 
-def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:
+def build(config: OptimConfig, examples: int, parts: int = 1,
+          extend: tuple[int, ...] = ()) -> Curriculum:
   """Turns epochs into steps, at most config.max_epochs a stage; a partial batch at an epoch's
-  end is not trained on.
+  end is not trained on. The last stage has `extend` steps more.
 
   Raises:
     InputError: no stage has a step, or there are fewer examples than a batch.
@@ -93,4 +118,6 @@ def build(config: OptimConfig, examples: int, parts: int = 1) -> Curriculum:
   if not sum(lengths):
     raise InputError('no training step: set config.optim.stage1.steps or .epochs, or '
                      'those of stage2, above 0')
-  return Curriculum(stages, lengths, parts)
+  last = max(i for i, length in enumerate(lengths) if length)
+  lengths = tuple(n + sum(extend) * (i == last) for i, n in enumerate(lengths))
+  return Curriculum(stages, lengths, parts, extend)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from latent_reasoning import config as config_lib
 from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, sharding
+from latent_reasoning.train import resume, workdir
 from latent_reasoning.train import train_step as step_lib
-from latent_reasoning.train import workdir
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
 from latent_reasoning.train.train_step import TrainState
@@ -126,6 +125,7 @@ def train(run: 'Experiment') -> TrainState:
 
 def _train(run: 'Experiment') -> TrainState:
   config, curriculum = run.config, run.curriculum
+  run.require_data()
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
       f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
@@ -135,8 +135,9 @@ def _train(run: 'Experiment') -> TrainState:
     raise begins_again  # before there is an empty folder
   checkpoints = run.checkpoints(writer=True)
   restored = checkpoints.restore(run.like)
+  changed = []
   if restored:
-    same(run, restored.meta)
+    changed = same(run, restored.meta)
   elif begins_again:
     raise begins_again
   state = restored.state if restored else run.init()
@@ -151,8 +152,12 @@ def _train(run: 'Experiment') -> TrainState:
   stages = ' + '.join(f'{steps:,}' for steps in curriculum.lengths if steps)
   progress.say(f'{run.trains}: {count:,} parameters, {stages} steps{_limit(run)}, files in '
                f'{run.workdir.path}')
+  workdir.record_changes(run.workdir, config, start)
   if restored:
-    progress.say(f'resuming from step {start}')
+    for line in (f'resuming from step {start}', *resume.said(config, changed)):
+      progress.say(line)
+  if curriculum.added and start < curriculum.total:
+    progress.say(curriculum.extension)
   try:
     with multihost.exit_on_peer_loss(), Signals() as signals, profile:
       return loop.run_from(state, start, signals, profile)
@@ -163,21 +168,26 @@ def _train(run: 'Experiment') -> TrainState:
     checkpoints.close()
 
 
-def same(run: 'Experiment', meta: dict[str, Any]) -> None:
-  """Raises InputError where a checkpoint's configuration, data, tokenizer or pretrained
-  weights are not the run's."""
+def same(run: 'Experiment', meta: dict[str, Any]) -> list[str]:
+  """What of the configuration changed since a checkpoint, as it may (train.resume).
+
+  Raises:
+    InputError: configuration, data, tokenizer or pretrained weights are not the run's.
+  """
   run.same_sources(meta)
+  theirs = meta['config']
   ours = json.loads(json.dumps(dataclasses.asdict(run.config)))
-  if changed := config_lib.difference(meta['config'], ours, workdir.PLACE):
-    listed = '\n  '.join(changed)
-    raise InputError(
-        f'the checkpoint of step {meta["step"]} is of another configuration; these keys differ '
-        f'(there -> here):\n  {listed}\nGive the keys as they were, or another --workdir=DIR')
+  found, refused = resume.changes(theirs, ours)
+  if refused:
+    raise resume.refusal(f'the checkpoint of step {meta["step"]} is', refused, theirs, ours)
+  resume.check_extend(theirs['train'].get('extend', ()), ours['train']['extend'], meta['step'],
+                      run.curriculum.total - sum(run.curriculum.added))
   if changed := [s for s, hashed in run.fingerprint.items() if meta['data'].get(s) != hashed]:
     raise InputError(
         f'the data changed since the checkpoint of step {meta["step"]} was saved: '
         f'{", ".join(changed)} hold other problems than then; restore the files, or train in '
         'another --workdir=DIR')
+  return found
 
 
 class _Loop:

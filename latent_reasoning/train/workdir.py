@@ -23,14 +23,12 @@ from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.parallel import multihost
+from latent_reasoning.train import copied, resume
 
-# Keys that say where it runs and how it is watched, not what it is.
-PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps',
-         'train.restart')
-# Keys that may differ from the trained run where nothing is trained.
-FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
-        'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
-        'model.loss_tile', 'reasoning_decoder.', 'sweep.')
+# Keys that may differ from the trained run where nothing is trained (else: train.resume).
+FREE = (*resume.HASHED, 'mesh.', 'eval.', 'train.', 'data.limit', 'data.on_error',
+        'data.cache_dir', 'model.attention', 'model.remat', 'model.loss_tile',
+        'reasoning_decoder.', 'sweep.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +61,7 @@ class Workdir:
   interventions = property(lambda self: self.path / 'interventions.json')
   analysis = property(lambda self: self.path / 'analysis.json')
   commands = property(lambda self: self.path / 'commands.txt')
+  history = property(lambda self: self.path / 'history.jsonl')  # of changes
 
   def note(self, argv: Sequence[str]) -> None:
     """Keeps the arguments of `main` that made what is here, each command once."""
@@ -80,8 +79,15 @@ class Workdir:
       return f'checkpoints of this run were set aside in {aside}'
     if seals.exists() and any(f.name.endswith('.json') for f in seals.iterdir()):
       return f'this run had checkpoints (by {seals})'
+    logged = copied.logged(self.metrics)
     if not place.exists() and self.metrics.exists() and self.metrics.stat().st_size:
       return f'{self.metrics} says that steps were done'
+    train = (read_object(self.config) or {}).get('train') or {}
+    due = copied.saved_by(train.get('save_every', 0), train.get('eval_every', 0))
+    if logged > due:  # before, a run may have been killed without any
+      beside = copied.left(place)
+      return f'{self.metrics} says that {logged:,} steps were done' + (
+          f', and {beside}' if beside else '')
     return ''
 
   @contextlib.contextmanager
@@ -178,7 +184,8 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
   Args:
     path: of the folder, or a bucket's (gs://…).
     config: of the run.
-    training: whether it may be trained on, where every key must be the same.
+    training: whether it may be trained on, where `resume` says what may differ; config.json
+      is changed when the training goes on.
     free: keys that may differ otherwise.
 
   Raises:
@@ -205,17 +212,26 @@ def open_workdir(path: str | pathlib.Path, config: Config, training: bool,
   # may have ended in an error that asks for another configuration.
   begun = workdir.metrics.exists() or any(workdir.path.glob('*/metrics.jsonl'))
   trains_on = training and workdir.metrics.exists()
-  changed = config_lib.difference(old, new, PLACE if trains_on else free)
+  changed = resume.changes(old, new)[1] if trains_on else config_lib.difference(old, new, free)
   if changed and begun:
-    listed = '\n  '.join(changed)
-    raise InputError(
-        f'{workdir.path} holds a run of another configuration; these keys differ '
-        f'(there -> here):\n  {listed}\nGive the keys as they were, or another '
-        '--workdir=DIR')
-  if old != new and (training or not begun):
+    raise resume.refusal(f'{workdir.path} holds a run', changed, old, new)
+  if old != new and not trains_on and (training or not begun):
     workdir.tokenizer.unlink(missing_ok=True)  # it may be of the data looked at
     write_json(workdir.config, dataclasses.asdict(config))
   return workdir
+
+
+def record_changes(workdir: Workdir, config: Config, step: int) -> None:
+  """Makes a configuration that differs in what may be changed (`resume`) the run's own:
+  config.json, and a line of history.jsonl with the step from which it holds."""
+  old, new = read_object(workdir.config), json.loads(json.dumps(dataclasses.asdict(config)))
+  changed, refused = resume.changes(old or new, new)
+  if changed and not refused and multihost.is_primary():
+    line = {'step': step, 'date': datetime.datetime.now().isoformat(timespec='seconds'),
+            'changed': changed}
+    with workdir.history.open('a', encoding='utf-8') as file:
+      file.write(json.dumps(line, ensure_ascii=False) + '\n')
+    write_json(workdir.config, new)
 
 
 @contextlib.contextmanager

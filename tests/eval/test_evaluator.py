@@ -258,3 +258,19 @@ def test_a_model_that_knows_the_answer(tiny_config, make_run, tmp_path):
   assert result['accuracy']['final'] == 1.0, [r['predictions'] for r in records]
   for record, example in zip(records, examples, strict=True):
     assert record['predictions'] == ['\n'.join([*example.steps, f'####{example.answer}'])]
+
+
+@pytest.mark.parametrize('asked, size, sizes', [
+    (1, 64, [1]), (2, 64, [2]), (3, 64, [4]), (5, 6, [6]), (9, 4, [4, 4, 4]), (64, 64, [64])])
+def test_few_questions_take_few_rows(run, params, monkeypatch, asked, size, sizes):
+  """Rows in a power of two, at most eval.batch_size; samples take as many as always."""
+  own, seen = predictor(run, params, batch_size=size, samples=2), []
+  def generate(rows, rng=None, edit=None):
+    seen.append(len(rows))
+    return jax.numpy.zeros((len(rows), 1, 1), int)
+  monkeypatch.setattr(own, 'generate', generate)
+  assert len(list(own.texts(['1+2'] * asked))) == asked
+  assert seen == sizes
+  seen.clear()
+  list(own.texts(['1+2'] * asked, 2))
+  assert set(seen) == {size}

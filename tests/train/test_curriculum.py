@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from latent_reasoning.config import OptimConfig
 from latent_reasoning.errors import InputError
 from latent_reasoning.train import curriculum
 
@@ -141,3 +142,42 @@ def test_passes_are_limited(tiny_config):
                           'optim.stage2.steps': 10, 'optim.max_epochs': 20.0})
   assert curriculum.build(config.optim, 13).lengths == (60, 10)
   assert curriculum.build(config.optim, 10_000).lengths == (300, 10)
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'constant'])
+def test_extended(make, schedule):
+  """What was is as it was; the steps added are of the last stage, at its last progress; a
+  cosine begins again over each entry, a constant rate stays; nothing begins."""
+  keys = {'stage1.steps': 4, 'stage2.steps': 10, 'stage2.schedule': schedule,
+          'stage2.warmup': 0.2, 'stage2.learning_rate': 0.5}
+  c = make(**keys)
+  more = curriculum.build(_optim(c), 40, extend=(6, 5))
+  assert (more.total, more.lengths) == (25, (4, 21))
+  assert [more.learning_rate(s) for s in range(14)] == [c.learning_rate(s) for s in range(14)]
+  assert [more.at(s) for s in range(14)] == [c.at(s) for s in range(14)]
+  assert {more.at(s).stage for s in range(14, 25)} == {2}
+  assert [more.at(s).step for s in range(14, 25)] == list(range(10, 21))
+  assert {more.at(s).progress for s in range(14, 25)} == {c.at(13).progress}
+  assert [s for s in range(25) if more.begins(s)] == [4]
+  rates = [more.learning_rate(s) for s in range(14, 25)]
+  if schedule == 'constant':
+    assert rates == pytest.approx([0.5] * 11)
+  else:
+    alone = [make(**{**keys, 'stage2.steps': n}) for n in (6, 5)]
+    assert rates == [one.learning_rate(4 + s) for one in alone
+                     for s in range(one.total - 4)]
+  assert ('stays 0.5' if schedule == 'constant' else 'once more') in more.extension
+  assert '6 + 5' in more.extension
+
+
+def _optim(c):
+  return OptimConfig(batch_size=8, stage1=c.stages[0], stage2=c.stages[1])
+
+
+def test_one_stage_extended(make):
+  """Parts of a stage 1 that is the last one do not begin again behind its end."""
+  c = make(**{'stage1.steps': 9, 'stage2.steps': 0, 'stage2.epochs': 0.0})
+  more = curriculum.build(_optim(c), 40, 4, (7,))
+  assert more.lengths == (16, 0) and more.total == 16
+  assert [s for s in range(16) if more.begins(s)] == [3, 5, 7]
+  assert {more.at(s).stage for s in range(16)} == {1}

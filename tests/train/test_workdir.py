@@ -80,8 +80,8 @@ def test_another_configuration_is_refused(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize('key, value', [
-    ('eval.blocks', 2), ('eval.sets', ('a.jsonl',)), ('train.max_to_keep', 9),
-    ('data.test', 'a.jsonl'), ('model.attention', 'dense')])
+    ('eval.blocks', 2), ('data.limit', 9), ('data.on_error', 'skip'),
+    ('reasoning_decoder.steps', 9)])
 def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   """Such keys may differ in evaluation, where nothing is trained, and not in training."""
   begun(tiny_config(), tmp_path)
@@ -89,6 +89,20 @@ def test_what_does_not_train_may_differ(tiny_config, tmp_path, key, value):
   open_workdir(tmp_path, other, False)
   with pytest.raises(InputError, match=f'config.{key}'):
     open_workdir(tmp_path, other, True)
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('key, value', [
+    ('eval.sets', ('a.jsonl',)), ('train.max_to_keep', 9), ('data.test', 'a.jsonl'),
+    ('model.attention', 'dense'), ('train.extend', (3,)), ('mesh.fsdp', 2)])
+def test_what_changes_no_number_may_differ(tiny_config, tmp_path, training, key, value):
+  """Also in training; looking at it changes nothing of the run."""
+  made = begun(tiny_config(), tmp_path)
+  made.tokenizer.write_text('{}')
+  before = made.config.read_bytes()
+  open_workdir(tmp_path, tiny_config(**{key: value}), training)
+  assert made.config.read_bytes() == before and made.tokenizer.exists()
+  assert not made.history.exists()
 
 
 @pytest.mark.parametrize('first', [False, True])
