@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import pathlib
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from latent_reasoning import config_loading, experiment, report
@@ -23,6 +24,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
+from latent_reasoning.parallel import devices, multihost, programs
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
 
@@ -75,9 +77,31 @@ class Answer:
     return self.answer
 
 
+def _computes(method: Callable) -> Callable:
+  """A method whose errors of devices are DeviceErrors of one line, as on the command line."""
+  @functools.wraps(method)
+  def wrapped(self, *args, **kwargs):
+    with multihost.explained(self.config):
+      return method(self, *args, **kwargs)
+  return wrapped
+
+
+_open: set[int] = set()  # experiments that somebody holds, by number
+
+
+def _dropped(number: int) -> None:
+  """Forgets the compiled programs with the last experiment; another one may need its own."""
+  _open.discard(number)
+  if not _open:
+    programs.release_soon()
+
+
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Experiment(experiment.Experiment):
   """A configuration in a folder: train it, evaluate it, ask it, look into it.
+
+  What computes raises DeviceError where memory, a kernel or the driver is not enough. When
+  the last experiment of a process is dropped or closed, the programs compiled for it go too.
 
   Args:
     config: of `load_config`, or its name.
@@ -97,6 +121,16 @@ class Experiment(experiment.Experiment):
       config, workdir, parts = opened.config, opened.workdir, _parts(opened)
     for name, value in {'config': config, 'workdir': workdir, **parts}.items():
       object.__setattr__(self, name, value)
+    devices.say(config, once=True)
+    number = max(_open, default=0) + 1
+    _open.add(number)
+    object.__setattr__(self, '_finalizer', weakref.finalize(self, _dropped, number))
+
+  def close(self) -> None:
+    """Forgets the parameters that answer, and what was compiled, as when it is dropped; used
+    again, both come back."""
+    self.__dict__.pop('_predictor', None)
+    self._finalizer()
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> 'Experiment':
@@ -104,6 +138,7 @@ class Experiment(experiment.Experiment):
     found = experiment.reopen(path)
     return cls(found.config, found.workdir, **_parts(found))
 
+  @_computes
   def train(self) -> Result:
     """Trains to the end, from the newest checkpoint where there is one; the loss curves."""
     with self.workdir.writing():
@@ -116,6 +151,7 @@ class Experiment(experiment.Experiment):
   def _curves(self, _: Result) -> Any:
     return report.learning(_found(self).folders[0])
 
+  @_computes
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
     with self.on_mesh():
@@ -132,6 +168,7 @@ class Experiment(experiment.Experiment):
   def _questions(self):
     return questions.TrainingQuestions(self.splits.train, self.tokenizer)
 
+  @_computes
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
     """Answers a question, or each of several; warns of one unlike those of training.
 
@@ -146,6 +183,7 @@ class Experiment(experiment.Experiment):
     texts = commands.answers(self._predictor, question)
     return Answer(question, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
 
+  @_computes
   def block_states(self, problems: str | Sequence[str | Example] = 'test'
                    ) -> block_states.BlockActivations:
     """States, answers and confidence at each block.
@@ -167,38 +205,46 @@ class Experiment(experiment.Experiment):
                 for one in problems]
     return block_states.collect(self._predictor, examples, rules['test'])
 
+  @_computes
   def slot_reads(self, text: str) -> Result:
     """Which slots of the implicit memory each token of a text reads."""
     return commands.slot_reads(self, text)
 
+  @_computes
   def check_leakage(self) -> Result:
     """Whether anything attends to what it must not, by gradient; writes leakage.json."""
     found = commands.leakage_checks(self)
     return Result(found, lambda: report.leakage(found['checks']))
 
+  @_computes
   def latency(self) -> Result:
     """Time to the first answer token and to the full answer; writes latency.json."""
     found = commands.latencies(self)
     return Result(found, lambda: report.latency(found))
 
+  @_computes
   def flops(self) -> Result:
     """What training costs, counted before it; writes flops.json."""
     return commands.counted(self)
 
+  @_computes
   def verify(self) -> Result:
     """What is wrong with each checkpoint, by step: '' where it is sound."""
     return commands.verified(self)
 
+  @_computes
   def intervene(self) -> Result:
     """Answers when blocks are zeroed, swapped or taken from elsewhere; writes
     interventions.json."""
     return block_commands.intervened(self)
 
+  @_computes
   def analyze(self) -> Result:
     """What RiM's blocks hold: rules for choosing one, probes, the logit lens, attention;
     writes analysis.json, the states and a figure of each."""
     return block_commands.analyzed(self)
 
+  @_computes
   def verbalize(self, question: str | None = None) -> Result | list[str]:
     """What the reasoning decoder says of a question, a text a block or memory; or its
     accuracy on the test split. It is trained first where there is none yet."""
@@ -208,6 +254,7 @@ class Experiment(experiment.Experiment):
     found = commands.verbalized(self, own)
     return Result(found, lambda: report.verbalized(found))
 
+  @_computes
   def export(self, kind: str = 'hf') -> pathlib.Path:
     """Writes a directory that transformers ('hf') or PEFT ('peft') loads."""
     if kind not in ('hf', 'peft'):

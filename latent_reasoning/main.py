@@ -46,9 +46,11 @@ Several processes train one model, where the mesh (config.mesh) spans their devi
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
 --num_processes=N --process_id=I. They need one folder for checkpoints.
 
-Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
+Exit status: 0 done, 1 failed check, training error, or devices that cannot do it (out of
+memory, held by another process, a kernel or driver that is not there), 2 a mistake in the
 command or its input, 75 another process was lost (134 where JAX noticed first), 128 + n
-stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on.
+stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on; after
+1 and 2 it would fail again.
 """
 
 import ast
@@ -69,7 +71,7 @@ from ml_collections import config_flags
 from latent_reasoning import config as config_lib
 from latent_reasoning.cli import allocator
 from latent_reasoning.config import MOVED, get
-from latent_reasoning.errors import InputError, TrainingError, nearest
+from latent_reasoning.errors import DeviceError, InputError, TrainingError, nearest
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -278,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except TrainingError as error:
+  except (TrainingError, DeviceError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except OSError as error:
@@ -293,11 +295,9 @@ def main(argv: Sequence[str]) -> int:
 
 def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int:
   """Opens the workdir, builds the run and hands it to its mode."""
-  import jax
-
   from latent_reasoning import config_loading, experiment, methods
   from latent_reasoning.hf import load as pretrained
-  from latent_reasoning.parallel import multihost
+  from latent_reasoning.parallel import devices, multihost
   from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
   config = config_loading.from_dict(args.config)
@@ -307,13 +307,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     return plan(args, config, argv)
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
-  try:
-    jax.local_devices()
-  except RuntimeError as error:
-    platforms = os.environ.get('JAX_PLATFORMS', '')
-    raise InputError(f'JAX_PLATFORMS is {platforms!r}, and JAX has no such device here '
-                     f"({' '.join(str(error).split())}); expected 'cpu', or none, to take what "
-                     'there is') from None
+  devices.require(config.device)
   if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
                      f'with {multihost.count()}')
@@ -332,6 +326,8 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     place.note(argv[1:])
     return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
   from latent_reasoning.train import trainer
+  if multihost.is_primary():
+    devices.say(config)
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.nothing_left(path))
@@ -341,7 +337,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:
-      stack.enter_context(multihost.exit_on_peer_loss())
+      stack.enter_context(multihost.explained(built.config))
       stack.enter_context(built.on_mesh())
       status = call(args.mode, built, args)
       if not status:

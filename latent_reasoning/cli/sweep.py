@@ -7,6 +7,7 @@ off resumes.
 """
 
 import functools
+import os
 import pathlib
 import re
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from latent_reasoning import report
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
+from latent_reasoning.parallel import devices
 from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir, read_object, write_json, write_text
 
@@ -190,9 +192,10 @@ def _child(flags: Sequence[str], place: pathlib.Path) -> int:
 
 def _python(module: str, flags: Sequence[str], log: pathlib.Path) -> int:
   """Runs one process; passes signals on. Returns its status."""
-  with log.open('a', encoding='utf-8') as log:
-    child = subprocess.Popen([sys.executable, '-m', module, *flags],
-                             stdout=log, stderr=log, start_new_session=True)
+  with log.open('a', encoding='utf-8') as log, os.fdopen(os.dup(2), 'wb') as ours:
+    child = subprocess.Popen(
+        [sys.executable, '-m', module, *flags], stdout=log, stderr=log, start_new_session=True,
+        pass_fds=(ours.fileno(),), env={**os.environ, devices.RELAY: str(ours.fileno())})
     old = {n: signal.signal(n, lambda number, _: child.send_signal(number))
            for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -25,8 +25,8 @@ from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.parallel import multihost
 
 # Keys that say where it runs and how it is watched, not what it is.
-PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps',
-         'train.restart')
+PLACE = ('device', 'mesh.', 'train.compilation_cache', 'train.peer_timeout',
+         'train.profile_steps', 'train.restart')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
