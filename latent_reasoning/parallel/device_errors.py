@@ -51,7 +51,7 @@ KINDS = {
             r'[Bb]arrier (?:timed|failed)|halted unexpectedly|[Ss]lice health|preempted|'
             r'^(?:UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b'}
 PATTERNS = {kind: re.compile(text, re.DOTALL) for kind, text in KINDS.items()}
-SIZE = r'([\d.,]*\d)\s*(bytes|[KMGTP]?i?B|[KMGTP])(?![\w.]*\w)'
+SIZE = r'(\d[\d.,]*)\s*(bytes|[KMGTP]?i?B|[KMGTP])(?![\w.]*\w)'
 ASKED = re.compile(rf'(?:allocat\w*|alloc|reserve|Used|request for)\s+{SIZE}')
 HAS = re.compile(rf'(?:of {SIZE} hbm|There (?:are|is) {SIZE} free)')
 
@@ -168,5 +168,8 @@ def lower(config: Config, training: bool) -> list[str]:
   if jax.device_count() > 1 and config.mesh.fsdp == 1:
     flags.append('--config.mesh.data=1 --config.mesh.fsdp=-1')
   if training and not flags and config.optim.batch_size > 1:
-    flags.append(f'--config.optim.batch_size={config.optim.batch_size // 2}')
+    half = config.optim.batch_size // 2
+    flags.append(f'--config.optim.batch_size={half}')
+    if half % config.optim.grad_accum_steps:
+      flags.append(f'--config.optim.grad_accum_steps={half}')
   return flags

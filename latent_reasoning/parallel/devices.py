@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from latent_reasoning.errors import DeviceError, InputError
 from latent_reasoning.parallel import device_errors
 
 RELAY = 'LATENT_REASONING_WARN_TO'  # descriptor of a sweep's own standard error, in its runs
+GOOGLE = '0x1ae0'  # on the PCI bus, where its network cards are too
+TPUS = ('0x0027', '0x0056', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076')  # v2 to v7
 _said: set[str] = set()  # in this process
 
 
@@ -95,12 +98,25 @@ def accelerators() -> str:
   """What the system shows of accelerators, whether JAX uses them or not; '': nothing."""
   if found := glob.glob('/dev/accel*'):
     return f'A TPU ({found[0]})'
-  if (found := glob.glob('/dev/vfio/[0-9]*')) and any(
-      name.startswith(('TPU_', 'COLAB_TPU', 'PJRT_DEVICE=TPU')) for name in os.environ):
+  if (found := glob.glob('/dev/vfio/[0-9]*')) and _has_tpu():  # any device may lie there
     return f'A TPU ({found[0]})'
   if found := glob.glob('/dev/nvidia[0-9]*') or glob.glob('/dev/dxg'):
     return f'A GPU ({found[0]})'
   return 'A GPU (nvidia-smi)' if shutil.which('nvidia-smi') and _lists_gpus() else ''
+
+
+def _has_tpu() -> bool:
+  """Whether the environment, or the PCI bus, names a TPU."""
+  if os.environ.get('PJRT_DEVICE') == 'TPU' or any(
+      name.startswith(('TPU_', 'COLAB_TPU')) for name in os.environ):
+    return True
+  for file in glob.glob('/sys/bus/pci/devices/*'):
+    with contextlib.suppress(OSError):
+      vendor, device = (pathlib.Path(file, name).read_text().strip()
+                        for name in ('vendor', 'device'))
+      if vendor == GOOGLE and device in TPUS:
+        return True
+  return False
 
 
 def _lists_gpus() -> bool:

@@ -31,6 +31,7 @@ FAILED = 1  # out of memory, a kernel or a driver that is not there, an error of
 ENDED, COMPILING = 'latent_reasoning/ended', 'latent_reasoning/compiling'
 TICK = 1.0  # seconds between two looks at it
 _place = [0, 1]  # index of this process, and how many there are
+_ending = threading.Event()  # this process ends by itself, and says why
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None, detect: bool,
@@ -260,7 +261,7 @@ def _why_ended() -> str:
 
 
 def _listen() -> None:
-  while _store() is not None:
+  while _store() is not None and not _ending.is_set():
     if reason := _why_ended():
       hard_exit(FAILED, reason)
     time.sleep(TICK)
@@ -268,6 +269,7 @@ def _listen() -> None:
 
 def exit_all(reason: str) -> None:
   """Ends this process with the status `FAILED`, and the others, which say the reason too."""
+  _ending.set()
   with contextlib.suppress(Exception):  # another one was first
     _store().key_value_set(ENDED, f'process {_place[0]}: {reason}')
   if is_primary():
@@ -297,5 +299,6 @@ def finish(status: int) -> None:
   once where not, before what was left half done tells of it in tracebacks."""
   if count() > 1 and status in (0, 143):
     import jax
+    _ending.set()
     jax.distributed.shutdown()
   hard_exit(status)

@@ -141,7 +141,8 @@ def _train(run: 'Experiment') -> TrainState:
     same(run, restored.meta)
   elif begins_again:
     raise begins_again
-  state = restored.state if restored else run.init()
+  with programs.called('the initial parameters'):
+    state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
