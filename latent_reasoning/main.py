@@ -240,6 +240,7 @@ MODES: dict[str, tuple[str, ...]] = {
     'latency': ('commands.latency',), 'flops': ('commands.count',),
     'verify': ('commands.verify',)}
 TOGETHER = ('train', 'eval')  # modes of several processes
+FRESH = ('check_leakage', 'latency', 'flops')  # modes that need no checkpoint
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
                'plan': ('target', 'search', 'devices', 'device_kind', 'memory_gb')}
@@ -326,14 +327,16 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     place.note(argv[1:])
     return sweep.run(config.sweep, [f'--config={config_flag}', *own], place)
   from latent_reasoning.train import trainer
-  if multihost.is_primary():
-    devices.say(config)
   training = args.mode == 'train'
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there
       multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
     built = experiment.open_run(config, path, training)
+    computes = (training or args.mode in FRESH or built.config.model.init_from
+                or built.steps_trained())  # else the mode asks for a training first
+    if computes and multihost.is_primary():
+      devices.say(built.config)
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:

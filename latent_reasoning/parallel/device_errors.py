@@ -94,7 +94,8 @@ def explain(error: BaseException | str, config: Config, training: bool = False) 
     return (f'the device is held {who} {said}; wait until that one ends, or end it '
             f'({end}). If it is gone, remove /tmp/libtpu_lockfile. Beside a training on the '
             'same machine: JAX_PLATFORMS=cpu, or on a GPU XLA_PYTHON_CLIENT_PREALLOCATE=false '
-            'for both')
+            'for both' + ('. If nothing holds it, the library is too new for the driver: '
+                          'update the NVIDIA driver' if re.search('(?i)dnn|cublas', text) else ''))
   if found == 'kernel':
     way = ('--config.model.attention=shared_prefix' if config.model.attention in (
         'cudnn', 'splash') else 'another JAX, made for it (pip install -U jax), or '

@@ -56,6 +56,7 @@ def test_one_line(text):
     (TEXTS['memory'][5], ['6.48 GiB were asked for', 'the device has 6.78 GiB free']),
     (TEXTS['held'][0], ['held by process 2718466', 'kill 2718466']),
     (TEXTS['held'][3], ['by another process', 'lsof -w']),
+    (TEXTS['held'][6], ['by another process', 'update the NVIDIA driver']),
     (TEXTS['kernel'][0], ['but got 96', "'cudnn'", '--config.model.attention=shared_prefix']),
     (TEXTS['driver'][0], ['update the NVIDIA driver', 'insufficient'])])
 def test_what_is_said(text, words):
