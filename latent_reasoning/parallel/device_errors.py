@@ -91,11 +91,12 @@ def explain(error: BaseException | str, config: Config, training: bool = False) 
     who = f'by process {pid[1]}' if pid else 'by another process, it seems'
     end = f'kill {pid[1]}' if pid else (
         'nvidia-smi, or sudo lsof -w /dev/accel* /dev/vfio/*, names it')
+    other = ('. If nothing holds it, the library is too new for its driver: update the NVIDIA '
+             'driver') if re.search('(?i)dnn|cublas', text) else ''
     return (f'the device is held {who} {said}; wait until that one ends, or end it '
             f'({end}). If it is gone, remove /tmp/libtpu_lockfile. Beside a training on the '
             'same machine: JAX_PLATFORMS=cpu, or on a GPU XLA_PYTHON_CLIENT_PREALLOCATE=false '
-            'for both' + ('. If nothing holds it, the library is too new for the driver: '
-                          'update the NVIDIA driver' if re.search('(?i)dnn|cublas', text) else ''))
+            f'for both{other}')
   if found == 'kernel':
     way = ('--config.model.attention=shared_prefix' if config.model.attention in (
         'cudnn', 'splash') else 'another JAX, made for it (pip install -U jax), or '

@@ -240,24 +240,32 @@ def _store() -> Any:
   return distributed.global_state.client
 
 
+def _ask(question: Callable[[Any], T], default: T) -> T:
+  """What the store says to a question; the default where process 0 does not answer."""
+  found = [default]
+
+  def ask():
+    with contextlib.suppress(Exception):  # it is gone, or has no such key
+      found[0] = question(_store())
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(5 * TICK)
+  return found[0]
+
+
 def _tell_compiling() -> None:
   """Says to the others that this process lives; they see that the value changes."""
-  with contextlib.suppress(Exception):  # it is gone where process 0 is
-    _store().key_value_set(f'{COMPILING}/{_place[0]}', str(time.time_ns()),
-                           allow_overwrite=True)
+  _ask(lambda store: store.key_value_set(f'{COMPILING}/{_place[0]}', str(time.time_ns()),
+                                         allow_overwrite=True), None)
 
 
 def _compiling_elsewhere() -> list[tuple[str, str]]:
-  with contextlib.suppress(Exception):
-    return sorted(_store().key_value_dir_get(COMPILING))
-  return []
+  return _ask(lambda store: sorted(store.key_value_dir_get(COMPILING)), [])
 
 
 def _why_ended() -> str:
   """Why another process ended all of them; '': none did."""
-  with contextlib.suppress(Exception):  # also where the key is not there
-    return _store().key_value_try_get(ENDED)
-  return ''
+  return _ask(lambda store: store.key_value_try_get(ENDED), '')
 
 
 def _listen() -> None:
@@ -270,8 +278,7 @@ def _listen() -> None:
 def exit_all(reason: str) -> None:
   """Ends this process with the status `FAILED`, and the others, which say the reason too."""
   _ending.set()
-  with contextlib.suppress(Exception):  # another one was first
-    _store().key_value_set(ENDED, f'process {_place[0]}: {reason}')
+  _ask(lambda store: store.key_value_set(ENDED, f'process {_place[0]}: {reason}'), None)
   if is_primary():
     time.sleep(3 * TICK)  # it holds what the others read
   hard_exit(FAILED, reason)
