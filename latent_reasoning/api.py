@@ -296,9 +296,11 @@ def compare(*experiments: Experiment | str | pathlib.Path) -> Result:
   for one in experiments:
     if not one.workdir.results.exists():
       one.evaluate()
-  entries = in_turn([latency.subject(one.workdir.path, name)
-                     for one, name in zip(experiments, names, strict=True)],
-                    experiments[0].config.eval.latency_repeats)
+  config = experiments[0].config
+  with multihost.explained(config):
+    entries = in_turn([latency.subject(one.workdir.path, name)
+                       for one, name in zip(experiments, names, strict=True)],
+                      config.eval.latency_repeats)
   summary = report.summarize(dataclasses.replace(
       _found(*experiments), latency={'entries': entries}))
   title, rows = report.document(summary)[0]

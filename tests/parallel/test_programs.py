@@ -10,7 +10,7 @@ from parallel.test_multihost import SHORT
 
 import latent_reasoning as lr
 from latent_reasoning.parallel import multihost, programs
-from latent_reasoning.train import flops, trainer
+from latent_reasoning.train import flops, metrics, trainer
 
 
 def slowly(seconds: float):
@@ -143,3 +143,22 @@ def test_dropped_experiments_hold_no_programs(tiny_config, tmp_path, quick_compi
   one = held[0] - left[0]  # of a model
   assert one > 100, (held, left)
   assert max(left) - left[1] < one and max(held) - held[1] < one, (held, left)
+
+
+@pytest.mark.integration
+def test_training_goes_on_without_its_programs(tiny_config, make_run, tmp_path, monkeypatch,
+                                               quick_compilation):
+  """Where the maps run out, programs are forgotten and compiled again; the losses stay."""
+  released, release = [], programs.release
+  monkeypatch.setattr(programs, 'EVERY', 1)
+  monkeypatch.setattr(programs, 'release', lambda: released.append(1) or release())
+  losses = []
+  for held in (0, programs.most_maps()):
+    monkeypatch.setattr(programs, 'maps', lambda held=held: held)
+    path = tmp_path / str(held)
+    trainer.train(make_run(tiny_config(**{
+        **SHORT, 'optim.stage1.steps': 4, 'optim.stage2.steps': 4,
+        'train.eval_every': 3}), path))
+    losses.append([r['loss'] for r in metrics.read(path / 'metrics.jsonl') if 'loss' in r])
+    assert bool(released) == bool(held)
+  assert losses[0] == losses[1] and len(losses[0]) == 8
