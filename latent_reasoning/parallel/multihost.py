@@ -240,8 +240,9 @@ def _store() -> Any:
   return distributed.global_state.client
 
 
-def _ask(question: Callable[[Any], T], default: T) -> T:
-  """What the store says to a question; the default where process 0 does not answer."""
+def _ask(question: Callable[[Any], T], default: T, seconds: float = TICK) -> T:
+  """What the store says to a question; the default where process 0 does not answer soon:
+  JAX aborts who waits longer for it."""
   found = [default]
 
   def ask():
@@ -249,7 +250,7 @@ def _ask(question: Callable[[Any], T], default: T) -> T:
       found[0] = question(_store())
   thread = threading.Thread(target=ask, daemon=True)
   thread.start()
-  thread.join(5 * TICK)
+  thread.join(seconds)
   return found[0]
 
 
@@ -278,7 +279,8 @@ def _listen() -> None:
 def exit_all(reason: str) -> None:
   """Ends this process with the status `FAILED`, and the others, which say the reason too."""
   _ending.set()
-  _ask(lambda store: store.key_value_set(ENDED, f'process {_place[0]}: {reason}'), None)
+  _ask(lambda store: store.key_value_set(ENDED, f'process {_place[0]}: {reason}'), None,
+       5 * TICK)
   if is_primary():
     time.sleep(3 * TICK)  # it holds what the others read
   hard_exit(FAILED, reason)
