@@ -12,7 +12,8 @@ import functools
 import pathlib
 import re
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from latent_reasoning import config_loading, experiment, report
@@ -25,6 +26,7 @@ from latent_reasoning.errors import InputError, ensure, nearest
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.latency import in_turn
 from latent_reasoning.hf import native
+from latent_reasoning.parallel import devices, multihost, programs
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
 
@@ -77,9 +79,31 @@ class Answer:
     return self.answer
 
 
+def _computes(method: Callable) -> Callable:
+  """A method whose errors of devices are DeviceErrors of one line, as on the command line."""
+  @functools.wraps(method)
+  def wrapped(self, *args, **kwargs):
+    with multihost.explained(self.config):
+      return method(self, *args, **kwargs)
+  return wrapped
+
+
+_open: set[int] = set()  # experiments that somebody holds, by number
+
+
+def _dropped(number: int) -> None:
+  """Forgets the compiled programs with the last experiment; another one may need its own."""
+  _open.discard(number)
+  if not _open:
+    programs.release_soon()
+
+
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Experiment(experiment.Experiment):
   """A configuration in a folder: train it, evaluate it, ask it, look into it.
+
+  What computes raises DeviceError where memory, a kernel or the driver is not enough. When
+  the last experiment of a process is dropped or closed, the programs compiled for it go too.
 
   Args:
     config: of `load_config`, or its name.
@@ -99,6 +123,16 @@ class Experiment(experiment.Experiment):
       config, workdir, parts = opened.config, opened.workdir, _parts(opened)
     for name, value in {'config': config, 'workdir': workdir, **parts}.items():
       object.__setattr__(self, name, value)
+    devices.say(config, once=True)
+    number = max(_open, default=0) + 1
+    _open.add(number)
+    object.__setattr__(self, '_finalizer', weakref.finalize(self, _dropped, number))
+
+  def close(self) -> None:
+    """Forgets the parameters that answer, and what was compiled, as when it is dropped; used
+    again, both come back."""
+    self.__dict__.pop('_predictor', None)
+    self._finalizer()
 
   @classmethod
   def load(cls, path: str | pathlib.Path,
@@ -121,6 +155,7 @@ class Experiment(experiment.Experiment):
     found = experiment.reopen(path)
     return cls(found.config, found.workdir, **_parts(found))
 
+  @_computes
   def train(self) -> Result:
     """Trains to the end, from the newest checkpoint where there is one; the loss curves."""
     with self.workdir.writing():
@@ -133,6 +168,7 @@ class Experiment(experiment.Experiment):
   def _curves(self, _: Result) -> Any:
     return report.learning(_found(self).folders[0])
 
+  @_computes
   def evaluate(self) -> Result:
     """Scores the test split and config.eval.sets; writes results.json."""
     with self.on_mesh():
@@ -147,6 +183,7 @@ class Experiment(experiment.Experiment):
   def _questions(self):
     return questions.of(self.splits, self.tokenizer)
 
+  @_computes
   def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
     """Answers a question, or each of several; warns of one unlike those of training.
 
@@ -163,6 +200,7 @@ class Experiment(experiment.Experiment):
                for one, texts in zip(asked, self._predictor.texts(asked), strict=True)]
     return answers[0] if isinstance(question, str) else answers
 
+  @_computes
   def block_states(self, problems: str | Sequence[str | Example] = 'test'
                    ) -> block_states.BlockActivations:
     """States, answers and confidence at each block.
@@ -184,38 +222,46 @@ class Experiment(experiment.Experiment):
                 for one in problems]
     return block_states.collect(self._predictor, examples, rules['test'])
 
+  @_computes
   def slot_reads(self, text: str) -> Result:
     """Which slots of the implicit memory each token of a text reads."""
     return commands.slot_reads(self, text)
 
+  @_computes
   def check_leakage(self) -> Result:
     """Whether anything attends to what it must not, by gradient; writes leakage.json."""
     found = commands.leakage_checks(self)
     return Result(found, lambda: report.leakage(found['checks']))
 
+  @_computes
   def latency(self) -> Result:
     """Time to the first answer token and to the full answer; writes latency.json."""
     found = commands.latencies(self)
     return Result(found, lambda: report.latency(found))
 
+  @_computes
   def flops(self) -> Result:
     """What training costs, counted before it; writes flops.json."""
     return commands.counted(self)
 
+  @_computes
   def verify(self) -> Result:
     """What is wrong with each checkpoint, by step: '' where it is sound."""
     return commands.verified(self)
 
+  @_computes
   def intervene(self) -> Result:
     """Answers when blocks are zeroed, swapped or taken from elsewhere; writes
     interventions.json."""
     return block_commands.intervened(self)
 
+  @_computes
   def analyze(self) -> Result:
     """What RiM's blocks hold: rules for choosing one, probes, the logit lens, attention;
     writes analysis.json, the states and a figure of each."""
     return block_commands.analyzed(self)
 
+  @_computes
   def verbalize(self, question: str | None = None) -> Result | list[str]:
     """What the reasoning decoder says of a question, a text a block or memory; or its
     accuracy on the test split. It is trained first where there is none yet."""
@@ -225,6 +271,7 @@ class Experiment(experiment.Experiment):
     found = commands.verbalized(self, own)
     return Result(found, lambda: report.verbalized(found))
 
+  @_computes
   def export(self, kind: str = 'hf') -> pathlib.Path:
     """Writes a directory that transformers ('hf'), PEFT ('peft') or `Experiment.load`
     ('native') loads."""
@@ -279,9 +326,11 @@ def compare(*experiments: Experiment | str | pathlib.Path) -> Result:
   for one in experiments:
     if not one.workdir.results.exists():
       one.evaluate()
-  entries = in_turn([latency.subject(one.workdir.path, name)
-                     for one, name in zip(experiments, names, strict=True)],
-                    experiments[0].config.eval.latency_repeats)
+  config = experiments[0].config
+  with multihost.explained(config):
+    entries = in_turn([latency.subject(one.workdir.path, name)
+                       for one, name in zip(experiments, names, strict=True)],
+                      config.eval.latency_repeats)
   summary = report.summarize(dataclasses.replace(
       _found(*experiments), latency={'entries': entries}))
   title, rows = report.document(summary)[0]

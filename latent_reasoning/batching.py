@@ -248,8 +248,15 @@ def collate_decoder_targets(
   return decoder_targets
 
 
+SAMPLED = 1000  # problems whose rows say what shapes there are
+
+
 class Stepwise:
   """Batches by step: `at` is random access; `iterate` runs it ahead."""
+
+  def shapes(self, stage: int) -> int:
+    """How many static shapes the batches of a stage have at most; each is a program."""
+    return 1
 
   def iterate(self, step: int) -> Iterator[Batch]:
     """Yields the batches from a step to the end, made ahead in a thread."""
@@ -300,6 +307,36 @@ class Batches(Stepwise):
         len(batches))
     return [batches[i] for i in order]
 
+  def shapes(self, stage: int) -> int:
+    """As `Stepwise.shapes`, by a sample of the problems."""
+    index = np.linspace(0, len(self.examples) - 1, min(SAMPLED, len(self.examples))).astype(int)
+    encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
+    parts = self.config.baselines.parts if self.method.parts and stage == 1 else 1
+    found = [{self._size(e, stage, part / parts) for e in encoded} for part in range(parts)]
+    if self.config.optim.batch_size > 1:
+      found = [_joined(rows) for rows in found]
+    return min(len(set().union(*found)), self.curriculum.lengths[stage - 1])
+
+  def _size(self, encoded: sequences.TokenizedExample, stage: int,
+            progress: float) -> tuple[int, ...]:
+    """The static sizes of a batch of such rows."""
+    buckets = self.config.data.buckets
+    rows = [self.method.sequence(encoded, stage, progress, self.config, self.special)]
+    extra = ()
+    if self.decoder_targets:
+      told = collate_decoder_targets([
+          self.method.decoder_targets(encoded, rows[0], self.config, self.special)])
+      extra = (*told.at.shape, told.targets.shape[-1])
+    if self.method.teacher:
+      rows.append(self.method.teacher(encoded, progress, self.config, self.special))
+    sized = []
+    for row in rows:
+      p, k, r = sizes([row])
+      sized += [fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
+                fit(r, buckets.readout, 'readout'), max((o.latents for o in row.readouts),
+                                                        default=0)]
+    return *sized, *extra
+
   def at(self, step: int) -> Batch:
     """Returns the batch of a global step: one static shape."""
     moment = self.curriculum.at(step)
@@ -322,6 +359,15 @@ class Batches(Stepwise):
           self.method.decoder_targets(e, row, self.config, self.special)
           for e, row in zip(encoded, rows, strict=True)]))
     return batch
+
+
+def _joined(rows: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
+  """The sizes that batches of such rows can have: the largest of each, in every mixture."""
+  more = rows
+  while more:
+    rows = rows | more
+    more = {tuple(map(max, a, b)) for a in more for b in rows} - rows
+  return rows
 
 
 def usable(config: Config, method: sequences.Method, examples: Sequence[Example],

@@ -332,7 +332,7 @@ class TrainConfig:
       '~/.cache/latent_reasoning', "directory of compiled programs; '': none")
   prefetch: int = key(2, 'batches made ahead of time in a thread')
   peer_timeout: int = key(
-      600, 'seconds without a step, longer than compiling takes: a process is lost', 1)
+      600, 'seconds without a step, compiling not counted: a process is lost', 1)
   profile_steps: int = key(
       0, 'steps traced into the folder profile after the first ten; 0: none')
 
@@ -379,6 +379,8 @@ class Config:
       'rim', 'of `methods`: rim | direct | direct_steps | cot | pause | pause_steps | icot | '
       'coconut | codi | language_model')
   seed: int = key(0, 'of parameters, data and order')
+  device: Literal['', 'cpu', 'gpu', 'tpu'] = key(
+      '', "the devices that a run must find, or it ends; '': those that JAX takes")
   data: DataConfig = group(DataConfig)
   tokenizer: TokenizerConfig = group(TokenizerConfig)
   model: ModelConfig = group(ModelConfig)

@@ -22,6 +22,11 @@ class TrainingError(RuntimeError):
   """Training cannot go on (a NaN, an exploding loss); names the way back."""
 
 
+class DeviceError(RuntimeError):
+  """The devices cannot do what was asked: their memory, a kernel, their driver, who holds them
+  (parallel.device_errors). Names what to lower or to mend; the same again would fail again."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
   """Returns 'did you mean …' for a misspelt `name`, then all known names."""
   known = sorted(known)

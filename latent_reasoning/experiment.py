@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ from latent_reasoning.models import (
   transformer,
 )
 from latent_reasoning.models.transformer import Transformer, parameter_count
-from latent_reasoning.parallel import multihost, sharding
+from latent_reasoning.parallel import device_errors, devices, multihost, programs, sharding
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
@@ -352,6 +351,9 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   Raises:
     InputError: from any of them, or because they do not fit together or the devices.
   """
+  devices.require(config.device)
+  programs.listen()
+  programs.keep_few()
   attention.check(config.model.attention)
   _check_sizes(config)
   memory_policies.check(config.imm)
@@ -399,7 +401,7 @@ def _check_sizes(config: Config) -> None:
   vocab = max(config.tokenizer.at_least, config.tokenizer.vocab_size, config.tokenizer.pad_to)
   count = parameter_count(model, vocab) + model.num_layers * config.imm.slots
   copies = 4 if config.optim.trainable == 'all' else 1  # gradients and two moments
-  here, where = memory()
+  here, where = device_errors.memory()
   ensure(4 * count * copies <= here * multihost.count(),
          f'config.model describes about {float(count):.3g} parameters, which take '
          f'{4 * count * copies / 2**30:.3g} GiB in training; found {here / 2**30:.3g} GiB of '
@@ -418,14 +420,6 @@ def _check_sizes(config: Config) -> None:
     ensure(not used or tokens < longest,
            f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
            f'more; config.model.max_positions is {model.max_positions}')
-
-
-def memory() -> tuple[int, str]:
-  """Bytes of this process's devices, or of the machine where they are its processors."""
-  stats = [d.memory_stats() or {} for d in jax.local_devices()]
-  if limits := [s['bytes_limit'] for s in stats if 'bytes_limit' in s]:
-    return sum(limits), f'memory of {len(limits)} devices'
-  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'memory of this machine'
 
 
 def _build_text(config: Config, workdir: Workdir) -> Experiment:

@@ -59,9 +59,11 @@ Several processes train one model, where the mesh (config.mesh) spans their devi
 --distributed under Slurm or on Cloud TPU, elsewhere --coordinator=HOST:PORT
 --num_processes=N --process_id=I. They need one folder for checkpoints.
 
-Exit status: 0 done, 1 failed check or training error, 2 a mistake in the
+Exit status: 0 done, 1 failed check, training error, or devices that cannot do it (out of
+memory, held by another process, a kernel or driver that is not there), 2 a mistake in the
 command or its input, 75 another process was lost (134 where JAX noticed first), 128 + n
-stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on.
+stopped by signal n, saved. After 75, 134 and 143 (SIGTERM) the same command goes on; after
+1 and 2 it would fail again.
 """
 
 import ast
@@ -83,7 +85,7 @@ from ml_collections import config_flags
 from latent_reasoning import config as config_lib
 from latent_reasoning.cli import allocator
 from latent_reasoning.config import MOVED, get
-from latent_reasoning.errors import InputError, TrainingError, nearest
+from latent_reasoning.errors import DeviceError, InputError, TrainingError, nearest
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -273,6 +275,7 @@ MODES: dict[str, tuple[str, ...]] = {
     'latency': ('commands.latency',), 'flops': ('commands.count',),
     'verify': ('commands.verify',)}
 TOGETHER = ('train', 'eval')  # modes of several processes
+FRESH = ('check_leakage', 'latency', 'flops')  # modes that need no checkpoint
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
                'plan': ('target', 'search', 'devices', 'device_kind', 'memory_gb')}
@@ -314,7 +317,7 @@ def main(argv: Sequence[str]) -> int:
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except TrainingError as error:
+  except (TrainingError, DeviceError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except OSError as error:
@@ -329,11 +332,9 @@ def main(argv: Sequence[str]) -> int:
 
 def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int:
   """Opens the workdir, builds the run and hands it to its mode."""
-  import jax
-
   from latent_reasoning import config_loading, experiment, methods
   from latent_reasoning.cli import restarts
-  from latent_reasoning.parallel import multihost
+  from latent_reasoning.parallel import devices, multihost
   from latent_reasoning.train import workdir
   logging.set_verbosity(logging.WARNING)
   config = config_loading.from_dict(args.config)
@@ -354,13 +355,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     restarts.check(str(path))
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
-  try:
-    jax.local_devices()
-  except RuntimeError as error:
-    platforms = os.environ.get('JAX_PLATFORMS', '')
-    raise InputError(f'JAX_PLATFORMS is {platforms!r}, and JAX has no such device here '
-                     f"({' '.join(str(error).split())}); expected 'cpu', or none, to take what "
-                     'there is') from None
+  devices.require(config.device)
   if multihost.count() > 1 and args.mode not in TOGETHER:
     raise InputError(f'--mode={args.mode} is for one process; expected one of {TOGETHER} '
                      f'with {multihost.count()}')
@@ -373,10 +368,14 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
     if training:  # before anything is written there
       multihost.primary_first(lambda: stack.enter_context(workdir.locate(path).writing()))
     built = experiment.open_run(config, path, training, args.mode == 'generate')
+    computes = (training or args.mode in FRESH or built.config.model.init_from
+                or built.steps_trained())  # else the mode asks for a training first
+    if computes and multihost.is_primary():
+      devices.say(built.config)
     if training:  # of a training that is killed, too
       built.workdir.note(argv[1:])
     try:
-      stack.enter_context(multihost.exit_on_peer_loss())
+      stack.enter_context(multihost.explained(built.config))
       stack.enter_context(built.on_mesh())
       status = call(args.mode, built, args)
       if not status:

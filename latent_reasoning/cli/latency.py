@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from latent_reasoning import experiment, methods, sequences
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import DeviceError, InputError
 from latent_reasoning.eval.latency import Subject, in_turn, lengths
+from latent_reasoning.parallel import devices, multihost
 from latent_reasoning.train import profiler, workdir
 
 
@@ -54,10 +55,17 @@ def main(arguments: Sequence[str]) -> int:
   except InputError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  repeats = subjects[0].config.eval.latency_repeats
+  config = subjects[0].config
+  devices.say(config)
+  repeats = config.eval.latency_repeats
+  try:
+    with multihost.explained(config):
+      entries = in_turn(subjects, repeats)
+  except DeviceError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
   workdir.write_json(pathlib.Path(out), {
-      'entries': in_turn(subjects, repeats), 'repeats': repeats,
-      'device': profiler.machine()})
+      'entries': entries, 'repeats': repeats, 'device': profiler.machine()})
   return 0
 
 

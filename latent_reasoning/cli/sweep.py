@@ -28,7 +28,7 @@ from latent_reasoning import report
 from latent_reasoning.cli.sweep_share import Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError, ensure
-from latent_reasoning.parallel import multihost
+from latent_reasoning.parallel import devices, multihost
 from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir, read_object, write_json, write_text
 
@@ -295,10 +295,12 @@ def _python(module: str, flags: Sequence[str], log: pathlib.Path,
             environment: Mapping[str, str] | None = None) -> int:
   """Runs one process; passes signals on. Returns its status."""
   here = threading.current_thread() is threading.main_thread()
-  with log.open('a', encoding='utf-8') as log, (
+  with log.open('a', encoding='utf-8') as log, os.fdopen(os.dup(2), 'wb') as ours, (
       _passing_on([]) if here else contextlib.nullcontext()):
-    child = subprocess.Popen([sys.executable, '-m', module, *flags], stdout=log, stderr=log,
-                             start_new_session=True, env={**os.environ, **(environment or {})})
+    child = subprocess.Popen(
+        [sys.executable, '-m', module, *flags], stdout=log, stderr=log, start_new_session=True,
+        pass_fds=(ours.fileno(),), env={**os.environ, **(environment or {}),
+                                        devices.RELAY: str(ours.fileno())})
     _running.add(child)
     try:
       return child.wait()

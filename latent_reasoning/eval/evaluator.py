@@ -13,7 +13,7 @@ from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import answer_matching, decoding
-from latent_reasoning.parallel import multihost
+from latent_reasoning.parallel import multihost, programs
 from latent_reasoning.train import train_step as step_lib
 
 
@@ -90,6 +90,7 @@ class Predictor:
     `decode.prefill`.
     """
     e = self.config.eval
+    programs.keep_few()
     return multihost.fetch(decoding.generate(
         self.model, self.params, self.head, prompt_batch(rows, self.config, self.special.pad),
         step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,

@@ -3,7 +3,8 @@
 Every process runs the same program on the same batches (single program, multiple data).
 Process 0 writes logs and results, all of them write their part of a checkpoint. A process
 that is lost ends the others with the status `LOST`, and the same command goes on from the
-newest checkpoint. With one process all of this does nothing.
+newest checkpoint. A process that fails in another way ends them all with the status `FAILED`
+and says why in each: a restart would fail again. With one process all of this does nothing.
 """
 
 import contextlib
@@ -13,17 +14,25 @@ import re
 import sys
 import threading
 import time
+import traceback
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
-from latent_reasoning.errors import InputError
+from latent_reasoning.config import Config
+from latent_reasoning.errors import DeviceError, InputError, TrainingError
+from latent_reasoning.parallel import programs
 
 T = TypeVar('T')
 LOST = 75  # exit status: another process was lost or hangs (sysexits' EX_TEMPFAIL)
+FAILED = 1  # out of memory, a kernel or a driver that is not there, an error of XLA
+# Keys of the store that the processes share, in process 0: why all end, and who compiles.
+ENDED, COMPILING = 'latent_reasoning/ended', 'latent_reasoning/compiling'
+TICK = 1.0  # seconds between two looks at it
 _place = [0, 1]  # index of this process, and how many there are
+_ending = threading.Event()  # this process ends by itself, and says why
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None, detect: bool,
@@ -51,6 +60,8 @@ def start(coordinator: str | None, processes: int | None, process: int | None, d
                      f'{process}; expected HOST:PORT, and a process_id from 0, below their '
                      'number')
   import jax
+
+  from latent_reasoning.parallel import devices
   try:
     # JAX aborts without a word of ours, so `Watch` has to be first to run out of patience.
     jax.distributed.initialize(*given, heartbeat_timeout_seconds=int(patience) + 30,
@@ -59,7 +70,9 @@ def start(coordinator: str | None, processes: int | None, process: int | None, d
     raise InputError(f'the processes could not join: {str(error).splitlines()[0]}; check '
                      'that --coordinator is HOST:PORT of process 0, open to all, or that '
                      '--distributed runs under Slurm or on Cloud TPU') from None
+  devices.require('')  # or what it says of a device that is held would be a traceback
   _place[:] = jax.process_index(), jax.process_count()
+  threading.Thread(target=_listen, daemon=True).start()
 
 
 def count() -> int:
@@ -200,48 +213,145 @@ def check_shared(path) -> None:
 class Watch:
   """Ends this process where nothing moves: the other hangs, and no error will come.
 
+  Time in which a program is compiled, here or in another process, does not count.
+
   Args:
     patience: seconds from one `beat` to the next, from the first on; longer than the
-      longest step with its compilation, validation or save.
+      longest step, validation or save.
   """
 
   def __init__(self, patience: float):
-    self._patience, self._last = patience, None
+    self._patience, self._last, self._signs = patience, None, None
     if count() > 1:
+      programs.listen()
       threading.Thread(target=self._run, daemon=True).start()
 
   def beat(self) -> None:
-    self._last = time.monotonic()
+    self._last, self._signs = time.monotonic(), None
 
   def stop(self) -> None:
     self._last = None
 
   def _run(self):
     while True:
-      time.sleep(min(1.0, self._patience / 4))
-      if self._last is not None and time.monotonic() - self._last > self._patience:
-        hard_exit(LOST, f'no step was finished within config.train.peer_timeout '
+      time.sleep(min(TICK, self._patience / 4))
+      if programs.compiling():
+        _tell_compiling()
+        if self._last is not None:
+          self.beat()
+      if self._last is None:
+        continue
+      idle = time.monotonic() - self._last
+      if idle > self._patience / 2:
+        signs = _compiling_elsewhere()
+        if self._signs not in (None, signs):
+          self.beat()
+          idle = 0.0
+        self._signs = signs
+      if self._last is not None and idle > self._patience:
+        exit_lost(f'no step was finished within config.train.peer_timeout '
                   f'{self._patience:g} s: another process hangs or is gone')
 
 
 @contextlib.contextmanager
-def exit_on_peer_loss():
-  """Ends this process where an error of JAX's says that another one is gone, before
-  anything else waits for that one."""
-  import jax
+def explained(config: Config, training: bool = False) -> Iterator[None]:
+  """Turns an error of JAX whose kind is known into one line.
+
+  Of several processes, this one ends at once, before anything else waits for one that is gone:
+  with the status `LOST` where another one was lost, and else all of them with status 1, for
+  the same would happen again.
+
+  Args:
+    config: what runs.
+    training: as `device_errors.explain`.
+
+  Raises:
+    DeviceError: with that line.
+  """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if count() == 1:
+  except (DeviceError, TrainingError):
+    raise
+  except (RuntimeError, MemoryError) as error:
+    from latent_reasoning.parallel import device_errors  # imports JAX
+    found, several = device_errors.kind(error), count() > 1
+    if several and found == 'peer':
+      exit_lost(device_errors.explain(error, config, training))
+    if several and not found and type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError'):
+      traceback.print_exc()
+      exit_all(f'JAX failed: {str(error)[:200]}')
+    if not found or found == 'peer':
       raise
-    hard_exit(LOST, f'another process was lost ({str(error)[:200]})')
+    text = device_errors.explain(error, config, training)
+    if several:
+      exit_all(text)
+    raise DeviceError(text) from error
+
+
+def _store() -> Any:
+  """The key-value store of the processes; None: they are not, or no more, joined."""
+  from jax._src import distributed  # JAX has no public way to it
+  return distributed.global_state.client
+
+
+def _ask(question: Callable[[Any], T], default: T, seconds: float = TICK) -> T:
+  """What the store says to a question; the default where process 0 does not answer soon:
+  JAX aborts who waits longer for it."""
+  found = [default]
+
+  def ask():
+    with contextlib.suppress(Exception):  # it is gone, or has no such key
+      found[0] = question(_store())
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(seconds)
+  return found[0]
+
+
+def _tell_compiling() -> None:
+  """Says to the others that this process lives; they see that the value changes."""
+  _ask(lambda store: store.key_value_set(f'{COMPILING}/{_place[0]}', str(time.time_ns()),
+                                         allow_overwrite=True), None)
+
+
+def _compiling_elsewhere() -> list[tuple[str, str]]:
+  return _ask(lambda store: sorted(store.key_value_dir_get(COMPILING)), [])
+
+
+def _why_ended() -> str:
+  """Why another process ended all of them; '': none did."""
+  return _ask(lambda store: store.key_value_try_get(ENDED), '')
+
+
+def _listen() -> None:
+  while _store() is not None and not _ending.is_set():
+    if reason := _why_ended():
+      hard_exit(FAILED, reason)
+    time.sleep(TICK)
+
+
+def exit_all(reason: str) -> None:
+  """Ends this process with the status `FAILED`, and the others, which say the reason too."""
+  _ending.set()
+  _ask(lambda store: store.key_value_set(ENDED, f'process {_place[0]}: {reason}'), None,
+       5 * TICK)
+  if is_primary():
+    time.sleep(3 * TICK)  # it holds what the others read
+  hard_exit(FAILED, reason)
+
+
+def exit_lost(reason: str) -> None:
+  """Ends this process with the status `LOST`, or as another one that failed has asked for."""
+  if why := _why_ended():
+    hard_exit(FAILED, why)
+  hard_exit(LOST, f'{reason}. The same command, in every process, goes on from the newest '
+            'checkpoint')
 
 
 def hard_exit(status: int, reason: str = '') -> None:
   """Ends this process at once: nothing may wait for processes that are gone."""
   if reason:
-    print(f'error: {reason}. The same command, in every process, goes on from the newest '
-          'checkpoint', file=sys.stderr)
+    print(f'error: {reason}', file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -252,5 +362,6 @@ def finish(status: int) -> None:
   once where not, before what was left half done tells of it in tracebacks."""
   if count() > 1 and status in (0, 143):
     import jax
+    _ending.set()
     jax.distributed.shutdown()
   hard_exit(status)

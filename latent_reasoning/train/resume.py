@@ -14,8 +14,8 @@ from latent_reasoning.errors import InputError
 
 # A name that ends in a dot is a group.
 FREE = (
-    'mesh.', 'optim.grad_accum_steps', 'model.remat', 'model.loss_tile', 'model.attention',
-    'imm.implementation', 'imm.chunk', 'data.cache_dir', 'sweep.',
+    'device', 'mesh.', 'optim.grad_accum_steps', 'model.remat', 'model.loss_tile',
+    'model.attention', 'imm.implementation', 'imm.chunk', 'data.cache_dir', 'sweep.',
     'train.log_every', 'train.eval_every', 'train.save_every', 'train.max_to_keep',
     'train.restart', 'train.max_loss', 'train.compilation_cache', 'train.prefetch',
     'train.peer_timeout', 'train.profile_steps',

@@ -14,8 +14,8 @@ import jax
 from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.models import imm
-from latent_reasoning.parallel import multihost, sharding
-from latent_reasoning.train import resume, workdir
+from latent_reasoning.parallel import multihost, programs, sharding
+from latent_reasoning.train import flops, resume, workdir
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
@@ -117,9 +117,11 @@ def train(run: 'Experiment') -> TrainState:
 
   Raises:
     TrainingError: the loss is not finite or too large.
+    DeviceError: out of memory, say.
     Interrupted: after SIGINT or SIGTERM, saved.
   """
-  with run.workdir.writing(), run.on_mesh():
+  programs.listen()
+  with multihost.explained(run.config, True), run.workdir.writing(), run.on_mesh():
     return _train(run)
 
 
@@ -140,7 +142,8 @@ def _train(run: 'Experiment') -> TrainState:
     changed = same(run, restored.meta)
   elif begins_again:
     raise begins_again
-  state = restored.state if restored else run.init()
+  with programs.called('the initial parameters'):
+    state = restored.state if restored else run.init()
   start = int(state.step)
   metrics = Metrics(run.workdir, start, config.causal)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
@@ -153,13 +156,14 @@ def _train(run: 'Experiment') -> TrainState:
   progress.say(f'{run.trains}: {count:,} parameters, {stages} steps{_limit(run)}, files in '
                f'{run.workdir.path}')
   workdir.record_changes(run.workdir, config, start)
+  progress.say(loop.will_compile())
   if restored:
     for line in (f'resuming from step {start}', *resume.said(config, changed)):
       progress.say(line)
   if curriculum.added and start < curriculum.total:
     progress.say(curriculum.extension)
   try:
-    with multihost.exit_on_peer_loss(), Signals() as signals, profile:
+    with multihost.explained(config, True), Signals() as signals, profile:
       return loop.run_from(state, start, signals, profile)
   finally:
     loop.watch.stop()
@@ -202,6 +206,25 @@ class _Loop:
     self.timer = (time.monotonic(), 0)  # when, and predictions since
     self.warned: set[str] = set()
     self.watch = multihost.Watch(run.config.train.peer_timeout)
+    self.shapes: set[Any] = set()  # of batches, by stage: each is a program of its own
+    self.expected = {stage: run.batches.shapes(stage)
+                     for stage, steps in enumerate(run.curriculum.lengths, 1) if steps}
+
+  def will_compile(self) -> str:
+    """Says how many programs the run will compile."""
+    stages = ', '.join(f'{n} in stage {stage}' for stage, n in self.expected.items())
+    widths = 1 if self.run.batches.method.is_text else len(self.run.config.data.buckets.prefix)
+    return (f'programs to compile: at most about {sum(self.expected.values())} training steps '
+            f'({stages}), one for each shape of a batch when its first one comes, and '
+            f'{widths} to validate and test')
+
+  def name(self, stage: int, batch) -> str:
+    """What the training step of a batch is called while it is compiled."""
+    shapes = flops.shapes(batch)
+    self.shapes.add((stage, shapes))
+    rows, length = batch.tokens.shape
+    return (f'training step {len(self.shapes)} of about {sum(self.expected.values())} (stage '
+            f'{stage}, {rows} x {length} tokens)')
 
   def run_from(self, state: TrainState, start: int, signals: Signals,
                profile: Profile) -> TrainState:
@@ -224,7 +247,8 @@ class _Loop:
       profile.at(step, state)
       work = self.speed.work(moment.stage, state, batch)
       batch = sharding.batch(batch, self.run.mesh)
-      state, sums = steppers[moment.stage](state, batch, rate)
+      with programs.called(self.name(moment.stage, batch)):
+        state, sums = steppers[moment.stage](state, batch, rate)
       self.read()
       stop = signals.asked(step + 1)
       logs = _due(step + 1, config.train.log_every)
@@ -301,7 +325,9 @@ class _Loop:
 
   def validate(self, state: TrainState, step: int, stage: int) -> float:
     """Logs the validation and returns its score."""
-    values, score, words = self.run.validate(state.params)
+    with multihost.explained(self.run.config):
+      values, score, words = self.run.validate(state.params)
+    programs.keep_few()
     self.metrics.write(step, stage, 'valid', **values)
     self.progress.say(f'step {step} validation {words}')
     return score

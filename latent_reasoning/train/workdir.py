@@ -26,7 +26,7 @@ from latent_reasoning.parallel import multihost
 from latent_reasoning.train import copied, resume
 
 # Keys that may differ from the trained run where nothing is trained (else: train.resume).
-FREE = (*resume.HASHED, 'mesh.', 'eval.', 'train.', 'data.limit', 'data.on_error',
+FREE = (*resume.HASHED, 'device', 'mesh.', 'eval.', 'train.', 'data.limit', 'data.on_error',
         'data.cache_dir', 'model.attention', 'model.remat', 'model.loss_tile',
         'reasoning_decoder.', 'sweep.')
 

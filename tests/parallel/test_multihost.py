@@ -33,6 +33,12 @@ RUNS = {
     'llama': {**LLAMA,
               'model.num_kv_heads': 2, 'model.tie_embeddings': False, 'model.lora.rank': 4,
               'model.lora.dropout': 0.1, 'optim.trainable': 'new'}}
+MAIN = '''
+import sys
+from latent_reasoning import main
+from latent_reasoning.parallel import multihost
+multihost.finish(main.main(['main', *sys.argv[1:]]))
+'''
 FSDP = {'mesh.data': 1, 'mesh.fsdp': -1}
 
 
@@ -42,9 +48,12 @@ def cache(tmp_path_factory):
 
 
 class Group:
-  """Some processes of one command; stderr of each is in a file beside the workdir."""
+  """Some processes of one command; stderr of each is in a file beside the workdir.
 
-  def __init__(self, path, cache, count=2, mode='train', stderr=None, **changes):
+  `before` is Python that each runs before `main`, `process` being its index.
+  """
+
+  def __init__(self, path, cache, count=2, mode='train', stderr=None, before='', **changes):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
@@ -57,7 +66,8 @@ class Group:
                f'--process_id={i}'] if count > 1 else []
       self.files.append(stderr or path.with_name(f'{path.name}.{i}.err'))
       self.processes.append(subprocess.Popen(
-          [sys.executable, '-m', 'latent_reasoning.main', f'--config={CONFIG}',
+          [sys.executable, *(['-c', f'process = {i}\n{before}\n{MAIN}'] if before else
+                             ['-m', 'latent_reasoning.main']), f'--config={CONFIG}',
            f'--workdir={path}', f'--mode={mode}', *place,
            *(f'--config.{k}={v}' for k, v in {**SHORT, **changes}.items())],
           env=env, cwd=CONFIG.parents[1], stdout=subprocess.DEVNULL,
@@ -154,6 +164,67 @@ def test_lost_peer(number, lost, cache, tmp_path):
   else:
     assert left == multihost.LOST and 'goes on from the newest checkpoint' in said, said
   assert ended_well(tmp_path / 'two', cache) == pytest.approx(alone, rel=1e-5)
+
+
+# At the third step one of them wants 200 TB of one device.
+HUNGRY = '''
+from latent_reasoning.train import trainer
+def read(self, whole=trainer._Loop.read):
+  if process == HUNGRY and self.pending and self.pending.step == 3:
+    import jax
+    jax.jit(lambda: jax.numpy.zeros((50, 10**12)))().block_until_ready()
+  whole(self)
+trainer._Loop.read = read
+'''
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('hungry', [0, 1])
+def test_out_of_memory_is_no_lost_peer(hungry, cache, tmp_path):
+  """One process wants more than there is: both end with status 1, which nobody restarts, and
+  both say what was asked for and what to lower."""
+  group = Group(tmp_path / 'run', cache, before=HUNGRY.replace('HUNGRY', str(hungry)),
+                **{'train.peer_timeout': 60})
+  assert group.statuses() == [1, 1], group.errors()
+  for i, file in enumerate(group.files):
+    said, = [line for line in file.read_text().splitlines() if line.startswith('error: ')]
+    assert said.startswith('error: out of memory: 181.9 TiB were asked for' if i == hungry else
+                           f'error: process {hungry}: out of memory: 181.9 TiB')
+    assert '--config.optim.grad_accum_steps=2' in said
+    assert 'newest checkpoint' not in said and 'Traceback' not in file.read_text()
+
+
+# The training step of stage 2 takes one of them much longer to compile than the others.
+SLOW = '''
+import jax.monitoring, time
+from latent_reasoning.parallel import programs
+seen = []
+def slow(event, value, fun_name='', **_):
+  if event == programs.BACKEND and 'train_step' in fun_name:
+    seen.append(event)
+    if len(seen) == 2 and process in WHO:
+      time.sleep(12)
+def listen(whole=programs.listen):
+  if not seen:
+    whole()
+    jax.monitoring.register_scalar_listener(slow)
+    seen.append('')
+programs.listen = listen
+seen.clear()
+'''.replace('len(seen) == 2', 'len(seen) == 3')  # one stands for the listener
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('who', [(0,), (0, 1)])
+def test_compilation_longer_than_the_timeout(who, cache, tmp_path):
+  """It is no lost peer, neither here nor in who waits for it."""
+  group = Group(tmp_path / 'run', cache, before=SLOW.replace('WHO', str(who)),
+                **{'train.peer_timeout': 5})
+  assert group.statuses() == [0, 0], group.errors()
+  said = group.files[0].read_text()
+  assert 'programs to compile: at most about 2 training steps (1 in stage 1, 1 in' in said
+  assert 'compiled training step 2 of about 2 (stage 2, 8 x' in said
+  assert 'compiled' not in group.files[1].read_text()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from latent_reasoning.train import resume, workdir
 # that the run began with, beyond rounding, it is refused.
 KINDS = {
     'free': '''
-        data.cache_dir eval.batch_size eval.checkpoint eval.checkpoint_selection
+        data.cache_dir device eval.batch_size eval.checkpoint eval.checkpoint_selection
         eval.contamination eval.latency_repeats eval.leakage_rows eval.samples eval.sets
         eval.temperature eval.test_problems eval.top_k imm.chunk imm.implementation
         mesh.data mesh.fsdp mesh.tensor model.attention model.loss_tile model.remat
