@@ -22,18 +22,26 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
+from latent_reasoning.data import storage
 from latent_reasoning.errors import InputError, local_path
 from latent_reasoning.hf.families import BUFFERS, find, model_config, names
 
 # --- finding it ---------------------------------------------------------------
 
 
+FILES = ('*.safetensors', '*.safetensors.index.json', 'config.json', 'tokenizer*.json',
+         'tokenizer.model', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
+         'chat_template.jinja')  # of a checkpoint
+
+
 def directory(init_from: str) -> pathlib.Path:
-  """The folder of a checkpoint: itself, or downloaded from the hub and cached.
+  """The folder of a checkpoint: itself, or copied from its address or the hub, and cached.
 
   Raises:
     InputError: neither, or the library for the hub is missing.
   """
+  if storage.is_address(init_from):
+    return storage.fetch(init_from, 'config.model.init_from', FILES)
   path = local_path(init_from, 'config.model.init_from')
   if path.is_dir():
     return path
@@ -48,10 +56,7 @@ def directory(init_from: str) -> pathlib.Path:
                      "needs a library: pip install -e '.[hf]'") from None
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
-        init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
-                                   'tokenizer*.json', 'tokenizer.model', 'vocab.json',
-                                   'merges.txt', 'special_tokens_map.json',
-                                   'chat_template.jinja'],
+        init_from, allow_patterns=list(FILES),
         ignore_patterns=['consolidated*', '*/*']))  # the same weights in another format
   except Exception as error:
     why = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -85,7 +90,8 @@ def resolve(config: Config) -> Config:
   if model.tie_embeddings and _own_head(path, model):
     model = dataclasses.replace(model, tie_embeddings=False)
   tokenizer = dataclasses.replace(
-      config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
+      config.tokenizer, kind='file', path=config.tokenizer.path or str(
+          config.model.init_from if storage.is_address(config.model.init_from) else path),
       at_least=values['vocab_size'])
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
