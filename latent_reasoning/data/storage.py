@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import fnmatch
 import hashlib
+import logging
 import os
 import pathlib
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 from latent_reasoning.errors import InputError, ensure, local_path
 
 EXTRAS = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3', 's3a': 's3', 'hf': 'hf'}  # by scheme
+for _library in ('gcsfs', 's3fs'):  # they log the traceback of what they raise
+  logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 
 def is_address(text: str | pathlib.Path) -> bool:
