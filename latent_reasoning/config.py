@@ -297,6 +297,7 @@ class TrainConfig:
   max_loss: float = key(0.0, 'a loss above this stops the run; 0: 3 ln(vocabulary)')
   compilation_cache: str = key(
       '~/.cache/latent_reasoning', "compiled programs: a directory, or a bucket's; '': none")
+  wandb: str = key('', "project of Weights & Biases that logs it too (extra wandb); '': none")
   prefetch: int = key(2, 'batches made ahead of time in a thread')
   peer_timeout: int = key(
       600, 'seconds without a step, longer than compiling takes: a process is lost', 1)

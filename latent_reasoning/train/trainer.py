@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +17,7 @@ from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, sharding
+from latent_reasoning.train import loggers as loggers_lib
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train import workdir
 from latent_reasoning.train.metrics import Metrics, Progress
@@ -110,8 +112,12 @@ def _limit(run) -> str:
           f'{len(run.splits.train):,} problems, config.optim.max_epochs)')
 
 
-def train(run: 'Experiment') -> TrainState:
+def train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger] = ()) -> TrainState:
   """Trains to the end of the curriculum, from the newest sound checkpoint if any.
+
+  Args:
+    run: what to train.
+    loggers: that take its numbers, beside those of config.train.
 
   Returns:
     the final state, saved.
@@ -121,11 +127,12 @@ def train(run: 'Experiment') -> TrainState:
     Interrupted: after SIGINT or SIGTERM, saved.
   """
   with run.workdir.writing(), run.on_mesh():
-    return _train(run)
+    return _train(run, loggers)
 
 
-def _train(run: 'Experiment') -> TrainState:
+def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainState:
   config, curriculum = run.config, run.curriculum
+  loggers_lib.check(config)
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
       f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
@@ -141,7 +148,8 @@ def _train(run: 'Experiment') -> TrainState:
     raise begins_again
   state = restored.state if restored else run.init()
   start = int(state.step)
-  metrics = Metrics(run.workdir, start, config.causal)
+  loggers = multihost.primary_first(lambda: loggers_lib.more(config, run.workdir, loggers))
+  metrics = Metrics(run.workdir, start, config.causal, loggers)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
   loop = _Loop(run, checkpoints, metrics, progress)
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,

@@ -26,7 +26,7 @@ from latent_reasoning.parallel import multihost
 
 # Keys that say where it runs and how it is watched, not what it is.
 PLACE = ('mesh.', 'train.compilation_cache', 'train.peer_timeout', 'train.profile_steps',
-         'train.restart')
+         'train.restart', 'train.wandb')
 # Keys that may differ from the trained run where nothing is trained.
 FREE = (*PLACE, 'eval.', 'train.', 'data.dir', 'data.train', 'data.valid', 'data.test',
         'data.limit', 'data.on_error', 'data.cache_dir', 'model.attention', 'model.remat',
@@ -49,6 +49,7 @@ class Workdir:
   checkpoints = property(lambda self: epath.Path(self.remote or self.path) / 'checkpoints')
   events = property(lambda self: self.path / 'events')
   profile = property(lambda self: self.path / 'profile')
+  wandb = property(lambda self: self.path / 'wandb.json')  # the id of its run
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')
