@@ -19,7 +19,7 @@ from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, sharding
 from latent_reasoning.train import loggers as loggers_lib
 from latent_reasoning.train import train_step as step_lib
-from latent_reasoning.train import workdir
+from latent_reasoning.train import versions, workdir
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
 from latent_reasoning.train.train_step import TrainState
@@ -161,6 +161,8 @@ def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainSta
                f'{run.workdir.path}')
   if restored:
     progress.say(f'resuming from step {start}')
+    if changed := versions.changes(restored.meta):
+      progress.say(changed)
   try:
     with multihost.exit_on_peer_loss(), Signals() as signals, profile:
       return loop.run_from(state, start, signals, profile)
