@@ -34,8 +34,9 @@ def test_said_where_a_training_goes_on(tiny_config, make_run, tmp_path, monkeypa
   run = make_run(tiny_config(**{
       'model.num_layers': 1, 'optim.stage1.steps': 1, 'optim.stage2.steps': 0,
       'train.eval_every': 0, 'eval.valid_problems': 4}), tmp_path)
+  then = {**versions.here(), 'jax': '0.0.1'}
   with monkeypatch.context() as patch:
-    patch.setattr(versions, 'here', lambda now=versions.here(): {**now, 'jax': '0.0.1'})
+    patch.setattr(versions, 'here', lambda: then)
     trainer.train(run)
   assert 'other versions' not in capsys.readouterr().err
   assert trainer.train(run).step == 1
