@@ -224,3 +224,34 @@ def test_the_first_cell_again(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ['latent_reasoning']
   exec(compile(first.replace('%pip', 'pip #'), 'cell', 'exec'), names)  # no address: nothing
   assert len(done) == 4
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures('quick_compilation')
+def test_a_training_goes_on_after_a_disconnect(drive, tiny_config, monkeypatch, capsys):
+  """The same cell, on another machine: from the newest checkpoint on Drive."""
+  class Disconnects:
+    def log(self, values, step):
+      if step == 3:
+        raise KeyboardInterrupt
+
+    def close(self):
+      pass
+
+  def cell(machine, *loggers):
+    folder = pathlib.Path(notebook.MOUNT) / machine
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    config = tiny_config(**{
+        'model.num_layers': 1, 'optim.stage1.steps': 4, 'optim.stage2.steps': 0,
+        'train.log_every': 1, 'train.save_every': 2, 'train.eval_every': 0,
+        'data.buckets.prefix': (20,), 'data.buckets.readout': (6,), 'data.buckets.count': (3,),
+        'eval.valid_problems': 4})
+    experiment = lr.Experiment(config, lr.notebook.folder('runs/x', drive=True))
+    experiment.train(loggers)
+    assert not list(folder.iterdir())
+    return experiment
+  with pytest.raises(KeyboardInterrupt):
+    cell('machine1', Disconnects())
+  assert cell('machine2').steps_trained() == 4
+  assert 'resuming from step 2' in capsys.readouterr().err
