@@ -125,7 +125,7 @@ class WeightsAndBiases:
 
 def has_key() -> bool:
   """Whether Weights & Biases can log in: by the environment, or a login kept in ~/.netrc."""
-  if os.environ.get('WANDB_API_KEY'):
+  if os.environ.get('WANDB_API_KEY') or os.environ.get('WANDB_IDENTITY_TOKEN_FILE'):
     return True
   host = urllib.parse.urlparse(
       os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai')).hostname

@@ -59,7 +59,7 @@ def wandb(monkeypatch):
   module.init, module.runs, module.refuses = init, runs, None
   monkeypatch.setitem(sys.modules, 'wandb', module)
   monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
-  for name in ('WANDB_MODE', 'WANDB_BASE_URL', 'NETRC'):
+  for name in ('WANDB_MODE', 'WANDB_BASE_URL', 'WANDB_IDENTITY_TOKEN_FILE', 'NETRC'):
     monkeypatch.delenv(name, raising=False)
   return module
 
