@@ -13,7 +13,7 @@ import secrets
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError, ensure
@@ -104,7 +104,7 @@ class WeightsAndBiases:
                'offline-run-… there sends it')
     if 'WANDB_MODE' in os.environ:
       self._run = wandb.init(**wanted)
-    elif not has_key():
+    elif not has_key(wandb):
       _say('Weights & Biases has no key here (WANDB_API_KEY, or `wandb login`)' + offline)
       self._run = wandb.init(**wanted, mode='offline')
     else:
@@ -112,6 +112,7 @@ class WeightsAndBiases:
         self._run = wandb.init(**wanted)
       except Exception as error:  # noqa: BLE001 a key that is refused, no network
         _say(f'warning: Weights & Biases cannot be used ({_line(error)}){offline}')
+        wandb.teardown()  # its service holds the id for the run that did not come about
         self._run = wandb.init(**wanted, mode='offline')
     self._run.define_metric('step')
     self._run.define_metric('*', step_metric='step')
@@ -123,12 +124,12 @@ class WeightsAndBiases:
     self._run.finish()
 
 
-def has_key() -> bool:
-  """Whether Weights & Biases can log in: by the environment, or a login kept in ~/.netrc."""
+def has_key(wandb: Any) -> bool:
+  """Whether the library can log in: by the environment, or a login kept in ~/.netrc."""
   if os.environ.get('WANDB_API_KEY') or os.environ.get('WANDB_IDENTITY_TOKEN_FILE'):
     return True
   host = urllib.parse.urlparse(
-      os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai')).hostname
+      os.environ.get('WANDB_BASE_URL') or wandb.Settings().base_url).hostname
   try:
     kept = netrc.netrc(os.path.expanduser(os.environ.get('NETRC', '~/.netrc')))
   except (OSError, netrc.NetrcParseError):

@@ -51,12 +51,18 @@ def wandb(monkeypatch):
       self.finished += 1
 
   def init(**given):
+    if given['id'] in module.tried:
+      raise RuntimeError('run ID is in use')
     if module.refuses and given.get('mode') != 'offline':
+      module.tried.append(given['id'])
       raise module.refuses
     runs.append(Run(**given))
     return runs[-1]
   module = types.ModuleType('wandb')
   module.init, module.runs, module.refuses = init, runs, None
+  module.teardown = lambda: module.tried.clear()
+  module.Settings = lambda: types.SimpleNamespace(base_url='https://api.wandb.ai')
+  module.tried = []
   monkeypatch.setitem(sys.modules, 'wandb', module)
   monkeypatch.setenv('WANDB_API_KEY', 'k' * 40)
   for name in ('WANDB_MODE', 'WANDB_BASE_URL', 'WANDB_IDENTITY_TOKEN_FILE', 'NETRC'):
@@ -147,9 +153,9 @@ def test_without_a_key_it_is_offline(wandb, tiny_config, tmp_path, monkeypatch, 
   loggers.more(config, place)
   assert 'mode' not in wandb.runs[-1].given and not capsys.readouterr().err
   monkeypatch.setenv('WANDB_BASE_URL', 'https://wandb.example.org/')
-  assert not loggers.has_key()
+  assert not loggers.has_key(wandb)
   (tmp_path / '.netrc').write_text('machine\n{')
-  assert not loggers.has_key()
+  assert not loggers.has_key(wandb)
 
 
 def test_a_service_that_refuses(wandb, tiny_config, tmp_path, capsys):
