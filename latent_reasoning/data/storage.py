@@ -147,8 +147,11 @@ def _copy(files: Any, entries: dict[str, dict], target: pathlib.Path, address: s
         here, there = (temporary / name).stat().st_size, entry.get('size')
         ensure(there in (None, here), f'{address}: {name} came with {here:,} bytes of '
                f'{there:,}; it may be being written: wait, and start again')
-      with contextlib.suppress(FileExistsError):
+      try:
         temporary.rename(target)
+      except OSError:
+        if not target.is_dir():  # another, without that lock, was first
+          raise
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
 

@@ -313,6 +313,23 @@ def test_a_cache_at_a_file_address_is_a_folder(programs, tiny_config, tmp_path):
   assert jax.config.jax_compilation_cache_dir == f'{tmp_path}/c'
 
 
+def test_two_that_fetch_at_once_without_a_lock(bucket, monkeypatch, tmp_path):
+  """On a file system that has none, the second to be ready takes the copy of the first."""
+  address, kind = bucket('d/a.txt', 'x'), type(fsspec.url_to_fs(bucket('d/a.txt'))[0])
+  counted = kind.get_file
+
+  def beside(self, path, here, *args, **options):
+    counted(self, path, here, *args, **options)
+    if len(bucket.fetched) < 2:
+      storage.fetch(address, 'key')  # the other one, meanwhile
+  monkeypatch.setattr(kind, 'get_file', beside)
+
+  def refuse(*_):
+    raise OSError('no locks')
+  monkeypatch.setattr(storage.fcntl, 'flock', refuse)
+  assert storage.fetch(address, 'key').read_text() == 'x' and len(bucket.fetched) == 2
+
+
 @pytest.mark.integration
 def test_of_processes_at_once_one_fetches(tmp_path):
   """Eight that start together on a machine: one copy, read by all."""
