@@ -37,8 +37,10 @@ def __getattr__(name: str):
     return getattr(importlib.import_module('latent_reasoning.api'), name)
   if name in ('analysis', 'api'):
     return importlib.import_module(f'latent_reasoning.{name}')
+  if name == 'notebook':
+    return importlib.import_module('latent_reasoning.cli.notebook')
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), *_INTERFACE, 'analysis'])
+  return sorted([*globals(), *_INTERFACE, 'analysis', 'notebook'])

@@ -29,6 +29,7 @@ from latent_reasoning.hf import native
 from latent_reasoning.parallel import devices, multihost, programs
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
+from latent_reasoning.train.loggers import Logger
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -156,10 +157,15 @@ class Experiment(experiment.Experiment):
     return cls(found.config, found.workdir, **_parts(found))
 
   @_computes
-  def train(self) -> Result:
-    """Trains to the end, from the newest checkpoint where there is one; the loss curves."""
+  def train(self, loggers: Sequence[Logger] = ()) -> Result:
+    """Trains to the end, from the newest checkpoint where there is one; the loss curves.
+
+    Args:
+      loggers: objects of yours with log(values, step) and close(), beside TensorBoard and
+        what config.train names.
+    """
     with self.workdir.writing():
-      trainer.train(self)
+      trainer.train(self, loggers)
     self.__dict__.pop('_predictor', None)
     return Result({'metrics': _found(self).folders[0].metrics},
                   lambda: f'{self.curriculum.total} steps; files in {self.workdir.path}',

@@ -68,7 +68,7 @@ class DataConfig:
       'arithmetic', 'the data set; the last four are plain text, for method language_model')
   path: str = key('', 'a text file, for method language_model')
   seq_len: int = key(64, 'tokens of a sequence of plain text', 1)
-  dir: str = key('', "file or directory of the data; '': generated, or from the hub")
+  dir: str = key('', "file or directory, here or gs://…; '': generated, or from the hub")
   train: str = key('', 'file of the training split, where dir does not name it')
   valid: str = key('', 'likewise of the validation split')
   test: str = key('', 'likewise of the test split')
@@ -141,8 +141,8 @@ class LoopConfig:
 class ModelConfig:
   """The transformer (models.transformer), and where its weights come from."""
   init_from: str = key(
-      '', 'weights to begin with, which set the sizes: a directory or hub id, of others or an '
-      "export of this package, or the workdir of another run; '': from scratch")
+      '', 'weights to begin with, which set the sizes: a directory (or gs://…) or hub id, of '
+      "others or an export of this package, or the workdir of another run; '': from scratch")
   num_layers: int = key(4, 'transformer blocks', 1)
   embed_dim: int = key(64, 'width of the residual stream', 1)
   num_heads: int = key(4, 'attention heads', 1)
@@ -329,7 +329,8 @@ class TrainConfig:
       'cosine learning rate warms up and falls over them once more, a constant one stays', 1)
   max_loss: float = key(0.0, 'a loss above this stops the run; 0: 3 ln(vocabulary)')
   compilation_cache: str = key(
-      '~/.cache/latent_reasoning', "directory of compiled programs; '': none")
+      '~/.cache/latent_reasoning', "compiled programs: a directory, or a bucket's; '': none")
+  wandb: str = key('', "project of Weights & Biases that logs it too (extra wandb); '': none")
   prefetch: int = key(2, 'batches made ahead of time in a thread')
   peer_timeout: int = key(
       600, 'seconds without a step, compiling not counted: a process is lost', 1)

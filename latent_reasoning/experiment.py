@@ -18,7 +18,7 @@ import optax
 from latent_reasoning import batching, config_loading, data, methods, sequences
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
-from latent_reasoning.data import hub, tokenizers
+from latent_reasoning.data import hub, storage, tokenizers
 from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError, ensure, local_path
@@ -316,8 +316,8 @@ def open_run(config: Config, path: str | pathlib.Path, training: bool = True,
 def _keep_programs(config: Config) -> None:
   if config.train.compilation_cache:
     jax.config.update('jax_compilation_cache_dir',
-                      str(local_path(config.train.compilation_cache,
-                                     'config.train.compilation_cache')))
+                      storage.shared_folder(config.train.compilation_cache,
+                                            'config.train.compilation_cache'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 

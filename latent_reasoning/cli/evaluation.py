@@ -3,7 +3,6 @@
 import datetime
 import json
 import pathlib
-import platform
 import re
 import statistics
 import subprocess
@@ -23,9 +22,9 @@ from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import init_from
-from latent_reasoning.train import flops, metrics, profiler, workdir
+from latent_reasoning.train import flops, metrics, profiler, versions, workdir
 from latent_reasoning.train import train_step as step_lib
-from latent_reasoning.train.checkpoint import Restored, versions
+from latent_reasoning.train.checkpoint import Restored
 
 
 def restored(run: Experiment) -> Restored:
@@ -71,7 +70,7 @@ _said: set[str] = set()
 def environment() -> dict[str, Any]:
   """Versions and machine, for whoever reads a result later."""
   return {'date': datetime.date.today().isoformat(), 'machine': profiler.machine(),
-          'devices': jax.device_count(), 'python': platform.python_version(), **versions(),
+          'devices': jax.device_count(), **versions.here(),
           'commit': commit()}
 
 

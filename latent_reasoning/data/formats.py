@@ -28,8 +28,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from latent_reasoning.config import DataConfig
+from latent_reasoning.data import storage
 from latent_reasoning.data.example import Example, is_number, make, normalise, number
-from latent_reasoning.errors import InputError, local_path
+from latent_reasoning.errors import InputError
 
 KNOWN = ('JSON lines, or a JSON list, with question and answer (GSM8K), question, steps and '
          'answer (ProsQA), input and target (GSM-Hard, text), Body, Question and Answer '
@@ -194,7 +195,7 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
   """Reads one file of any known form.
 
   Args:
-    path: the file; a leading ~ is the home directory.
+    path: the file, or its address (data.storage); a leading ~ is the home directory.
     config: `steps`, `step_marks` and `on_error` are used.
 
   Returns:
@@ -206,11 +207,12 @@ def read(path: str | pathlib.Path, config: DataConfig) -> tuple[list[Example], d
     InputError: no such file, an unknown form, no usable row, or, unless
       config.on_error is 'skip', a malformed row.
   """
-  path = local_path(path, 'a data file')
-  if path.is_dir():
+  file = storage.fetch(path, 'a data file')
+  path = path if storage.is_address(path) else file
+  if file.is_dir():
     raise InputError(f'{path}: found a directory; expected a file; name one inside it')
   try:
-    content = path.read_bytes()
+    content = file.read_bytes()
   except FileNotFoundError as e:
     raise InputError(f'{path}: found no such file; expected a data file; check '
                      'config.data.dir, train, valid and test') from e

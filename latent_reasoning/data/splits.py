@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from latent_reasoning.config import DataConfig
-from latent_reasoning.data import formats, hub
+from latent_reasoning.data import formats, hub, storage
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.prosqa import Graphs
@@ -91,7 +91,7 @@ def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
   """Returns one more evaluation set, and the report of `formats.read`.
 
   Args:
-    entry: a name of `hub.SETS`, or the path of a file.
+    entry: a name of `hub.SETS`, or the path or address of a file.
     config: as for `formats.read` and `hub.read`.
 
   Raises:
@@ -99,7 +99,7 @@ def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
   """
   if entry in hub.SETS:
     return hub.read_set(entry, config)
-  if not local_path(entry, 'config.eval.sets').exists() and not re.search(r'[./\\]', entry):
+  if not re.search(r'[./\\]', entry) and not local_path(entry, 'config.eval.sets').exists():
     raise InputError(f'config.eval.sets has {entry!r}; expected the path of a file or the '
                      f'name of a set; {nearest(entry, hub.SETS)}')
   return formats.read(entry, config)
@@ -125,18 +125,19 @@ def _generated(config: DataConfig, seed: int) -> Splits:
       'sources': {}, 'carved': {}, 'duplicates': {}})
 
 
-def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
-  """Returns the files of the splits that there are files for."""
-  paths = {s: local_path(getattr(config, s), f'config.data.{s}')
+def _resolve(config: DataConfig) -> dict[str, str | pathlib.Path]:
+  """Returns the files, by path or address, of the splits that there are files for."""
+  paths = {s: _place(getattr(config, s), f'config.data.{s}')
            for s in STEMS if getattr(config, s)}
   listing = []
   if config.dir:
-    place = local_path(config.dir, 'config.data.dir')
-    if place.is_dir():
-      listing = sorted(p for p in place.iterdir()
-                       if p.is_file() and not p.name.startswith('.'))
-      paths = _by_stem(listing, paths) | paths
-    elif place.exists() or 'train' not in paths:
+    place, found = _place(config.dir, 'config.data.dir'), storage.names(
+        config.dir, 'config.data.dir')
+    if found is not None:
+      listing = sorted(pathlib.PurePath(n) for n in found if not n.startswith('.'))
+      paths = {split: storage.inside(place, name.name) for split, name in
+               _by_stem(listing, paths, config.dir).items()} | paths
+    elif storage.is_address(place) or place.exists() or 'train' not in paths:
       paths.setdefault('train', place)  # formats.read refuses a missing file
     else:
       raise InputError(f'{place}: found no such file or directory; check config.data.dir')
@@ -149,8 +150,12 @@ def _resolve(config: DataConfig) -> dict[str, pathlib.Path]:
   return paths
 
 
-def _by_stem(listing: list[pathlib.Path],
-             given: dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+def _place(text: str, key: str) -> str | pathlib.Path:
+  return text if storage.is_address(text) else local_path(text, key)
+
+
+def _by_stem(listing: list[pathlib.PurePath], given: dict[str, str | pathlib.Path],
+             place: str) -> dict[str, pathlib.PurePath]:
   exact = {s: [p for p in listing if p.stem.lower() in stems]
            for s, stems in STEMS.items()}
   ends = {s: [p for p in listing
@@ -160,7 +165,7 @@ def _by_stem(listing: list[pathlib.Path],
   for split, paths in candidates.items():
     if len(paths) > 1 and split not in given:
       names = ', '.join(p.name for p in paths)
-      raise InputError(f'{paths[0].parent}: found {len(paths)} files for {split}: {names}; '
+      raise InputError(f'{place}: found {len(paths)} files for {split}: {names}; '
                        f'expected one; set config.data.{split} to the one meant')
   return {split: paths[0] for split, paths in candidates.items() if paths}
 

@@ -3,8 +3,8 @@
 import dataclasses
 
 from latent_reasoning.config import DataConfig
-from latent_reasoning.data import hub
-from latent_reasoning.errors import InputError, local_path
+from latent_reasoning.data import hub, storage
+from latent_reasoning.errors import InputError
 
 # Name: (repository, its configuration, most characters read of a streamed one).
 REPOSITORIES = {
@@ -59,7 +59,7 @@ def load(config: DataConfig) -> Text:
 
 
 def _read(path: str) -> str:
-  file = local_path(path, 'config.data.path')
+  file = storage.fetch(path, 'config.data.path')
   try:
     return file.read_text(encoding='utf-8')
   except UnicodeDecodeError as error:

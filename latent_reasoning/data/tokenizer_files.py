@@ -18,11 +18,14 @@ from typing import Any
 
 import tokenizers
 
-from latent_reasoning.data import tokenizer_trial
+from latent_reasoning.data import storage, tokenizer_trial
 from latent_reasoning.errors import InputError
 
 MOST_BYTES = 64 << 20  # of a tokenizer.json; the largest that we know has 33 MB
 KNOWN = 'tokenizer.json', 'tokenizer.model', 'vocab.json'  # the first that is there is read
+# What is read of a folder at an address: those, and what stands beside them.
+FILES = (*KNOWN, 'merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
+         'config.json')
 # Where nothing says whose tokenizer the old files are.
 FALLBACK = {'tokenizer.model': 'LlamaTokenizerFast', 'vocab.json': 'GPT2TokenizerFast'}
 ALLOCATOR = 'MALLOC_', 'GLIBC_'  # of this process, where it reserves address space
@@ -33,13 +36,13 @@ def read(path: str, add_bos: str) -> str:
   """The text of a tokenizer.json.
 
   Args:
-    path: a folder, or one of the files above.
+    path: a folder, or one of the files above, by path or address.
     add_bos: config.tokenizer.add_bos; with 'true', it puts BOS in front of a text.
 
   Raises:
     InputError: there is none, it is none, a library is missing, or no BOS is named.
   """
-  given = pathlib.Path(os.path.expanduser(path))
+  given = storage.fetch(path, 'config.tokenizer.path', FILES)
   file = given
   if given.is_dir():
     file = next((given / name for name in KNOWN if (given / name).is_file()), None)

@@ -22,19 +22,27 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
-from latent_reasoning.data import hub
+from latent_reasoning.data import hub, storage
 from latent_reasoning.errors import InputError, local_path
 from latent_reasoning.hf.families import BUFFERS, find, model_config, names
 
 # --- finding it ---------------------------------------------------------------
 
 
+FILES = ('*.safetensors', '*.safetensors.index.json', 'config.json', 'adapter_config.json',
+         'tokenizer*.json',
+         'tokenizer.model', 'vocab.json', 'merges.txt', 'special_tokens_map.json',
+         'chat_template.jinja')  # of a checkpoint
+
+
 def directory(init_from: str) -> pathlib.Path:
-  """The folder of a checkpoint: itself, or downloaded from the hub and cached.
+  """The folder of a checkpoint: itself, or copied from its address or the hub, and cached.
 
   Raises:
     InputError: neither, or the library for the hub is missing.
   """
+  if storage.is_address(init_from):
+    return storage.fetch(init_from, 'config.model.init_from', FILES)
   path = local_path(init_from, 'config.model.init_from')
   if path.is_dir():
     return path
@@ -43,13 +51,8 @@ def directory(init_from: str) -> pathlib.Path:
                      'expected one with config.json and *.safetensors, the workdir of a run, '
                      "or a hub id such as 'openai-community/gpt2'")
   try:
-    return hub.snapshot(
-        init_from, allow_patterns=['*.safetensors', '*.safetensors.index.json', 'config.json',
-                                   'adapter_config.json',
-                                   'tokenizer*.json', 'tokenizer.model', 'vocab.json',
-                                   'merges.txt', 'special_tokens_map.json',
-                                   'chat_template.jinja'],
-        ignore_patterns=['consolidated*', '*/*'])  # the same weights in another format
+    return hub.snapshot(init_from, allow_patterns=list(FILES),
+                        ignore_patterns=['consolidated*', '*/*'])  # the same, otherwise
   except ImportError:
     raise InputError(f'config.model.init_from {init_from!r} is no directory here, and the hub '
                      "needs a library: pip install -e '.[hf]'") from None
@@ -85,7 +88,8 @@ def resolve(config: Config) -> Config:
   if model.tie_embeddings and _own_head(path, model):
     model = dataclasses.replace(model, tie_embeddings=False)
   tokenizer = dataclasses.replace(
-      config.tokenizer, kind='file', path=config.tokenizer.path or str(path),
+      config.tokenizer, kind='file', path=config.tokenizer.path or str(
+          config.model.init_from if storage.is_address(config.model.init_from) else path),
       at_least=values['vocab_size'])
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
@@ -283,7 +287,7 @@ def fill_in(out: dict, fresh: Callable[[], dict], placed: dict | None) -> dict:
                           is_leaf=lambda a: a is None)
     made = jax.jit(absent)()
     if placed is not None:
-      made = jax.tree.map(lambda a, b: None if a is None else jax.deviceput(a, b), made,
+      made = jax.tree.map(lambda a, b: None if a is None else jax.device_put(a, b), made,
                           placed, is_leaf=lambda a: a is None)
     out = jax.tree.map(lambda a, b: b if a is None else a, out, made,
                        is_leaf=lambda a: a is None)
@@ -299,7 +303,7 @@ def _place(value: chex.Array, like: Any, placed: Any) -> chex.Array:
   value = jnp.asarray(value).astype(like.dtype)
   if not bool(jnp.isfinite(value).all()):
     raise ValueError(f'it holds numbers that are not finite in {like.dtype}')
-  return value if placed is None else jax.deviceput(value, placed)
+  return value if placed is None else jax.device_put(value, placed)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

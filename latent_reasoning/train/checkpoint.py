@@ -15,7 +15,6 @@ newest sound one; a reader beside it skips what is unsound, and what the writer 
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import sys
 import time
@@ -33,7 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.parallel import multihost
-from latent_reasoning.train import copied
+from latent_reasoning.train import copied, versions
 from latent_reasoning.train.train_step import TrainState
 
 SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
@@ -117,17 +116,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   for the devices that saved it."""
   place = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def versions() -> dict[str, str]:
-  """Of the packages that training depends on."""
-  found = {}
-  for name in ('latent_reasoning', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH, say
-      found[name] = 'not installed'
-  return found
 
 
 class _Unreadable(Exception):
@@ -237,7 +225,7 @@ class Checkpoints:
     step = int(state.step)
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
-            'processes': multihost.count(), 'versions': versions(), 'format': FORMAT,
+            'processes': multihost.count(), 'versions': versions.here(), 'format': FORMAT,
             'arrays': describe(tree)}
     meta = json.loads(json.dumps(meta))  # as it will be read
     meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())

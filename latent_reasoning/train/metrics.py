@@ -1,4 +1,4 @@
-"""Logs of a run: metrics.jsonl, TensorBoard events, and a line or bar to watch."""
+"""Logs of a run: metrics.jsonl, the loggers beside it, and a line or bar to watch."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from typing import Any
 import tqdm
 
 from latent_reasoning.parallel import multihost
+from latent_reasoning.train.loggers import Logger, TensorBoard
 from latent_reasoning.train.workdir import Workdir, write_text
 
 
@@ -24,14 +25,15 @@ def plain(value: Any) -> Any:
 
 
 class Metrics:
-  """Writes one JSON object a line: step, stage, split, values.
+  """Writes one JSON object a line: step, stage, split, values; its numbers to `loggers` too.
 
   Lines past the step that a run resumes from, and lines that are damaged, go to the file
   beside it whose name has `void`, so that this one never holds a step twice and nothing is
   lost.
   """
 
-  def __init__(self, workdir: Workdir, step: int, causal: bool = True):
+  def __init__(self, workdir: Workdir, step: int, causal: bool = True,
+               loggers: Sequence[Logger] = ()):
     self._mark = {} if causal else {'causal': False}  # beside every such number
     if not multihost.is_primary():
       return
@@ -39,7 +41,7 @@ class Metrics:
     if self._path.exists():
       _keep_until(self._path, step)
     self._file = self._path.open('a', encoding='utf-8')
-    self._events = _events(str(workdir.events), purge_step=step + 1)
+    self._loggers = [TensorBoard(str(workdir.events), step), *loggers]
 
   def write(self, step: int, stage: int, split: str, **values: Any) -> None:
     if not multihost.is_primary():
@@ -49,29 +51,17 @@ class Metrics:
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
     prefix = 'NOT_CAUSAL/' if self._mark else ''
-    for name, value in values.items():
-      if isinstance(value, (int, float)):
-        self._events.add_scalar(f'{prefix}{split}/{name}', value, step)
+    numbers = {f'{prefix}{split}/{name}': value for name, value in values.items()
+               if isinstance(value, (int, float))}
+    for logger in self._loggers:
+      logger.log(dict(numbers), step)
 
   def close(self) -> None:
     if not multihost.is_primary():
       return
     self._file.close()
-    self._events.close()
-
-
-def _events(path: str, **options: Any):
-  """A writer of TensorBoard events. It imports torch where that is installed, for seconds,
-  and has no need of it: here it finds none."""
-  loaded = 'torch' in sys.modules
-  if not loaded:
-    sys.modules['torch'] = None
-  try:
-    import tensorboardX
-  finally:
-    if not loaded:
-      del sys.modules['torch']
-  return tensorboardX.SummaryWriter(path, **options)
+    for logger in self._loggers:
+      logger.close()
 
 
 def _keep_until(path: pathlib.Path, step: int) -> None:

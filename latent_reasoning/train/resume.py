@@ -18,7 +18,7 @@ FREE = (
     'model.attention', 'imm.implementation', 'imm.chunk', 'data.cache_dir', 'sweep.',
     'train.log_every', 'train.eval_every', 'train.save_every', 'train.max_to_keep',
     'train.restart', 'train.max_loss', 'train.compilation_cache', 'train.prefetch',
-    'train.peer_timeout', 'train.profile_steps',
+    'train.peer_timeout', 'train.profile_steps', 'train.wandb',
     # Not those of validation, which chooses among checkpoints: it would compare unlike numbers.
     'eval.batch_size', 'eval.test_problems', 'eval.samples', 'eval.temperature', 'eval.top_k',
     'eval.checkpoint', 'eval.sets', 'eval.checkpoint_selection', 'eval.contamination',

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +16,8 @@ from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, programs, sharding
-from latent_reasoning.train import flops, resume, workdir
+from latent_reasoning.train import flops, resume, versions, workdir
+from latent_reasoning.train import loggers as loggers_lib
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
@@ -109,8 +111,12 @@ def _limit(run) -> str:
           f'{len(run.splits.train):,} problems, config.optim.max_epochs)')
 
 
-def train(run: 'Experiment') -> TrainState:
+def train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger] = ()) -> TrainState:
   """Trains to the end of the curriculum, from the newest sound checkpoint if any.
+
+  Args:
+    run: what to train.
+    loggers: that take its numbers, beside those of config.train.
 
   Returns:
     the final state, saved.
@@ -122,12 +128,13 @@ def train(run: 'Experiment') -> TrainState:
   """
   programs.listen()
   with multihost.explained(run.config, True), run.workdir.writing(), run.on_mesh():
-    return _train(run)
+    return _train(run, loggers)
 
 
-def _train(run: 'Experiment') -> TrainState:
+def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainState:
   config, curriculum = run.config, run.curriculum
   run.require_data()
+  loggers_lib.check(config)
   lost = run.workdir.lost_checkpoints()
   begins_again = InputError(
       f'{lost}, and none is sound in {run.workdir.checkpoints}; training would begin again. '
@@ -145,7 +152,8 @@ def _train(run: 'Experiment') -> TrainState:
   with programs.called('the initial parameters'):
     state = restored.state if restored else run.init()
   start = int(state.step)
-  metrics = Metrics(run.workdir, start, config.causal)
+  loggers = multihost.primary_first(lambda: loggers_lib.more(config, run.workdir, loggers))
+  metrics = Metrics(run.workdir, start, config.causal, loggers)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
   loop = _Loop(run, checkpoints, metrics, progress)
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
@@ -158,8 +166,10 @@ def _train(run: 'Experiment') -> TrainState:
   workdir.record_changes(run.workdir, config, start)
   progress.say(loop.will_compile())
   if restored:
-    for line in (f'resuming from step {start}', *resume.said(config, changed)):
-      progress.say(line)
+    for line in (f'resuming from step {start}', versions.changes(restored.meta),
+                 *resume.said(config, changed)):
+      if line:
+        progress.say(line)
   if curriculum.added and start < curriculum.total:
     progress.say(curriculum.extension)
   try:

@@ -47,6 +47,7 @@ class Workdir:
   checkpoints = property(lambda self: epath.Path(self.remote or self.path) / 'checkpoints')
   events = property(lambda self: self.path / 'events')
   profile = property(lambda self: self.path / 'profile')
+  wandb = property(lambda self: self.path / 'wandb.json')  # the id of its run
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')

@@ -20,7 +20,7 @@ KINDS = {
         optim.grad_accum_steps sweep.budget sweep.control sweep.runs sweep.seeds
         train.compilation_cache train.eval_every train.log_every train.max_loss
         train.max_to_keep train.peer_timeout train.prefetch train.profile_steps train.restart
-        train.save_every''',
+        train.save_every train.wandb''',
     'hashed': '''
         data.dir data.path data.test data.train data.valid model.init_from tokenizer.path''',
     'lifted': 'train.extend',
