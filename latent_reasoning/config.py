@@ -378,7 +378,7 @@ class Config:
   """A whole configuration."""
   method: str = key(
       'rim', 'of `methods`: rim | direct | direct_steps | cot | pause | pause_steps | icot | '
-      'coconut | codi | language_model')
+      'coconut | codi | lotus | language_model')
   seed: int = key(0, 'of parameters, data and order')
   device: Literal['', 'cpu', 'gpu', 'tpu'] = key(
       '', "the devices that a run must find, or it ends; '': those that JAX takes")

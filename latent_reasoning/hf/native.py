@@ -31,7 +31,7 @@ from latent_reasoning.data.tokenizers import SPECIAL, Tokenizer
 from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.train import checkpoint, resume, saved, workdir
+from latent_reasoning.train import resume, saved, versions, workdir
 
 ADAPTER = 'adapter_model.safetensors'
 MODEL_TYPE, FORMAT = 'latent_reasoning', 1
@@ -63,7 +63,7 @@ def values(config: Config, step: int) -> dict[str, Any]:
   """The config.json of an export; where a run computes is not part of it."""
   shared = dataclasses.replace(config, mesh=MeshConfig(), sweep=SweepConfig())
   return {'model_type': MODEL_TYPE, 'format': FORMAT, 'step': step,
-          'versions': checkpoint.versions(), 'config': dataclasses.asdict(shared)}
+          'versions': versions.here(), 'config': dataclasses.asdict(shared)}
 
 
 @dataclasses.dataclass(frozen=True)
