@@ -71,7 +71,8 @@ def shapes(run, params, rows: int) -> dict:
   heads, width = run.config.model.num_heads, run.config.model.embed_dim
   count, room = batch.anchors.shape[1], decoding.given(batch) + 4
   own = re.compile(rf'f32\[(\d+),{count},(\d+),{room},{width // heads}\]')  # [B, K, M, S, H]
-  return {'rows': len(batch.tokens), 'shards': [s.data.shape[0] for s in out.addressable_shards],
+  return {'rows': len(batch.tokens),
+          'shards': [s.data.shape[0] for s in out.addressable_shards],
           'inputs': [s.data.shape[0] for s in batch.tokens.addressable_shards],
           'cache': sorted({int(size) for size, _ in own.findall(text)})}
 
@@ -184,5 +185,6 @@ def test_one_device():
   """Without a mesh a call is only a call."""
   params = {'a': np.ones(3)}
   assert sharding.by_rows(lambda x, y: (x, y), params, 1, 2) == (1, 2)
-  place = jax.sharding.NamedSharding(sharding.make(config_lib.MeshConfig(), jax.devices()[:1]), P())
+  mesh = sharding.make(config_lib.MeshConfig(), jax.devices()[:1])
+  place = jax.sharding.NamedSharding(mesh, P())
   assert sharding.mesh_of({'a': jax.device_put(np.ones(3), place)}) is None
