@@ -15,6 +15,7 @@ from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.eval.evaluator import Predictor
+from latent_reasoning.parallel import sharding
 from latent_reasoning.train import losses
 
 
@@ -158,7 +159,8 @@ def observe(predictor: Predictor, rows: Sequence[sequences.PackedSequence],
   prefix, readout = _round(prefix), _round(readout)  # few shapes
   batch = batching.collate(spoken, prefix, count, readout, special.pad)
   ends = np.array([[out.visible_until - 1 for out in row.readouts] for row in spoken])
-  return tuple(map(np.asarray, _observe(predictor.model, predictor.params, batch, ends)))
+  look = functools.partial(_observe, predictor.model, predictor.params)
+  return tuple(map(np.asarray, sharding.by_rows(look, predictor.params, batch, ends)))
 
 
 def _round(length: int) -> int:

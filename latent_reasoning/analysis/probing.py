@@ -20,6 +20,7 @@ from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.models import attention as attention_lib
+from latent_reasoning.parallel import sharding
 from latent_reasoning.report import block_plots, percent, table
 from latent_reasoning.report.result import Result
 
@@ -102,7 +103,9 @@ def _table(accuracy: np.ndarray, commonest: np.ndarray, fitted: int, scored: int
 def lens(predictor: Predictor, seen: BlockActivations) -> dict[str, np.ndarray]:
   """The head applied to every layer's state at `</b>`: how often its top token begins
   the true next step, and the true answer: [K, layers + 1] each."""
-  top = np.asarray(_lens(predictor.model, predictor.params, seen.states))
+  top = np.asarray(sharding.by_rows(
+      functools.partial(_lens, predictor.model, predictor.params), predictor.params,
+      seen.states))
   return {'next step': (top == seen.next_token[:, :, None]).mean(0),
           'answer': (top == seen.answer_token[:, None, None]).mean(0)}
 
@@ -112,8 +115,8 @@ def _lens(model, params, states):
   def read(module, layer):  # the last entry is normed already
     return module.head(jnp.concatenate([module.norm(layer[..., :-1, :]), layer[..., -1:, :]],
                                        axis=-2).astype(model.config.dtype)).argmax(-1)
-  return jax.lax.map(lambda one: model.apply({'params': params}, one, method=read),
-                     jnp.asarray(states))
+  return sharding.map_rows(lambda one: model.apply({'params': params}, one, method=read),
+                           jnp.asarray(states))
 
 
 def attention(predictor: Predictor, examples: Sequence[Example]) -> dict[str, Any]:
@@ -140,7 +143,9 @@ def attention(predictor: Predictor, examples: Sequence[Example]) -> dict[str, An
         for out, tokens in zip(row.readouts, own, strict=True)])
         for row, own in zip(rows, said.tolist(), strict=False)]
     batch = batching.collate(spoken, common, predictor.blocks, 1)
-    found.append(_look(predictor.model, predictor.params, batch, wide))
+    found.append(sharding.by_rows(
+        lambda batch: _look(predictor.model, predictor.params, batch, wide),
+        predictor.params, batch))
   question, between, readouts = (np.concatenate(parts).mean(0)
                                  for parts in zip(*found, strict=True))
   tokens = predictor.row(examples[0].question).prefix[:question.shape[-1]]
@@ -164,4 +169,4 @@ def _look(model, params, batch: batching.Batch, wide: int):
     readouts = jnp.concatenate([to_question.sum(-1, keepdims=True), to_blocks,
                                 w[..., p:].sum(-1, keepdims=True)], axis=-1)[:, p:]
     return to_question[:, ends], to_blocks[:, ends], readouts
-  return jax.lax.map(one, jax.tree.map(jnp.asarray, batch))
+  return sharding.map_rows(one, jax.tree.map(jnp.asarray, batch))

@@ -48,12 +48,15 @@ class DecoderInputs:
 
 
 def extract(model, params, batch: batching.Batch, kind: str) -> DecoderInputs:
-  return DecoderInputs(_source(model, params, batch, kind), batch.decoder_targets)
+  source = sharding.by_rows(lambda batch: _by_row(model, params, batch, kind), params, batch)
+  return DecoderInputs(source.reshape(-1, *source.shape[2:]), batch.decoder_targets)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'kind'))
-def _source(model, params, batch: batching.Batch, kind: str) -> chex.Array:
-  return reasoning_decoder.hidden_and_source(model, params, batch, kind)[1]
+def _by_row(model, params, batch: batching.Batch, kind: str) -> chex.Array:
+  """The sources of each row, [B, C, S, E]."""
+  source = reasoning_decoder.hidden_and_source(model, params, batch, kind)[1]
+  return source.reshape(len(batch.tokens), -1, *source.shape[1:])
 
 
 class _DecoderBatches:
@@ -190,11 +193,12 @@ class Verbalizer:
     size, length = source.shape[:2]
     rows = [sequences.causal([0] * length, [sequences.Readout(length)])] * size
     special = self.predictor.special
-    out = decoding.generate(
-        self.decoder.transformer(), self.decoder_params['decoder'], self.head,
-        batching.collate(rows, length, 1, 1), step_lib.key(0, step_lib.SAMPLE), 1.0,
+    params, rng = self.decoder_params, step_lib.key(0, step_lib.SAMPLE)
+    out = sharding.by_rows(lambda batch, source: decoding.generate(
+        self.decoder.transformer(), params['decoder'], self.head, batch, rng, 1.0,
         end=special.end, pad=special.pad, max_tokens=max_tokens,
-        embeddings=_read(self.decoder, self.decoder_params, source))
+        embeddings=_read(self.decoder, params, source)),
+        params, batching.collate(rows, length, 1, 1), source)
     return [self.run.tokenizer.decode(ids[:ids.index(special.end)] if special.end in ids
                                       else ids) for ids in out[:, 0].tolist()]
 

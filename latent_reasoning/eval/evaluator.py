@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
+import numpy as np
 from scipy import stats
 
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import answer_matching, decoding
-from latent_reasoning.parallel import multihost
+from latent_reasoning.parallel import sharding
 from latent_reasoning.train import train_step as step_lib
 
 
@@ -80,17 +81,21 @@ class Predictor:
 
   def generate(self, rows: Sequence[sequences.PackedSequence], rng: chex.PRNGKey | None = None,
                edit: Callable | None = None):
-    """Tokens of every readout, [B, K, max_tokens]; sampled where `rng` is given.
+    """Tokens of every readout, int32 [B, K, max_tokens]; sampled where `rng` is given.
 
-    The readouts either all begin with a token of their own or none does; `edit` as in
-    `decode.prefill`.
+    Each device decodes its share of the rows. The readouts either all begin with a token of
+    their own or none does; `edit` as in `decode.prefill`.
     """
     e = self.config.eval
-    return multihost.fetch(decoding.generate(
-        self.model, self.params, self.head, prompt_batch(rows, self.config, self.special.pad),
-        step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
-        end=self.special.end, pad=self.special.pad, max_tokens=e.max_new_tokens,
-        sample=rng is not None, top_k=e.top_k, edit=edit))
+
+    def decode(batch, edit=None):
+      return decoding.generate(
+          self.model, self.params, self.head, batch,
+          step_lib.key(0, step_lib.SAMPLE) if rng is None else rng, e.temperature,
+          end=self.special.end, pad=self.special.pad, max_tokens=e.max_new_tokens,
+          sample=rng is not None, top_k=e.top_k, edit=edit)
+    batch = prompt_batch(rows, self.config, self.special.pad)
+    return np.asarray(sharding.by_rows(decode, self.params, batch, *[edit] if edit else []))
 
 
 def prefix_width(rows: Sequence[sequences.PackedSequence], config: Config) -> int:

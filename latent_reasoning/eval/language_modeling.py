@@ -1,5 +1,6 @@
 """Language modelling on plain text: batches, the loss of a whole split, continuations."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from latent_reasoning.config import Config
 from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
 from latent_reasoning.methods import language_model
+from latent_reasoning.parallel import sharding
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.curriculum import Curriculum
 
@@ -82,6 +84,8 @@ def loss(model, params, ids: np.ndarray, block: int, batch_size: int,
     {'loss', 'token_accuracy', 'tokens'}.
   """
   count, size = len(ids) - (not start), block + 1 - max(1, len(start))
+  if mesh := sharding.mesh_of(params):
+    batch_size += -batch_size % sharding.parts(mesh)  # each device has as many rows
   blocks = -(-count // size)
   blocks = -(-blocks // batch_size) * batch_size  # whole batches, so that one shape serves
   weights = (np.arange(blocks * size) < count).astype(np.float32).reshape(blocks, size)
@@ -94,7 +98,10 @@ def loss(model, params, ids: np.ndarray, block: int, batch_size: int,
   total = {'loss': 0.0, 'correct': 0.0, 'weight': 0.0}
   for start in range(0, blocks, batch_size):
     part = slice(start, start + batch_size)
-    sums = jax.device_get(_sums(model, params, rows(cut[part], weights[part])))
+    batch = rows(cut[part], weights[part])
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+      sums = _sums(model, params, sharding.batch(batch, mesh) if mesh else batch)
+    sums = jax.device_get(sums)
     total = {name: total[name] + float(sums[name]) for name in total}
   return {'loss': total['loss'] / total['weight'],
           'token_accuracy': total['correct'] / total['weight'], 'tokens': count}
@@ -116,11 +123,11 @@ def generate(config: Config, model, params, tokenizer, prompt: str, tokens: int)
   while said < tokens:
     context = ids[-half:]
     row = sequences.causal(context, [sequences.Readout(len(context))])
-    out = decoding.generate(
-        model, params, head, batching.collate([row], half, 1, 1, special.pad),
-        step_lib.key(config.seed, step_lib.SAMPLE, said), config.eval.temperature or 1.0,
-        end=-1, pad=special.pad, max_tokens=half, sample=config.eval.temperature > 0,
-        top_k=config.eval.top_k)
+    rng = step_lib.key(config.seed, step_lib.SAMPLE, said)
+    out = sharding.by_rows(lambda batch, rng=rng: decoding.generate(
+        model, params, head, batch, rng, config.eval.temperature or 1.0, end=-1,
+        pad=special.pad, max_tokens=half, sample=config.eval.temperature > 0,
+        top_k=config.eval.top_k), params, batching.collate([row], half, 1, 1, special.pad))
     ids += out[0, 0].tolist()
     said += half
   return tokenizer.decode(ids[len(start):len(ids) - (said - tokens)])

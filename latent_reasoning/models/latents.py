@@ -14,20 +14,25 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from latent_reasoning.batching import Batch
 from latent_reasoning.models.attention import Cache
+from latent_reasoning.models.layers import by_batch
 from latent_reasoning.models.transformer import LayerOutput, Output
 
 
 def empty_cache(layers: LayerOutput, count: int, room: int) -> Cache:
   """A cache of a prefix, by what the model returned of it, for `count` readouts with room
-  for some tokens each."""
+  for some tokens each; on a mesh each device has that of its rows."""
 
   def own(a):  # [..., B, M, P, H] -> [..., B, K, M, room, H]
     *layers, size, heads, _, width = a.shape
-    return jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype)
-  k, v = jax.tree.map(lambda a: jnp.swapaxes(a, -3, -2), (layers.keys, layers.values))
+    return by_batch(jnp.zeros((*layers, size, count, heads, max(1, room), width), a.dtype),
+                    -5, PartitionSpec.UNCONSTRAINED)
+  k, v = jax.tree.map(lambda a: by_batch(jnp.swapaxes(a, -3, -2), -4,
+                                         PartitionSpec.UNCONSTRAINED),
+                      (layers.keys, layers.values))
   return Cache(k, v, jax.tree.map(own, k), jax.tree.map(own, v), layers.banks)
 
 

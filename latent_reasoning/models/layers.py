@@ -1,6 +1,7 @@
 """Layers that all decoders are made of."""
 
 import re
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -15,13 +16,20 @@ from latent_reasoning.config import LoraConfig, ModelConfig, RopeConfig
 DENSE, LOW_RANK, ATTENDED = 'dense', 'low_rank', 'attended'
 
 
-def by_batch(x: chex.Array) -> chex.Array:
+def by_batch(x: chex.Array, axis: int = 0, others: Any = None) -> chex.Array:
   """Keeps activations on a mesh cut by batch alone, so that layers gather their weights
-  instead of them. Nothing without a mesh (sharding), or where it does not divide the batch."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+  instead of them. Nothing without a mesh (sharding), or where it does not divide the batch.
+
+  Args:
+    axis: the batch's.
+    others: how the other axes are cut: None: not; PartitionSpec.UNCONSTRAINED: as may be.
+  """
+  mesh, axis = jax.sharding.get_abstract_mesh(), axis % x.ndim
+  if mesh.empty or mesh.size == 1 or x.shape[axis] % (mesh.shape['data'] * mesh.shape['fsdp']):
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
+  spec = [others] * x.ndim
+  spec[axis] = ('data', 'fsdp')
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 class RMSNorm(nn.Module):

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from latent_reasoning.config import Config, MeshConfig
 from latent_reasoning.errors import InputError
+from latent_reasoning.parallel import multihost
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = P(('data', 'fsdp'))  # the leading axis of every batch
@@ -136,17 +138,73 @@ def state(config: Config, like: Any, mesh: Mesh) -> Any:
       opt_state=jax.tree_util.tree_map_with_path(place, like.opt_state))
 
 
+def parts(mesh: Mesh) -> int:
+  """How many parts a mesh cuts a batch into."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def batch(tree: Any, mesh: Mesh) -> Any:
   """Puts a batch on the mesh, cut over `data` and `fsdp`; every process holds it whole."""
   if mesh.size == 1:
     return tree
-  cut, size = mesh.shape['data'] * mesh.shape['fsdp'], len(jax.tree.leaves(tree)[0])
+  cut, size = parts(mesh), len(jax.tree.leaves(tree)[0])
   if size % cut:
     raise InputError(f'config.optim.batch_size is {size}, but config.mesh cuts a batch into '
                      f'{cut} parts (data × fsdp); expected a multiple of that')
-  place = NamedSharding(mesh, BATCH)
-  return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else
-                      jax.make_array_from_callback(a.shape, place, lambda at: a[at]), tree)
+
+  def place(a):
+    where = NamedSharding(mesh, BATCH if np.ndim(a) else P())
+    return a if isinstance(a, jax.Array) else jax.make_array_from_callback(
+        np.shape(a), where, lambda at: np.asarray(a)[at])
+  return jax.tree.map(place, tree)
+
+
+def mesh_of(params: Any) -> Mesh | None:
+  """The mesh of several devices that parameters lie on; None: there is none."""
+  place = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  return place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None
+
+
+def lengthened(tree: Any, mesh: Mesh) -> Any:
+  """A batch of arrays with its last row repeated until the mesh cuts it into equal parts."""
+  more = -len(jax.tree.leaves(tree)[0]) % parts(mesh)
+  return jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], more, axis=0)])
+                      if more and np.ndim(a) else a, tree)
+
+
+def by_rows(call: Callable[..., Any], params: Any, *trees: Any) -> Any:
+  """What `call(*trees)` returns of batches, each device of the parameters' mesh having made
+  its rows; whole in every process.
+
+  Args:
+    call: a jitted function that reads `params`; what it returns has the batch's axis first.
+    params: as they lie.
+    trees: arrays of one number of rows, which the mesh need not divide; a scalar goes to all.
+  """
+  mesh = mesh_of(params)
+  if mesh is None:
+    return call(*trees)
+  rows = len(jax.tree.leaves(trees)[0])
+  trees = jax.tree.map(np.asarray, trees)
+  with jax.set_mesh(mesh):
+    found = call(*(batch(lengthened(tree, mesh), mesh) for tree in trees))
+  return jax.tree.map(lambda a: multihost.fetch(a)[:rows], found)
+
+
+def map_rows(call: Callable[[Any], Any], tree: Any) -> Any:
+  """`call` of one row of a batch after another, on each device of its own; under jit.
+
+  `jax.lax.map` alone goes through a batch that is cut on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  count = 1 if mesh.empty else parts(mesh)
+  if count == 1 or len(jax.tree.leaves(tree)[0]) % count:
+    return jax.lax.map(call, tree)
+
+  def turn(a):  # [B, …] -> [B / count, count, …], where each device has one of each `count`
+    return a.reshape(count, -1, *a.shape[1:]).swapaxes(0, 1)
+  found = jax.lax.map(jax.vmap(call), jax.tree.map(turn, tree))
+  return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), found)
 
 
 def whole(like: Any, mesh: Mesh) -> Any:
