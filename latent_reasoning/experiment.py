@@ -164,9 +164,15 @@ class Experiment:
   def predictor(self, params, config: Config | None = None) -> Predictor:
     return Predictor(config or self.config, self.model(), params, self.tokenizer)
 
-  def validate(self, params) -> tuple[dict[str, Any], float, str]:
-    """Values to log, a score of which more is better, and a line to print."""
+  def validate(self, params, part: int | None = None) -> tuple[dict[str, Any], float, str]:
+    """Values to log, a score of which more is better, and a line to print.
+
+    Args:
+      part: of stage 1, as which the model is asked; None: as at inference.
+    """
     config = self.config
+    if part is not None:
+      config = self.batches.method.asks(config, part)
     if self.batches.method.is_text:
       found = self.loss(params, 'valid')
       mark = '' if config.causal else ' (NOT CAUSAL)'
@@ -176,8 +182,10 @@ class Experiment:
     greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
     accuracy = evaluate(self.predictor(params, greedy), examples, config.data.name,
                         'valid', self.splits.report['rules']['valid'])[0]['accuracy']
-    return ({**accuracy, 'n': count}, accuracy['final'],
-            f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
+    of = {} if part is None else {'part': part}
+    return ({**accuracy, 'n': count, **of}, accuracy['final'],
+            f'{f"as part {part} trains, " if of else ""}on {count} problems: final '
+            f'{accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
 
   def watch(self, params, batch) -> dict[str, float]:
     """The memory's failure signatures on a batch; empty without memory."""
@@ -215,6 +223,17 @@ class Experiment:
     finally:
       checkpoints.close()
 
+  def follow(self, meta: dict[str, Any] | None) -> None:
+    """Puts the parts of stage 1 where a checkpoint says that they began; without one, none
+    has begun yet, where they are not equally long."""
+    b, batches = self.config.baselines, self.batches
+    starts = () if b.part_accuracy or b.part_patience else None
+    if batches.curriculum.parts == 1:
+      starts = None
+    elif starts is not None and meta:
+      starts = tuple(meta.get('parts', {}).get('starts', ()))
+    batches.curriculum = dataclasses.replace(batches.curriculum, starts=starts)
+
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first.
 
@@ -233,6 +252,7 @@ class Experiment:
     checkpoints.close()
     if restored:
       self.same_sources(restored.meta)
+      self.follow(restored.meta)
     return restored
 
   def kept(self) -> Iterator[Restored]:
@@ -328,7 +348,8 @@ def build(config: Config, workdir: Workdir) -> Experiment:
   method = methods.check(config)
   if method.is_text:
     return _build_text(config, workdir)
-  parts = config.baselines.parts if method.parts else 1
+  parts = method.parts(config) if method.parts else 1
+  epochs = method.resets_epochs and config.baselines.reset == 'published'
   if method.has_latents and (config.imm.write_policy or config.reasoning_decoder.source):
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
                      'nor a reasoning decoder reads; expected config.imm.write_policy and '
@@ -336,13 +357,17 @@ def build(config: Config, workdir: Workdir) -> Experiment:
   splits = data.load(config.data, config.seed)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
+  sample = _sample(splits.train)
+  config = batching.buckets(
+      config, method, sequences.encode(sample, tokenizer), sequences.special_tokens(tokenizer),
+      sampled=len(sample) < len(splits.train))
   train = check(config, splits.train, tokenizer)
   too_long = len(splits.train) - len(train)
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
   batches = batching.Batches(config, method, train, tokenizer,
-                             curriculum.build(config.optim, len(train), parts),
+                             curriculum.build(config.optim, len(train), parts, epochs),
                              decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
                    {entry: data.load_set(entry, config.data) for entry in config.eval.sets})
@@ -400,6 +425,13 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
   length = curriculum.build(config.optim, crops)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Experiment(config, workdir, ids, tokenizer, batches, {})
+
+
+def _sample(train: Sequence[Example]) -> Sequence[Example]:
+  """Training problems by which sizes are chosen: the longest, of generated ones the first."""
+  if isinstance(train, (list, tuple)) and len(train) > SAMPLED:
+    train = sorted(train, key=lambda e: -len(e.question) - sum(map(len, e.steps)))
+  return [train[i] for i in range(min(SAMPLED, len(train)))]
 
 
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:

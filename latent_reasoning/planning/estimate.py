@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from latent_reasoning import batching, methods, sequences
+from latent_reasoning import batching, data, methods, sequences
 from latent_reasoning.config import Config
+from latent_reasoning.data.splits import GENERATED
 from latent_reasoning.data.tokenizers import ASCII, SPECIAL
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
@@ -97,6 +98,7 @@ class Planned(Experiment):
 def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   """A run whose batches are its method's largest rows, as many as the mesh can cut."""
   config, known = resolve(config)
+  config = _sized(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
       size=known, used=need,
@@ -111,6 +113,32 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),
                             method=method)
   return Planned(config, None, None, tokenizer, batches, {}, devices)
+
+
+def _sized(config: Config) -> Config:
+  """The configuration with buckets; those that it does not state, of generated problems in
+  characters, as a run would choose them."""
+  stated, method = config.data.buckets, methods.get(config.method)
+  if method.is_text or stated.prefix and stated.readout and stated.count:
+    return config
+  ensure(config.data.name in GENERATED and config.tokenizer.kind == 'char',
+         'config.data.buckets are (), which only the data and its tokenizer can fill; expected '
+         'the sizes to plan with, such as --config.data.buckets.prefix="(256,)" '
+         '--config.data.buckets.readout="(128,)" --config.data.buckets.count="(8,)"')
+  train = data.load(config.data, config.seed).train
+  sample = [train[i] for i in range(min(500, len(train)))]
+  encoded = [sequences.TokenizedExample(
+      (0,) * (len(e.question) + 1), [(0,) * len(s) for s in e.steps], (0,) * len(e.answer))
+      for e in sample]
+  ids = _ids(config, 1 + len(sequences.ANSWER_MARK))
+  return batching.buckets(config, method, encoded, ids, False)
+
+
+def _ids(config: Config, mark: int = 2) -> sequences.SpecialTokens:
+  """Stand-ins, of an answer mark of some tokens."""
+  ids = dict.fromkeys((f.name for f in dataclasses.fields(sequences.SpecialTokens)), 0)
+  return sequences.SpecialTokens(**{**ids, 'steps': (0,) * config.rim.max_steps,
+                                    'newline': (0,), 'answer': (0,) * mark})
 
 
 def _text(config: Config) -> batching.Batch:
@@ -128,9 +156,7 @@ def largest(config: Config) -> batching.Batch:
     InputError: no problem fits the buckets.
   """
   method, buckets = methods.get(config.method), config.data.buckets
-  ids = dict.fromkeys((f.name for f in dataclasses.fields(sequences.SpecialTokens)), 0)
-  ids = sequences.SpecialTokens(**{**ids, 'steps': (0,) * config.rim.max_steps,
-                                   'newline': (0,), 'answer': (0, 0)})
+  ids = _ids(config)
   found, why = None, None
   for count in range(max(1, config.rim.max_steps), 0, -1):
     step = (0,) * max(1, (buckets.readout[-1] - len(ids.answer) - 2) // count - 1)
