@@ -56,28 +56,27 @@ def answers(run, params) -> list:
 
 
 def shapes(run, params, rows: int) -> dict:
-  """What each device holds of a decoded batch: of the program's results and of its cache."""
-  from latent_reasoning.eval import decoding, evaluator
-  predictor = run.predictor(params)
-  prompts = [predictor.row(e.question) for e in run.test][:rows]
-  batch = sharding.lengthened(evaluator.prompt_batch(prompts, run.config), run.mesh)
+  """What each device holds while a predictor answers: rows that come in, rows that go out, and
+  those of the program's cache."""
+  from latent_reasoning.eval import decoding
+  predictor, seen, generate = run.predictor(params), [], decoding.generate
+
+  def spy(*args, **kwargs):
+    out = generate(*args, **kwargs)
+    seen.append((args, kwargs, out))
+    return out
+  decoding.generate = spy
+  predictor.generate([predictor.row(e.question) for e in run.test][:rows])
+  decoding.generate = generate
+  (args, kwargs, out), batch = seen[0], seen[0][0][3]
   with jax.set_mesh(run.mesh):
-    batch = sharding.batch(batch, run.mesh)
-    compiled = decoding.generate.lower(
-        predictor.model, predictor.params, predictor.head, batch, jax.random.key(0), 1.0,
-        end=-1, pad=0, max_tokens=5).compile()
-    out = compiled(predictor.params, predictor.head, batch, jax.random.key(0), 1.0)
-  text = compiled.as_text()
-  heads, width = run.config.model.num_heads, run.config.model.embed_dim
-  count, room = batch.anchors.shape[1], decoding.given(batch) + 4
-  own = re.compile(rf'f32\[(\d+),{count},(\d+),{room},{width // heads}\]')  # [B, K, M, S, H]
-  return {'rows': len(batch.tokens), 'shards': [s.data.shape[0] for s in out.addressable_shards],
-          'inputs': [s.data.shape[0] for s in batch.tokens.addressable_shards],
+    text = generate.lower(*args, **kwargs).compile().as_text()
+  width = run.config.model.embed_dim // run.config.model.num_heads
+  count, room = batch.anchors.shape[1], decoding.given(batch) + kwargs['max_tokens'] - 1
+  own = re.compile(rf'f32\[(\d+),{count},(\d+),{room},{width}\]')  # [B, K, M, S, H]
+  held = [[s.data.shape[0] for s in a.addressable_shards] for a in (batch.tokens, out)]
+  return {'rows': len(batch.tokens), 'inputs': held[0], 'shards': held[1],
           'cache': sorted({int(size) for size, _ in own.findall(text)})}
-
-
-def flat(states) -> list:
-  return [np.asarray(getattr(states, f.name)).tolist() for f in dataclasses.fields(states)]
 
 
 def analysed(run, params) -> dict:
@@ -184,5 +183,6 @@ def test_one_device():
   """Without a mesh a call is only a call."""
   params = {'a': np.ones(3)}
   assert sharding.by_rows(lambda x, y: (x, y), params, 1, 2) == (1, 2)
-  place = jax.sharding.NamedSharding(sharding.make(config_lib.MeshConfig(), jax.devices()[:1]), P())
+  mesh = sharding.make(config_lib.MeshConfig(), jax.devices()[:1])
+  place = jax.sharding.NamedSharding(mesh, P())
   assert sharding.mesh_of({'a': jax.device_put(np.ones(3), place)}) is None
