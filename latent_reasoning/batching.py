@@ -324,17 +324,17 @@ class Batches(Stepwise):
     rows = [self.method.sequence(encoded, stage, progress, self.config, self.special)]
     extra = ()
     if self.decoder_targets:
-      told = collate_decoder_targets([
+      texts = collate_decoder_targets([
           self.method.decoder_targets(encoded, rows[0], self.config, self.special)])
-      extra = (*told.at.shape, told.targets.shape[-1])
+      extra = (*texts.at.shape, texts.targets.shape[-1])
     if self.method.teacher:
       rows.append(self.method.teacher(encoded, progress, self.config, self.special))
     sized = []
     for row in rows:
       p, k, r = sizes([row])
       sized += [fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
-                fit(r, buckets.readout, 'readout'), max((o.latents for o in row.readouts),
-                                                        default=0)]
+                fit(r, buckets.readout, 'readout'), row.loops.passes if row.loops else 1,
+                max((o.latents for o in row.readouts), default=0)]
     return *sized, *extra
 
   def at(self, step: int) -> Batch:

@@ -23,7 +23,7 @@ EVERY = 16  # programs between two looks at the maps, which take milliseconds
 
 
 class _Compilations:
-  """What JAX told: how many events are open, and how many programs were made."""
+  """What JAX reported: how many events are open, and how many programs were made."""
 
   def __init__(self):
     self.open, self.count, self.looked = 0, 0, 0
