@@ -200,7 +200,7 @@ class Experiment(experiment.Experiment):
         [question] if isinstance(question, str) else question)]
     for one in asked:
       if found := self._questions.unlike(one):
-        warnings.warn(found, stacklevel=2)
+        warnings.warn(found, stacklevel=3)  # of who calls, past `_computes`
       commands.check_fits(self._predictor, one)
     answers = [Answer(one, texts[-1], answer_matching.extract(texts[-1]), tuple(texts))
                for one, texts in zip(asked, self._predictor.texts(asked), strict=True)]

@@ -210,7 +210,7 @@ def test_wrong_use(trained, tmp_path):
   for wrong in ('tset', []):
     with pytest.raises(InputError, match=re.escape(f"a list of questions; found {wrong!r}")):
       trained.block_states(wrong)
-  with pytest.raises(InputError, match="'hf' or 'peft'; found 'onnx'"):
+  with pytest.raises(InputError, match="'hf', 'peft' or 'native'; found 'onnx'"):
     trained.export('onnx')
   with pytest.raises(InputError, match='expected at least 1'):
     lr.Experiment(trained.config.replace(**{'optim.batch_size': 0}), tmp_path)

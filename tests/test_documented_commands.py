@@ -150,12 +150,16 @@ def latency_parses(words):
 
 
 def pip_parses(words):
-  """Every extra is in pyproject.toml, every other requirement is one."""
+  """Every extra is in pyproject.toml, every file of constraints there, and every other
+  requirement is one."""
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   verb, *rest = words
   assert verb == 'install' and rest
+  rest = iter(rest)
   for word in rest:
-    if word.startswith('.') or word.startswith(project['name']):
+    if word == '-c':
+      assert (ROOT / (file := next(rest))).is_file(), file
+    elif word.startswith('.') or word.startswith(project['name']):
       extras = re.fullmatch(rf"(?:\.|{project['name']})(?:\[([\w,-]+)\])?", word)
       assert extras, word
       unknown = set(filter(None, (extras[1] or '').split(','))) - set(

@@ -69,6 +69,10 @@ class _DecoderBatches:
   def at(self, step: int) -> DecoderInputs:
     return self._extract(self.batches.at(step))
 
+  def shapes(self, stage: int) -> int:
+    """As those of the run's own batches."""
+    return self.batches.shapes(stage)
+
   def iterate(self, step: int):
     return map(self._extract, self.batches.iterate(step))
 

@@ -1,9 +1,8 @@
 """Whether a job that is started again and again gets on.
 
-  python -m latent_reasoning.cli.restarts WORKDIR
-
-prints what is safe there, which `launch/common.sh` compares before and after a start. On
-Kubernetes nothing outlives a pod that could: there `check` does so, by a note in the workdir.
+As a program it prints what is safe in a workdir, its argument, which the launchers compare
+before and after a start (launch/common.sh). On Kubernetes nothing outlives a pod that could:
+there `check` does so, by a note in the workdir.
 """
 
 import json

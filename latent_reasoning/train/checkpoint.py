@@ -105,7 +105,7 @@ def _contents(folder: epath.Path) -> dict[str, str]:
   for file in sorted(folder.iterdir()):
     if file.is_dir():
       found.update({f'{file.name}/{k}': v for k, v in _contents(file).items()})
-    elif file.name != copied.COMMIT:  # where it is copied to, there may be another or none
+    else:
       size = file.stat().length
       found[file.name] = f'{size} {_hash(file.read_bytes())}' if size <= SMALL else str(size)
   return found
@@ -273,9 +273,10 @@ class Checkpoints:
       return ''
     if not isinstance(sealed, dict):
       return ''
-    sealed = {f: text for f, text in sealed.items() if not f.endswith(copied.COMMIT)}
-    found = _contents(self.path / str(step))
-    wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f))
+    folder = self.path / str(step)
+    found = _contents(folder)
+    wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f)
+                   and not copied.may_differ(folder / f, f in sealed))
     if not wrong:
       return ''
     return f'its file {wrong[0]} is ' + (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from etils import epath
 
 COMMIT = 'commit_success.txt'
+OURS = 'complete by '  # how such a file of ours begins
 
 
 def numbered(path: epath.Path) -> list[int]:
@@ -41,9 +42,17 @@ def commit(path: epath.Path, listed: Iterable[int], sealed: Callable[[int], bool
       place = path / str(step)
       for folder in (*(p for p in place.iterdir() if p.is_dir()), place):  # the whole at last
         if not (folder / COMMIT).exists():
-          (folder / COMMIT).write_text(f'complete by {path.name}.seals/{step}.json\n')
+          (folder / COMMIT).write_text(f'{OURS}{path.name}.seals/{step}.json\n')
       found = True
   return found
+
+
+def may_differ(file: epath.Path, sealed: bool) -> bool:
+  """Whether a file need not be as a seal says: a commit file that a copy left out, that came
+  where the seal was made without one, or that `commit` wrote."""
+  if file.name != COMMIT:
+    return False
+  return not sealed or not file.exists() or file.read_bytes().startswith(OURS.encode())
 
 
 def left(path: epath.Path) -> str:

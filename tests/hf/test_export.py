@@ -129,8 +129,8 @@ def test_same_answers(trained, own):
 
 @pytest.mark.integration
 def test_comes_back(trained, own, tmp_path):
-  """An export is read as it is, our tokens too, and answers the same; its weights have no
-  new rows to train alone."""
+  """An export is read as it is, our tokens too, and answers the same, also where the rows of
+  our tokens are trained alone."""
   path = trained.workdir.path / 'export/hf'
   model = dataclasses.replace(trained.config.model, init_from=str(path),
                               lora=dataclasses.replace(trained.config.model.lora, rank=0))
@@ -145,8 +145,10 @@ def test_comes_back(trained, own, tmp_path):
   assert run_lib.reopen(tmp_path).tokenizer.known == run.tokenizer.known > run.tokenizer.size
   new = dataclasses.replace(optim, trainable='new')
   again = dataclasses.replace(run, config=dataclasses.replace(run.config, optim=new))
-  with pytest.raises(InputError, match="trainable='all'"):
-    again.init()
+  params = again.init().params  # our tokens' rows are known, and are trained alone
+  assert [t[-1] for t in again.predictor(params).texts(questions)] == own
+  assert set(lora.split(params, 'new')[0]) >= {'new_embedding'}
+  assert len(params['embedding']) == again.tokenizer.size
 
 
 @pytest.mark.integration
