@@ -232,7 +232,7 @@ class _Loop:
     """What the training step of a batch is called while it is compiled."""
     shapes = flops.shapes(batch)
     self.shapes.add((stage, shapes))
-    rows, length = batch.tokens.shape
+    rows, length = jax.tree.leaves(batch)[0].shape[:2]  # its tokens, or what a decoder reads
     return (f'training step {len(self.shapes)} of about {sum(self.expected.values())} (stage '
             f'{stage}, {rows} x {length} tokens)')
 
