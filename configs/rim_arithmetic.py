@@ -3,9 +3,9 @@
   python -m latent_reasoning.main --config=configs/rim_arithmetic.py
 
 Reaches 98.0% at the final block and 37.4, 59.2, 81.4% before, in 291 s of two idle cores of an
-AMD EPYC (seed 0, jax 0.10.2; 2026-11-30); on one core, which sums in another order, 97.0%, where
-`direct` is at 35.5% in as many steps. Chains of exactly four
-(`:4`, 2,800 and 1,000 steps): 99.9, 100.0 and 99.8% (seeds 0, 1, 2; 2026-11-27).
+AMD EPYC (seed 0, jax 0.10.2; 2026-11-30); on one core, which sums in another order, 97.0%,
+where `direct` is at 35.5% in as many steps. Chains of exactly four (`:4`,
+2,800 and 1,000 steps): 99.9, 100.0 and 99.8% (seeds 0, 1, 2; 2026-11-27).
 
 The variant is a number of operations, from 2 to 8, that every chain has: `rim_arithmetic.py:5`
 asks for more operations than the model's four layers. With chains of one operation among
