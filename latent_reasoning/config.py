@@ -191,7 +191,7 @@ class BaselinesConfig:
   """The methods that RiM is compared with (methods)."""
   pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
   parts: int = key(
-      4, 'icot, coconut, lotus: parts of stage 1; in part i, i steps are gone (icot: tokens)', 1)
+      4, 'icot, coconut, lotus: parts of stage 1; in part i, i steps are gone', 1)
   part_accuracy: float = key(
       0.0, 'icot, coconut: a part goes on until validation, asked as the part trains, is so '
       'right, or as part_patience says; both 0: parts are equally long')
