@@ -170,7 +170,7 @@ def test_codi_distance_by_hand(one, codi):
   """Smooth L1 over the spread of the teacher's states, means over rows, width and L + 1 states,
   embeddings in."""
   objective, batch = codi()
-  rows = {}
+  rows, entropy = {}, {}
   for name, own in (('student', batch), ('teacher', batch.teacher)):
     out = latents.forward(one.model, one.params, own)
     hidden, layers = out.hidden, out.layers.hidden
@@ -182,11 +182,17 @@ def test_codi_distance_by_hand(one, codi):
     assert all(own.tokens[b, p] == IDS.answer[-1] for b, p in enumerate(at))
     states = np.stack([first, *np.asarray(layers)[:-1], hidden])
     rows[name] = np.stack([states[:, b, p] for b, p in enumerate(at)], 1).astype(np.float64)
+    logits = np.asarray(hidden, np.float64) @ table.T.astype(np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    logp = np.take_along_axis(logits, np.asarray(own.targets)[..., None], -1)[..., 0]
+    entropy[name] = -(logp * own.weights).sum() / own.weights.sum()
   d = np.abs(rows['student'] - rows['teacher'])
   smooth = np.where(d < 1, d**2 / 2, d - 0.5).mean((1, 2))
   expected = (smooth / rows['teacher'].std((1, 2))).mean()
-  sums = evaluate(objective, one.model, one.params, batch)[1]
+  loss, sums = evaluate(objective, one.model, one.params, batch)
   assert float(sums['distance'] / sums['weight']) == pytest.approx(expected, rel=1e-4)
+  total = sum(entropy.values()) + expected  # each mean over its own tokens, all weights 1
+  assert float(loss / sums['weight']) == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.integration
