@@ -169,9 +169,10 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
         again = slice(start, start + loops.size)
         tokens[b, again], positions[b, again] = row.prefix[before:], np.arange(before, n)
         visible_until[b, again] = before
-      if row.labels:  # of the last pass
-        targets[b, prefix - loops.size:prefix] = np.maximum(row.labels, 0)
-        weights[b, prefix - loops.size:prefix] = np.greater_equal(row.labels, 0)
+    if row.labels:  # of the last pass
+      stop = prefix if loops else n
+      targets[b, stop - len(row.labels):stop] = np.maximum(row.labels, 0)
+      weights[b, stop - len(row.labels):stop] = np.greater_equal(row.labels, 0)
     for k, out in enumerate(row.readouts):
       inputs, start = out.inputs, prefix + k * readout
       stop, begin = start + len(inputs), start + out.latents

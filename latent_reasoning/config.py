@@ -212,10 +212,13 @@ class BaselinesConfig:
   smoothing: float = key(
       4.0, 'icot: o tokens more are removed, P(o) ∝ exp(-smoothing·o); 0: none')
   latents: int = key(
-      1, 'continuous thoughts: of coconut and lotus for each step gone, of codi in all', 1)
+      1, 'continuous thoughts: of coconut and lotus for each step gone, of codi and '
+      'pccot in all', 1)
   rounds: int = key(
-      -1, 'lotus: passes over its latents after the first; -1: as many as steps are gone', -1)
-  step_weight: float = key(0.05, 'lotus: of the loss of the steps that its latents say')
+      -1, 'lotus, pccot: passes over the latents after the first; -1: as many as steps are '
+      'gone, of pccot 3', -1)
+  step_weight: float = key(
+      0.05, 'lotus, rim_parallel: of the loss of the steps that latents or blocks say')
   projection: bool = key(False, 'an MLP between a latent and the next input, as codi has')
   teacher_weight: float = key(1.0, "codi: of the chain of thought's loss")
   distill_weight: float = key(1.0, 'codi: of the distance of hidden states')
@@ -363,7 +366,9 @@ class EvalConfig:
   valid_problems: int = key(500, 'of a validation during training', 1)
   test_problems: int = key(0, 'scored at the end; 0: all')
   blocks: int = key(0, 'blocks at inference; 0: as trained')
-  passes: int = key(0, 'passes over them at inference; 0: as trained (rim.passes)')
+  passes: int = key(0, 'passes over them, or over latents, at inference (rim.passes, or '
+                       'baselines.rounds and 1); 0: as trained')
+  latents: int = key(0, 'continuous thoughts at inference; 0: as trained (baselines.latents)')
   loops: int = key(0, 'loops of the layers at inference; 0: as trained (model.loop.count)')
   max_new_tokens: int = key(
       128, 'tokens that a readout may generate, chain of thought included', 1)
@@ -396,7 +401,7 @@ class Config:
   """A whole configuration."""
   method: str = key(
       'rim', 'of `methods`: rim | direct | direct_steps | cot | pause | pause_steps | icot | '
-      'coconut | codi | lotus | language_model')
+      'coconut | codi | pccot | lotus | rim_parallel | language_model')
   seed: int = key(0, 'of parameters, data and order')
   device: Literal['', 'cpu', 'gpu', 'tpu'] = key(
       '', "the devices that a run must find, or it ends; '': those that JAX takes")

@@ -179,7 +179,7 @@ class Experiment:
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, placed)
 
   def predictor(self, params, config: Config | None = None) -> Predictor:
-    config, model = config or self.config, self.model()
+    config, model = sequences.at_inference(config or self.config), self.model()
     if config.eval.loops:
       model = model.clone(config=dataclasses.replace(model.config, loop=dataclasses.replace(
           model.config.loop, count=config.eval.loops)))
@@ -437,8 +437,8 @@ def _check_sizes(config: Config) -> None:
                       ('baselines.latents', config.baselines.latents)):
     used = methods.get(config.method).has_blocks or key in ('rim.max_steps', {
         'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
-        'codi': 'baselines.latents', 'coconut': 'baselines.latents',
-        'lotus': 'baselines.latents'}.get(config.method))
+        'codi': 'baselines.latents', 'pccot': 'baselines.latents',
+        'coconut': 'baselines.latents', 'lotus': 'baselines.latents'}.get(config.method))
     ensure(not used or tokens < longest,
            f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
            f'more; config.model.max_positions is {model.max_positions}')

@@ -118,6 +118,16 @@ class DecoderTarget:
   text: Sequence[int]  # ends with the end token
 
 
+def at_inference(config: Config) -> Config:
+  """The configuration whose prompts are those that are asked: config.eval.passes and latents in
+  place of what was trained."""
+  asked = config.eval
+  return config.replace(**{
+      **({'rim.passes': asked.passes, 'baselines.rounds': asked.passes - 1}
+         if asked.passes else {}),
+      **({'baselines.latents': asked.latents} if asked.latents else {})})
+
+
 Stage = Callable[[TokenizedExample, float, Config, SpecialTokens], PackedSequence]
 
 
@@ -185,7 +195,8 @@ class Method:
     marked: whether its answer comes after its mark, unless not baselines.keep_mark.
     parts: config -> how many stage 1 has (train.curriculum); None: it is one.
     resets_epochs: whether its published recipe begins each epoch with a new optimizer state.
-    has_latents: whether its readouts begin with latents.
+    passes: config -> over the end of its prefix, at most (Loops); None: one.
+    has_latents: whether it has continuous thoughts, hidden states that are inputs.
     has_blocks: whether its prefix has memory blocks, each with a readout.
     is_text: whether it models plain text and answers no questions.
   """
@@ -201,6 +212,7 @@ class Method:
   marked: bool = False
   parts: Callable[[Config], int] | None = None
   resets_epochs: bool = False
+  passes: Callable[[Config], int] | None = None
   has_latents: bool = False
   has_blocks: bool = False
   is_text: bool = False

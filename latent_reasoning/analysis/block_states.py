@@ -69,10 +69,10 @@ def require(config: Config) -> None:
   if config.imm.write_policy:
     raise InputError("config.imm.write_policy is set, and its banks would carry what the "
                      "blocks' keys and values do not; expected ''")
-  if max(config.rim.passes, config.eval.passes) > 1:
-    raise InputError(f'config.rim.passes is {config.rim.passes} and config.eval.passes '
-                     f'{config.eval.passes}, but states of blocks are those of one pass; '
-                     'expected 1 and 0')
+  if config.rim.passes > 1:
+    raise InputError(f'there are {config.rim.passes} passes over the blocks, but states of '
+                     'blocks are those of one; expected config.rim.passes 1 and '
+                     'config.eval.passes 0')
 
 
 def parts(predictor: Predictor, examples: Sequence[Example]) -> Iterator[tuple[list, list]]:

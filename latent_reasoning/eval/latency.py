@@ -165,11 +165,11 @@ def prompt(config: Config, name: str, examples: Sequence[sequences.TokenizedExam
 
   No buckets here: padding would hide what a method's prompt costs.
   """
-  rows = []
+  rows, config = [], sequences.at_inference(config)
   for example in (list(examples) * size)[:size]:
     row = methods.get(name).prompt(example.question, config.eval.blocks or config.rim.blocks,
                                    config, special)
-    rows.append(sequences.PackedSequence(row.prefix, row.visible_until, row.readouts[-1:]))
+    rows.append(dataclasses.replace(row, readouts=row.readouts[-1:]))
   return batching.collate(rows, *batching.sizes(rows), special.pad)
 
 

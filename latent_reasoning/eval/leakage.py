@@ -282,7 +282,7 @@ def separate(subject: Subject, rows):
   other variants have no causal equal; they are compared to a row of one readout.
   """
   config = subject.config
-  if methods.get(config.method).has_latents:
+  if rows[0].readouts[0].latents:
     packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
     return _agree(subject, packed, [one_by_one(subject, row) for row in rows])
   if rows[0].loops:

@@ -11,12 +11,14 @@ from latent_reasoning.methods.codi import CODI
 from latent_reasoning.methods.icot import ICOT
 from latent_reasoning.methods.language_model import LANGUAGE_MODEL
 from latent_reasoning.methods.lotus import LOTUS
+from latent_reasoning.methods.pccot import PCCOT
 from latent_reasoning.methods.rim import RIM
-from latent_reasoning.sequences import Method
+from latent_reasoning.methods.rim_parallel import RIM_PARALLEL
+from latent_reasoning.sequences import Method, at_inference
 
 METHODS = {method.name: method for method in (
-    RIM, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI, LOTUS,
-    LANGUAGE_MODEL)}
+    RIM, RIM_PARALLEL, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI,
+    PCCOT, LOTUS, LANGUAGE_MODEL)}
 
 
 def get(name: str) -> Method:
@@ -41,6 +43,12 @@ def check(config: Config) -> Method:
   ensure(not (method.loss and (joint or aux.align or aux.smooth)),
          f'method {method.name} has a loss of its own, which config.aux and '
          'config.reasoning_decoder.joint would replace; expected neither with it')
+  passes = method.passes(at_inference(config)) if method.passes else 1
+  for key, used in (('imm.write_policy', config.imm.write_policy),
+                    ('reasoning_decoder.source', decoder.source),
+                    ('aux.align and smooth', aux.align or aux.smooth)):
+    ensure(passes == 1 or not used, f'config.{key} goes with one pass over latents or blocks, '
+           f'and there are {passes}; expected one of them off')
   if method.check:
     method.check(config)
   return method

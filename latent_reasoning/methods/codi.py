@@ -52,7 +52,7 @@ def prompt(question: Sequence[int], blocks: int, config: Config,
   return _row(question, (), config, ids)
 
 
-def loss(config: Config) -> BatchLoss:
+def loss(config: Config, from_layer: int = 0) -> BatchLoss:
   """A student with latents, taught by its own chain of thought.
 
     L = CE_student + w_t · CE_teacher + w_d · mean_l smooth_L1(h_l, sg h*_l) / σ_l
@@ -61,7 +61,7 @@ def loss(config: Config) -> BatchLoss:
   tokens. h_l and h*_l, l = 0 … L, are embedding with position, and the states after layer l,
   the last one normed, of student and teacher at the token that predicts the answer, the end of
   its mark in both; smooth L1 is the mean over problems and width, σ_l the standard deviation
-  of h*_l over both.
+  of h*_l over both. States before `from_layer` do not count.
 
   The sums have those of the student, 'teacher_loss' and 'distance'.
   """
@@ -72,7 +72,7 @@ def loss(config: Config) -> BatchLoss:
     length = jnp.sum(batch.weights > 0, axis=1) - batch.mark
     said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # steps and mark
     states = _states(model, params, batch.teacher, out, batch.teacher.prefix + said - 1)
-    return out.hidden, jax.lax.stop_gradient(states)
+    return out.hidden, jax.lax.stop_gradient(states[from_layer:])
 
   def statistics(model, params, batch: Batch, rng):
     return {'states': jnp.swapaxes(teach(model, params, batch, rng)[1], 0, 1),
@@ -84,6 +84,7 @@ def loss(config: Config) -> BatchLoss:
     out = latents.forward(model, params, batch, own_rng)
     loss, sums = of_hidden(model, params, batch, out.hidden)
     own = _states(model, params, batch, out, batch.prefix + batch.latents + batch.mark)
+    own = own[from_layer:]
     hidden, theirs = teach(model, params, batch, rng)
     taught, _ = of_hidden(model, params, batch.teacher, hidden)
     weight = whole['weight'].sum()  # by which the sums will be divided

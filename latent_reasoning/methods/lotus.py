@@ -26,7 +26,7 @@ from latent_reasoning.sequences import (
   TokenizedExample,
   lines,
 )
-from latent_reasoning.train.losses import BatchLoss, of_hidden, under_head
+from latent_reasoning.train.losses import BatchLoss, of_hidden, predictions, under_head
 
 
 def internalize(example: TokenizedExample, progress: float, config: Config,
@@ -49,7 +49,8 @@ def _sequence(example: TokenizedExample, gone: int, config: Config,
   return PackedSequence(
       row.prefix, row.visible_until,
       [Readout(read.visible_until, out, start=read.start, reads=read.reads)], row.loops,
-      _labels(example.steps[:gone], gone, config, ids) if row.loops else ())
+      labels(example.steps[:gone], len(row.prefix) - len(example.question),
+             config.baselines.latents, ids) if gone else ())
 
 
 def _prompt(question: Sequence[int], gone: int, config: Config,
@@ -62,16 +63,15 @@ def _prompt(question: Sequence[int], gone: int, config: Config,
       Readout(len(tokens), start=ids.block_close, reads=loops.passes if loops else 1)], loops)
 
 
-def _labels(steps: Sequence[Sequence[int]], blocks: int, config: Config,
-            ids: SpecialTokens) -> list[int]:
-  """What <b> and the latents say, -1 for nothing: token i of step k at place (k-1)·c + i. A
+def labels(steps: Sequence[Sequence[int]], places: int, each: int,
+           ids: SpecialTokens) -> list[int]:
+  """What some places say, -1 for nothing: token i of step k at place (k-1)·c + i, c = each. A
   step that is longer than c goes on in the places of the next, as far as that leaves any."""
-  c = config.baselines.latents
-  labels = [-1] * (blocks * c + 1)
+  found = [-1] * places
   for k, step in enumerate(steps):
-    text = [*step, *ids.newline][:len(labels) - k * c]
-    labels[k * c:k * c + len(text)] = text
-  return labels
+    text = [*step, *ids.newline][:places - k * each]
+    found[k * each:k * each + len(text)] = text
+  return found
 
 
 def prompt(question: Sequence[int], blocks: int, config: Config,
@@ -87,18 +87,20 @@ def loss(config: Config) -> BatchLoss:
   of those that are gone; w is baselines.step_weight. The sums have 'step_loss', times the
   weight by which sums are divided.
   """
-  def labels(batch: Batch):  # targets and weights of the last pass, [B, n]
-    last = slice(batch.prefix - (batch.loops.size if batch.loops else 0), batch.prefix)
-    return batch.targets[:, last], batch.weights[:, last], last
+  def labelled(batch: Batch):  # targets and weights of the last pass, [B, n], and its places
+    last = slice(batch.prefix - batch.loops.size if batch.loops else 0, batch.prefix)
+    rows = jnp.arange(len(batch.tokens))[:, None]
+    weights = jnp.asarray(batch.weights).at[rows, batch.anchors].set(0.0)  # readouts' own
+    return batch.targets[:, last], weights[:, last], last
 
   def statistics(model, params, batch: Batch, rng: chex.PRNGKey | None):
-    return {'weight': jnp.sum(batch.weights[:, batch.prefix:], axis=1),
-            'labels': jnp.sum(labels(batch)[1], axis=1)}
+    return {'weight': jnp.sum(predictions(batch)[2], axis=1),
+            'labels': jnp.sum(labelled(batch)[1], axis=1)}
 
   def terms(model, params, batch: Batch, rng, whole, first):
     hidden = latents.forward(model, params, batch, rng).hidden
     total, sums = of_hidden(model, params, batch, hidden)
-    targets, weights, last = labels(batch)
+    targets, weights, last = labelled(batch)
     said, _ = under_head(model, params, hidden[:, last], targets, weights)
     said *= whole['weight'].sum() / jnp.maximum(whole['labels'].sum(), 1)
     return (total + config.baselines.step_weight * said, {**sums, 'step_loss': said})
@@ -108,4 +110,6 @@ def loss(config: Config) -> BatchLoss:
 LOTUS = Method(
     'lotus', 'LOTUS: latents are read in several passes, and say all steps at once (arXiv '
     '2606.31779).', (internalize, answer), prompt, loss, marked=True,
-    parts=lambda config: config.baselines.parts)
+    parts=lambda config: config.baselines.parts,
+    passes=lambda config: (config.baselines.rounds if config.baselines.rounds >= 0 else
+                           config.baselines.parts - 1) + 1)

@@ -81,9 +81,9 @@ def _readouts(example: TokenizedExample, blocks: int, texts: Sequence[Sequence[i
 
 
 def _sequence(example: TokenizedExample, blocks: int, readouts: Sequence[Readout],
-              rim: RimConfig, ids: SpecialTokens, passes: int = 0) -> PackedSequence:
+              rim: RimConfig, ids: SpecialTokens) -> PackedSequence:
   tokens, visible, _ = with_blocks(example.question, blocks, rim, ids)
-  return PackedSequence(tokens, visible, readouts, loops(blocks, passes or rim.passes, rim))
+  return PackedSequence(tokens, visible, readouts, loops(blocks, rim.passes, rim))
 
 
 def loops(blocks: int, passes: int, rim: RimConfig) -> Loops | None:
@@ -127,29 +127,25 @@ def step_texts(example: TokenizedExample, rim: RimConfig) -> list[Sequence[int]]
 def prompt(question: Sequence[int], blocks: int, config: Config,
            ids: SpecialTokens) -> PackedSequence:
   """One readout after each block, pass by pass."""
-  rim, passes = config.rim, config.eval.passes or config.rim.passes
+  rim = config.rim
   tokens, visible, ends = with_blocks(question, blocks, rim, ids)
   first = _visible_from(question, rim)
   return PackedSequence(tokens, visible, [
-      Readout(end, visible_from=first, reads=number) for number in range(1, passes + 1)
-      for end in ends], loops(blocks, passes, rim))
+      Readout(end, visible_from=first, reads=number) for number in range(1, rim.passes + 1)
+      for end in ends], loops(blocks, rim.passes, rim))
+
+
+def passes(config: Config) -> int:
+  return config.rim.passes
 
 
 def check(config: Config) -> None:
-  """Raises InputError where passes over the blocks are asked for that cannot be."""
+  """Raises InputError where the passes over the blocks have too few readouts for the steps."""
   rim = config.rim
-  if rim.passes == 1 and config.eval.passes <= 1:
-    return
   ensure(rim.passes == 1 or rim.max_steps <= rim.blocks * rim.passes,
          f'config.rim.max_steps is {rim.max_steps}, but config.rim.blocks {rim.blocks} in '
          f'config.rim.passes {rim.passes} have a readout for {rim.blocks * rim.passes} steps; '
          'raise one of them')
-  for key, value in (('imm.write_policy', config.imm.write_policy),
-                     ('reasoning_decoder.source', config.reasoning_decoder.source),
-                     ('aux', config.aux.align or config.aux.smooth)):
-    ensure(not value, f'config.{key} does not go with several passes over the blocks '
-           f'(config.rim.passes {rim.passes}, config.eval.passes {config.eval.passes}); '
-           'expected one of them off')
 
 
 def steps_prompt(row: PackedSequence, ids: SpecialTokens) -> PackedSequence:
@@ -171,4 +167,4 @@ RIM = Method(
     'rim', 'Reasoning in Memory: fixed blocks of special tokens stand in for generated steps, '
     'and the answer is read behind the last one in one forward pass (arXiv 2605.30343).',
     stages=(ground, refine), prompt=prompt, decoder_targets=decoder_targets, check=check,
-    has_blocks=True)
+    passes=passes, has_blocks=True)

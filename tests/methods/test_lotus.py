@@ -56,10 +56,9 @@ def test_rows_part_by_part(tiny_config):
 @pytest.mark.parametrize('steps, labels', [
     ([], [-1] * 5), ([[1, 2, 3, 4, 5, 6]], [1, 2, 3, 4, 5]),
     ([[1, 2, 3], [7]], [1, 2, 7, 10, -1]), ([[], [7, 8]], [10, -1, 7, 8, 10])])
-def test_labels(tiny_config, steps, labels):
+def test_labels(steps, labels):
   """Two latents a step: what is longer runs on until the next step begins."""
-  config = tiny_config(**{'baselines.latents': 2})
-  assert lotus._labels(steps, 2, config, IDS) == labels
+  assert lotus.labels(steps, 5, 2, IDS) == labels
 
 
 @pytest.mark.integration
