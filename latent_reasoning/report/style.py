@@ -22,10 +22,10 @@ GREY = '#8a9099'
 COLOURS = {
     'rim': '#1f7fd6', 'direct': '#b8860b', 'cot': '#d9541e', 'direct_steps': '#8c6a4f',
     'pause': '#8a5fd1', 'pause_steps': '#b58be0', 'icot': '#cc4b94', 'coconut': '#0f9d78',
-    'codi': '#5cb85c'}
-CYCLE = (*COLOURS.values(), '#3fb4d8', '#e08f3c', '#6b7fd7', '#c9a227')
+    'codi': '#5cb85c', 'pccot': '#2f9e9e', 'lotus': '#c9a227', 'rim_parallel': '#7fb8ec'}
+CYCLE = (*COLOURS.values(), '#3fb4d8', '#e08f3c', '#6b7fd7')
 MARKERS = 'osv^D<>PX*hd'
-SPARE = (*CYCLE[9:], *CYCLE[:9])  # for runs that no method's name colours
+SPARE = (*CYCLE[len(COLOURS):], *CYCLE[:len(COLOURS)])  # for runs that no method's name colours
 
 
 def require() -> None:
