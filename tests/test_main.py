@@ -1,6 +1,5 @@
 """The command: help, mistakes, the default workdir, and a whole small run."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -10,10 +9,8 @@ import sys
 
 import pytest
 
-from latent_reasoning import config as config_lib
 from latent_reasoning import main
-from latent_reasoning.cli import allocator, sweep
-from latent_reasoning.errors import InputError
+from latent_reasoning.cli import arguments, sweep
 from latent_reasoning.eval import latency, leakage
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -42,7 +39,7 @@ def test_help(capsys):
   """--help explains the modes, gives three commands to start with, and succeeds."""
   assert call('--help') == 0
   out = capsys.readouterr().out
-  for mode in main.MODES | dict.fromkeys(main.WITHOUT_RUN):
+  for mode in arguments.MODES | dict.fromkeys(arguments.WITHOUT_RUN):
     assert f'\n  {mode} ' in out
   assert out.count('python -m latent_reasoning.main --config=configs/') >= 3
   assert call('-h') == 0
@@ -53,38 +50,6 @@ def test_help_config(capsys):
   assert call('--help_config') == 0
   out = capsys.readouterr().out
   assert '--config.optim.batch_size=64' in out and '--config.imm.write_policy' in out
-
-
-FLAGS = {'question': '=x', 'externalize': '', 'format': '=hf', 'devices': '=4',
-         'device_kind': '=v5p', 'memory_gb': '=1', 'markdown': ''}
-
-
-@pytest.mark.parametrize('flag', FLAGS)
-def test_a_flag_that_the_mode_does_not_read(flag, capsys):
-  """Every mode takes its own flags and refuses the others, naming those that read them."""
-  readers = {mode for mode, (_, *names) in main.MODES.items() if flag in names}
-  readers |= {mode for mode, names in main.WITHOUT_RUN.items() if flag in names}
-  assert readers
-  for mode in [*main.MODES, *main.WITHOUT_RUN]:
-    argv = ['main', '--config=configs/rim_arithmetic.py', f'--mode={mode}',
-            f'--{flag}{FLAGS[flag]}']
-    if mode in readers:
-      assert main.parse(argv).mode == mode
-    else:
-      with pytest.raises(InputError, match=rf'--{flag} is not read by --mode={mode}; it is by '
-                         rf'.*--mode={sorted(readers)[0]}'):
-        main.parse(argv)
-
-
-def test_a_question_alone_asks():
-  """Without a mode, --question is --mode=generate, and never a training."""
-  assert main.parse(['main', '--config=configs/rim_arithmetic.py', '--question=1+2']
-                    ).mode == 'generate'
-
-
-def test_renamed_modes_are_modes():
-  assert set(main.RENAMED.values()) <= set(main.MODES)
-  assert not set(main.RENAMED) & set(main.MODES)
 
 
 def test_help_promises_only_flags_that_exist(capsys):
@@ -102,7 +67,7 @@ def test_the_first_command_needs_no_arguments_but_the_config():
               if line.startswith('  python') and 'configs/' in line]
   assert len(commands) >= 3
   for command in commands:
-    args = main.parse(['main', *command.replace('"', '').replace(
+    args = arguments.parse(['main', *command.replace('"', '').replace(
         'configs/', f'{CONFIG.parent}/').split()])
     assert args.config.method
 
@@ -238,68 +203,6 @@ def test_default_workdir(flag, method, name):
   assert main.default_workdir(flag, method) == pathlib.Path('runs') / name
 
 
-@pytest.mark.parametrize('argv, text', [
-    (['main', '--config=a.py:b'], 'a.py:b'), (['main', '--config', 'a.py'], 'a.py'),
-    (['main', '-config=a.py'], 'a.py'), (['main', '--config.seed=1'], ''), (['main'], '')])
-def test_config_argument(argv, text):
-  """The config's own text, in every way a flag can be written."""
-  assert main.flag(argv, 'config') == text
-
-
-def test_parse_leaves_the_process_alone():
-  """Two command lines in one process do not see each other, nor change sys.argv."""
-  before = list(sys.argv)
-  one = main.parse(['main', f'--config={CONFIG}', '--config.seed=1', '--mode=eval'])
-  two = main.parse(['main', f'--config={CONFIG}'])
-  assert (one.config.seed, one.mode) == (1, 'eval')
-  assert (two.config.seed, two.mode, two.workdir) == (0, 'train', None)
-  assert sys.argv == before
-
-
-@pytest.fixture
-def execv(monkeypatch):
-  """Records what the process would be replaced by, in a clean environment."""
-  calls = []
-  monkeypatch.setattr(os, 'execv', lambda *args: calls.append(args))
-  environment = {k: v for k, v in os.environ.items()
-                 if k not in (*allocator.SETTINGS, allocator.KEEP, 'LD_PRELOAD')}
-  monkeypatch.setattr(os, 'environ', environment)
-  return calls
-
-
-@pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in os.confstr_names, reason='glibc only')
-def test_allocator_starts_again_once(execv):
-  """The same command again, with the settings; then no more."""
-  allocator.tune()
-  assert execv == [(sys.executable, sys.orig_argv)]
-  assert os.environ['GLIBC_TUNABLES'] == allocator.SETTINGS['GLIBC_TUNABLES']
-  allocator.tune()
-  assert len(execv) == 1
-
-
-@pytest.mark.skipif('CS_GNU_LIBC_VERSION' not in os.confstr_names, reason='glibc only')
-def test_allocator_of_a_process_that_runs(execv, monkeypatch):
-  """glibc accepts the settings, and nothing starts again; the user's are kept."""
-  libc, said = allocator.ctypes.CDLL(None), []
-  class Library:
-    mallopt = staticmethod(lambda number, value: said.append((number, value)))
-  monkeypatch.setattr(allocator.ctypes, 'CDLL', lambda name: Library)
-  allocator.tune_here()
-  assert dict(said) == allocator.RUNNING and execv == []
-  assert libc.mallopt(*said[2]) == 1  # M_TOP_PAD alone: what is set stays set in this process
-  os.environ[allocator.KEEP] = '1'
-  allocator.tune_here()
-  assert len(said) == len(allocator.RUNNING)
-
-
-@pytest.mark.parametrize('name', [*allocator.SETTINGS, allocator.KEEP, 'LD_PRELOAD'])
-def test_allocator_of_the_user_is_kept(execv, name):
-  """Where anything is set already, nothing is changed."""
-  os.environ[name] = 'x'
-  allocator.tune()
-  assert execv == [] and os.environ[name] == 'x'
-
-
 @pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sequence(tmp_path, monkeypatch, capsys, whole):
   """train, eval, generate, check_leakage and latency, in the default workdir, and their files.
@@ -384,32 +287,6 @@ def test_the_default_job_learns(tmp_path, capsys):
   assert found['accuracy']['final'] >= 0.95
   by_block = found['accuracy']['per_block']
   assert by_block == sorted(by_block) and by_block[0] < 0.6
-
-
-def test_the_workdir_alone(tmp_path, monkeypatch, capsys):
-  """A run that is there is opened without its --config; keys are overridden as ever."""
-  saved = dataclasses.asdict(config_lib.Config())
-  saved['optim']['stage1']['steps'] = 7
-  (tmp_path / 'config.json').write_text(json.dumps(saved))
-  args = main.parse(['main', f'--workdir={tmp_path}', '--config.eval.blocks=3', '--mode=eval'])
-  assert args.config.optim.stage1.steps == 7 and args.config.eval.blocks == 3
-  assert args.config.data.buckets.prefix == config_lib.Config().data.buckets.prefix
-  with pytest.raises(InputError, match="did you mean 'config.eval.blocks'"):
-    main.parse(['main', f'--workdir={tmp_path}', '--config.eval.blockz=3'])
-  saved['sweep']['runs'] = ['rim method=rim']  # a comparison is made of its file
-  for text in (json.dumps(saved), '[]', '{', 'null', '{"sweep": 1}'):
-    (tmp_path / 'config.json').write_text(text)
-    assert main.main(['main', f'--workdir={tmp_path}', '--mode=eval']) == 2
-    assert 'no configuration; give one with --config=FILE' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('argv, message', [
-    (['--mode=analyse'], "did you mean 'analyze'"),
-    (['--optim.stage1.steps=3'], 'given as --config.optim.stage1.steps=VALUE'),
-    (['--help_config=optim'], 'expected no value')])
-def test_near_misses(argv, message, capsys):
-  assert main.main(['main', *argv]) == 2
-  assert message in capsys.readouterr().err
 
 
 def test_help_of_a_config_file(capsys):

@@ -3,16 +3,15 @@
 Nothing but the standard library is imported here: it runs before anything is installed.
 """
 
-import glob
 import importlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 from latent_reasoning.errors import InputError
+from latent_reasoning.parallel import accelerators
 
 # Packages with compiled parts or a state of their own: exchanged below a kernel that has them
 # loaded, they break in ways that name another cause.
@@ -32,7 +31,7 @@ def install(extras: str = 'notebooks') -> None:
   Raises:
     InputError: pip fails; or the kernel has to start again, and could not be made to.
   """
-  wanted = f'latent_reasoning[{",".join(filter(None, (extras, accelerator())))}]'
+  wanted = f'latent_reasoning[{",".join(filter(None, (extras, accelerators.extra())))}]'
   numpy = [f'numpy=={version}'] if (version := _installed('numpy')) else []
   loaded = [f'{name}=={_installed(name)}' for name in FRAGILE if name in sys.modules
             and name != 'numpy' and _installed(name)]
@@ -96,26 +95,6 @@ def _start_again(why: str) -> None:
 def _shell():
   ipython = sys.modules.get('IPython')
   return ipython and ipython.get_ipython()
-
-
-def accelerator(root: str = '/') -> str:
-  """The extra for this machine's devices: tpu, cuda13, cuda12 (by the driver), or ''."""
-  def there(pattern: str) -> list[str]:
-    return glob.glob(os.path.join(root, pattern))
-  google = any(pathlib.Path(file).read_text().strip() == '0x1ae0'
-               for file in there('sys/bus/pci/devices/*/vendor'))
-  named = any(name.startswith(('TPU_', 'COLAB_TPU')) for name in os.environ)
-  # Up to v4 a TPU is /dev/accel*, from v5e on it is /dev/vfio/N, which others may use as well.
-  if there('dev/accel[0-9]*') or (there('dev/vfio/[0-9]*') and (google or named)):
-    return 'tpu'
-  try:
-    asked = subprocess.run(
-        ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'],
-        capture_output=True, text=True, timeout=60)
-    driver = int(asked.stdout.split('.')[0])
-  except (OSError, ValueError, subprocess.SubprocessError):
-    return ''
-  return 'cuda13' if driver >= 580 else 'cuda12'
 
 
 def folder(name: str, drive: bool = False) -> pathlib.Path:

@@ -91,23 +91,32 @@ def inside(text: str | pathlib.Path, name: str) -> str | pathlib.Path:
   return f'{str(text).rstrip("/")}/{name}' if is_address(text) else pathlib.Path(text) / name
 
 
+def folder(text: str, key: str) -> Any:
+  """A folder by its path or address, as an `epath.Path`, whether it is there or not.
+
+  Raises:
+    InputError: an address that `etils` does not know.
+  """
+  from etils import epath
+  text = text.removeprefix('file://')
+  if not is_address(text):
+    return epath.Path(local_path(text, key))
+  ensure(text.partition('://')[0] in ('gs', 's3', 'az'), f'{key} is {text!r}; expected a path '
+         "on this machine, or the address of a bucket that JAX can write to (gs://, s3://, az://)")
+  return epath.Path(text)
+
+
 def shared_folder(text: str, key: str) -> str:
-  """A folder that is made where there is none, for a library that has paths through `etils`.
+  """Makes a folder where there is none, for a library that has paths through `etils`.
 
   Raises:
     InputError: of an address that cannot be used, as `fetch`, or that `etils` does not know.
   """
-  if text.startswith('file://'):
-    text = text.removeprefix('file://')
-  if not is_address(text):
-    return str(local_path(text, key))
-  from etils import epath
-  scheme = text.partition('://')[0]
-  ensure(scheme in ('gs', 's3', 'az'), f'{key} is {text!r}; expected a path on this '
-         "machine, or the address of a bucket that JAX can write to (gs://, s3://, az://)")
-  with _reading(text, key):
-    epath.Path(text).mkdir(parents=True, exist_ok=True)
-  return text
+  place = folder(text, key)
+  if is_address(str(place)):
+    with _reading(text, key):
+      place.mkdir(parents=True, exist_ok=True)
+  return str(place)
 
 
 def _open(address: str) -> tuple[Any, str]:

@@ -26,12 +26,12 @@ from flax import traverse_util
 from latent_reasoning import config as config_lib
 from latent_reasoning import config_loading, methods, sequences
 from latent_reasoning.config import Config, LoraConfig, MeshConfig, ModelConfig, SweepConfig
-from latent_reasoning.data import tokenizer_files
+from latent_reasoning.data import storage, tokenizer_files
 from latent_reasoning.data.tokenizers import SPECIAL, Tokenizer
 from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.hf import families
 from latent_reasoning.hf import load as pretrained
-from latent_reasoning.train import resume, saved, versions, workdir
+from latent_reasoning.train import resume, saved, versions
 
 ADAPTER = 'adapter_model.safetensors'
 MODEL_TYPE, FORMAT = 'latent_reasoning', 1
@@ -177,9 +177,7 @@ def find(init_from: str) -> Source | None:
   Raises:
     InputError: there is nothing, or it is of another version or program.
   """
-  remote = '://' in init_from and not init_from.startswith('file://')
-  place = _in_bucket(init_from) if remote else None
-  path = place.path if place else pretrained.directory(init_from)
+  path = pretrained.directory(init_from)
   if (path / 'adapter_config.json').is_file():
     return _adapter(path)
   found = pretrained.read_json(path / 'config.json')
@@ -190,23 +188,10 @@ def find(init_from: str) -> Source | None:
     return Source(path, 'native', _config(found.get('config'), path),
                   step if isinstance(step, int) else 0)
   if found.keys() >= {'method', 'model', 'optim', 'train'}:
-    place = place or workdir.Workdir(path.absolute())
-    return Source(path, 'run', _config(found, path), checkpoints=place.checkpoints)
+    return Source(path, 'run', _config(found, path), checkpoints=storage.folder(
+        init_from if storage.is_address(init_from) else str(path.absolute()),
+        'config.model.init_from') / 'checkpoints')
   return None
-
-
-def _in_bucket(address: str) -> workdir.Workdir | None:
-  """The run at an address, its small files fetched; None: there are no checkpoints."""
-  try:
-    place = workdir.locate(address)
-    if not place.checkpoints.exists():
-      return None
-    place.path.mkdir(parents=True, exist_ok=True)
-    place.pull()
-  except (OSError, ImportError, ValueError, KeyError) as error:
-    raise InputError(f'config.model.init_from {address!r} cannot be read: {error}; expected a '
-                     "folder, a hub id, or a run's address (gs://…)") from None
-  return place
 
 
 def _config(found: Any, path: pathlib.Path) -> Config:

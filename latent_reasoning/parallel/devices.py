@@ -1,22 +1,16 @@
 """The devices of this process: what they are, whether they are those that were asked for."""
 
 import contextlib
-import glob
 import os
-import pathlib
-import shutil
-import subprocess
 import sys
 
 import jax
 
 from latent_reasoning.config import Config
 from latent_reasoning.errors import DeviceError, InputError
-from latent_reasoning.parallel import device_errors
+from latent_reasoning.parallel import accelerators, device_errors
 
 RELAY = 'LATENT_REASONING_WARN_TO'  # descriptor of a sweep's own standard error, in its runs
-GOOGLE = '0x1ae0'  # on the PCI bus, where its network cards are too
-TPUS = ('0x0027', '0x0056', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076')  # v2 to v7
 _said: set[str] = set()  # in this process
 
 
@@ -85,46 +79,14 @@ def fallback() -> str:
   """In capitals, that JAX took the processors where there is an accelerator; else ''."""
   if jax.default_backend() != 'cpu' or 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):
     return ''  # the user's own choice
-  seen = accelerators()
+  seen = accelerators.find()
   if not seen:
     return ''
   backend = 'tpu' if 'TPU' in seen else 'gpu'
+  extra = accelerators.extra() or backend
   return (f'WARNING: RUNNING ON THE CPU, THOUGH THIS MACHINE HAS {seen}. {why_not(backend)}. '
-          f"Install JAX for it (pip install -e '.[{backend}]'), free it, or set "
+          f"Install JAX for it (pip install -e '.[{extra}]'), free it, or set "
           'JAX_PLATFORMS=cpu where the CPU is meant')
-
-
-def accelerators() -> str:
-  """What the system shows of accelerators, whether JAX uses them or not; '': nothing."""
-  if found := glob.glob('/dev/accel*'):
-    return f'A TPU ({found[0]})'
-  if (found := glob.glob('/dev/vfio/[0-9]*')) and _has_tpu():  # any device may lie there
-    return f'A TPU ({found[0]})'
-  if found := glob.glob('/dev/nvidia[0-9]*') or glob.glob('/dev/dxg'):
-    return f'A GPU ({found[0]})'
-  return 'A GPU (nvidia-smi)' if shutil.which('nvidia-smi') and _lists_gpus() else ''
-
-
-def _has_tpu() -> bool:
-  """Whether the environment, or the PCI bus, names a TPU."""
-  if os.environ.get('PJRT_DEVICE') == 'TPU' or any(
-      name.startswith(('TPU_', 'COLAB_TPU')) for name in os.environ):
-    return True
-  for file in glob.glob('/sys/bus/pci/devices/*'):
-    with contextlib.suppress(OSError):
-      vendor, device = (pathlib.Path(file, name).read_text().strip()
-                        for name in ('vendor', 'device'))
-      if vendor == GOOGLE and device in TPUS:
-        return True
-  return False
-
-
-def _lists_gpus() -> bool:
-  try:
-    listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.SubprocessError):
-    return False
-  return 'GPU 0' in listed.stdout
 
 
 def say(config: Config, once: bool = False) -> None:

@@ -14,16 +14,12 @@ newest sound one; a reader beside it skips what is unsound, and what the writer 
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -32,13 +28,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.parallel import multihost
-from latent_reasoning.train import copied, versions
+from latent_reasoning.train import attempts, copied, hashes, seals, versions
 from latent_reasoning.train.train_step import TrainState
 
-SMALL = 1 << 20  # bytes up to which a file is hashed for its seal
 FORMAT = 4  # of what a checkpoint holds; one of another is refused
-TRIES = 3  # of reading, before an error is reported
-WAIT = 0.5  # seconds before the second of them, then twice as long
 
 
 # Orbax logs the traceback of a failed save beside raising it; the raise becomes our error.
@@ -59,85 +52,11 @@ def _tree(state: TrainState) -> dict[str, Any]:
   return {'step': state.step, 'params': state.params, 'opt_state': state.opt_state}
 
 
-def _hash(data) -> str:
-  return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-@jax.jit
-def fingerprint(array: jax.Array) -> jax.Array:
-  """Four uint32 of an array's bits: sums, modulo 2^32, of each element mixed with its place.
-
-  A sum is the same whatever its order, hence wherever parts lie. Mixing is one to one in
-  an element's bits, so one changed element always shows; more escape with 2^-128.
-  """
-  bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f'uint{8 * array.dtype.itemsize}')) \
-      if array.dtype != jnp.bool_ else array
-  bits, place = bits.astype(jnp.uint32), jnp.zeros(array.shape, jnp.uint32)
-  for axis, size in enumerate(array.shape):
-    place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-  return jnp.stack([jnp.sum(_mix(_mix(place + np.uint32(salt)) ^ bits), dtype=jnp.uint32)
-                    for salt in (0x9E3779B9, 0x7F4A7C15, 0xF39CC060, 0x5CEDC834)])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """A one to one scrambling of uint32: each bit of x moves half of the result's."""
-  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-    x = (x ^ (x >> shift)) * np.uint32(factor)
-  return x ^ (x >> 16)
-
-
-def describe(tree: Any, hashed: bool = True) -> dict[str, str]:
-  """Returns {path: 'dtype[shape] hash'} of every array."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  prints = jax.device_get([fingerprint(leaf) for _, leaf in leaves]) if hashed else None
-  described = {}
-  for i, (path, leaf) in enumerate(leaves):
-    text = f'{np.dtype(leaf.dtype)}{list(leaf.shape)}'
-    if hashed:
-      text = f'{text} {"".join(f"{part:08x}" for part in prints[i])}'
-    described[jax.tree_util.keystr(path)] = text
-  return described
-
-
-def _contents(folder: epath.Path) -> dict[str, str]:
-  """{file: 'size hash'} of a folder, without the hash where a file is not `SMALL`."""
-  found = {}
-  for file in sorted(folder.iterdir()):
-    if file.is_dir():
-      found.update({f'{file.name}/{k}': v for k, v in _contents(file).items()})
-    else:
-      size = file.stat().length
-      found[file.name] = f'{size} {_hash(file.read_bytes())}' if size <= SMALL else str(size)
-  return found
-
-
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
   """Shape, type and place; without a place of its own, the one device here, or orbax asks
   for the devices that saved it."""
   place = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-class _Unreadable(Exception):
-  """A checkpoint could not be read, which says nothing of what it holds."""
-
-
-def _memory(error: BaseException) -> bool:
-  """Whether an error is of too little memory, as Python, XLA or tensorstore say it."""
-  return isinstance(error, MemoryError) or any(
-      text in str(error) for text in ('Cannot allocate memory', 'RESOURCE_EXHAUSTED',
-                                      'bad_alloc', 'Out of memory'))
-
-
-def _read_through(folder: epath.Path) -> None:
-  """Reads every byte of a folder's files; raises OSError where that fails."""
-  for file in folder.iterdir():
-    if file.is_dir():
-      _read_through(file)
-    else:
-      with file.open('rb') as opened:
-        while opened.read(1 << 24):
-          pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +116,10 @@ class Checkpoints:
                 policies.LatestN(keep), _Best(self._accuracy)]),
             read_only=not writer, enable_async_checkpointing=writer))
     if writer and multihost.broadcast(multihost.is_primary() and copied.commit(
-        self.path, self.steps(), lambda step: self._seal_of(step).exists(), self._broken_seal,
-        warn)):
+        self.path, self.steps(), warn)):
       self._manager.reload()
     for step in self.steps():
-      with contextlib.suppress(_Unreadable):  # reported where it is asked for
+      with contextlib.suppress(attempts.Unreadable):  # reported where it is asked for
         meta = self._meta(step)[0]
         if meta and meta.get('accuracy') is not None:
           self._accuracy[step] = meta['accuracy']
@@ -226,14 +144,14 @@ class Checkpoints:
     tree = _tree(state)
     meta = {**meta, 'step': step, 'accuracy': accuracy,
             'processes': multihost.count(), 'versions': versions.here(), 'format': FORMAT,
-            'arrays': describe(tree)}
+            'arrays': hashes.describe(tree)}
     meta = json.loads(json.dumps(meta))  # as it will be read
-    meta['hash'] = _hash(json.dumps(meta, sort_keys=True).encode())
+    meta['hash'] = hashes.digest(json.dumps(meta, sort_keys=True).encode())
     if accuracy is not None:
       self._accuracy[step] = accuracy
     self.wait()
     if multihost.is_primary():
-      self._seal_of(step).unlink(missing_ok=True)  # of an earlier one of this step
+      seals.path(self.path, step).unlink(missing_ok=True)  # of an earlier one of this step
     with self._saving():
       self._manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
@@ -244,43 +162,11 @@ class Checkpoints:
       return
     with self._saving():
       self._manager.wait_until_finished()
-      self._seal()
+      if multihost.is_primary():
+        seals.write(self.path, self.steps())
 
-  def _seal_of(self, step: int) -> epath.Path:
-    return self.path.with_name(f'{self.path.name}.seals') / f'{step}.json'
-
-  def _seal(self) -> None:
-    """Writes the seals that are missing, and removes those of checkpoints that are gone."""
-    if not multihost.is_primary():
-      return
-    folder, steps = self._seal_of(0).parent, self.steps()
-    folder.mkdir(exist_ok=True)
-    for step in steps:
-      if not self._seal_of(step).exists():
-        text = json.dumps(_contents(self.path / str(step)))
-        temporary = folder / f'.{step}.tmp'
-        temporary.write_text(text, encoding='utf-8')
-        temporary.replace(self._seal_of(step))
-    for seal in folder.glob('*.json'):
-      if seal.stem.isdigit() and int(seal.stem) not in steps:
-        seal.unlink(missing_ok=True)
-
-  def _broken_seal(self, step: int) -> str:
-    """What differs from a seal; '': nothing, or the writer was killed before it sealed."""
-    try:
-      sealed = json.loads(self._seal_of(step).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
-      return ''
-    if not isinstance(sealed, dict):
-      return ''
-    folder = self.path / str(step)
-    found = _contents(folder)
-    wrong = sorted(f for f in sealed.keys() | found.keys() if sealed.get(f) != found.get(f)
-                   and not copied.may_differ(folder / f, f in sealed))
-    if not wrong:
-      return ''
-    return f'its file {wrong[0]} is ' + (
-        'not as it was written' if wrong[0] in found else 'gone')
+  def _attempt(self, step: int, read: Callable[[], Any]) -> tuple[Any, str]:
+    return attempts.attempt(self.path / str(step), read)
 
   @contextlib.contextmanager
   def _saving(self):
@@ -329,13 +215,13 @@ class Checkpoints:
       found, reason, unreadable = None, '', ''
       try:
         found, reason = self._try(like if callable(like) else lambda _: like, candidate)
-      except _Unreadable as error:
+      except attempts.Unreadable as error:
         unreadable = str(error)
       if not multihost.all_processes(not unreadable):
         raise TrainingError(
-            f'checkpoint {candidate} of {self.path} could not be read in {TRIES} tries '
-            f'({unreadable or "by another process"}); nothing was changed. Mend the disk or '
-            'free memory, and the same command goes on')
+            f'checkpoint {candidate} of {self.path} could not be read in {attempts.TRIES} '
+            f'tries ({unreadable or "by another process"}); nothing was changed. Mend the disk '
+            'or free memory, and the same command goes on')
       if multihost.all_processes(found is not None):
         return found
       reason = reason or 'another process could not read it'
@@ -358,7 +244,7 @@ class Checkpoints:
   def _try(self, like: Callable[[int], TrainState], step: int
            ) -> tuple[Restored | None, str]:
     """The checkpoint, or None and what is wrong with it; raises as `_attempt`."""
-    broken, reason = self._attempt(step, lambda: self._broken_seal(step))
+    broken, reason = self._attempt(step, lambda: seals.broken(self.path, step))
     if broken is None or broken:
       return None, broken or reason
     meta, reason = self._meta(step)
@@ -373,7 +259,7 @@ class Checkpoints:
     if meta['step'] != step:
       return None, f'it is a copy of the checkpoint of step {meta["step"]}'
     abstract = jax.tree.map(_abstract, _tree(like(step)))
-    expected = describe(abstract, hashed=False)
+    expected = hashes.describe(abstract, hashed=False)
     saved = {path: text.rsplit(' ', 1)[0] for path, text in meta['arrays'].items()}
     if expected != saved:
       wrong = sorted(k for k in expected.keys() | saved.keys()
@@ -386,40 +272,11 @@ class Checkpoints:
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state'])
     if tree is None:
       return None, reason
-    damaged = [path for path, text in describe(tree).items()
+    damaged = [path for path, text in hashes.describe(tree).items()
                if meta['arrays'][path] != text]
     if damaged:
       return None, f'the hash of {damaged[0]} differs, {len(damaged)} arrays in all'
     return Restored(TrainState(**tree), step, meta), ''
-
-  def _attempt(self, step: int, read: Callable[[], Any]) -> tuple[Any, str]:
-    """What reads a part of a checkpoint, or None and why it is damaged.
-
-    Raises:
-      _Unreadable: it could not be read, again and again, or there is too little memory: the
-        bytes may be sound.
-    """
-    folder, wait, damaged = self.path / str(step), WAIT, 0
-    for attempt in range(1, TRIES + 1):
-      try:
-        return read(), ''
-      except Exception as error:  # noqa: BLE001 orbax raises many kinds for a damaged file
-        reason = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
-        try:
-          if _memory(error):
-            raise OSError(reason)
-          _read_through(folder)
-          damaged += 1  # its bytes can be read, but make no checkpoint
-        except (OSError, MemoryError) as cause:
-          if not folder.exists():
-            return None, 'it is gone'
-          reason = f'{cause}'
-        if damaged == 2:
-          return None, reason
-      if attempt < TRIES:
-        time.sleep(wait)
-        wait *= 2
-    raise _Unreadable(reason)
 
   def _meta(self, step: int) -> tuple[dict[str, Any] | None, str]:
     """The metadata of a step, or None and what is wrong with it."""
@@ -428,8 +285,8 @@ class Checkpoints:
     if not isinstance(meta, dict) or not meta.keys() >= {'hash', 'step', 'arrays'}:
       return None, reason
     written = meta.pop('hash')
-    return (meta, '') if written == _hash(json.dumps(meta, sort_keys=True).encode()) else (
-        None, '')
+    same = written == hashes.digest(json.dumps(meta, sort_keys=True).encode())
+    return (meta if same else None), ''
 
   def _set_aside(self, step: int) -> epath.Path:
     folder, number = self.path.parent / 'unsound', 0
@@ -440,7 +297,7 @@ class Checkpoints:
         number += 1
         aside = folder / f'{step}.{number}'
       (self.path / str(step)).rename(aside)
-      self._seal_of(step).unlink(missing_ok=True)
+      seals.path(self.path, step).unlink(missing_ok=True)
     aside = epath.Path(multihost.broadcast(str(aside)))
     self._accuracy.pop(step, None)
     self._manager.reload()
@@ -459,7 +316,7 @@ class Checkpoints:
         restored, found[step] = self._try(like, step)
         if restored:
           check(restored.meta)
-      except (InputError, _Unreadable) as error:
+      except (InputError, attempts.Unreadable) as error:
         found[step] = str(error)
     return found
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 from etils import epath
 
-COMMIT = 'commit_success.txt'
-OURS = 'complete by '  # how such a file of ours begins
+from latent_reasoning.train import seals
+from latent_reasoning.train.seals import COMMIT, OURS
 
 
 def numbered(path: epath.Path) -> list[int]:
@@ -20,22 +20,19 @@ def numbered(path: epath.Path) -> list[int]:
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def commit(path: epath.Path, listed: Iterable[int], sealed: Callable[[int], bool],
-           broken: Callable[[int], str], warn: Callable[[str], None]) -> bool:
+def commit(path: epath.Path, listed: Iterable[int], warn: Callable[[str], None]) -> bool:
   """Commits what orbax does not list and a seal says is complete; whether there was any.
 
   Args:
     path: of the folder of checkpoints.
     listed: steps that orbax takes for checkpoints.
-    sealed: whether there is the seal of a step.
-    broken: what differs from it; ''.
     warn: called with what is not read, and why.
   """
   found = False
   for step in sorted(set(numbered(path)) - set(listed)):
-    if not sealed(step):
+    if not seals.path(path, step).exists():
       continue  # a save that was killed looks like it
-    if wrong := broken(step):
+    if wrong := seals.broken(path, step):
       warn(f'{path / str(step)} has no {COMMIT} and is not complete ({wrong}); it is not read. '
            'Copy it again')
     else:
@@ -45,14 +42,6 @@ def commit(path: epath.Path, listed: Iterable[int], sealed: Callable[[int], bool
           (folder / COMMIT).write_text(f'{OURS}{path.name}.seals/{step}.json\n')
       found = True
   return found
-
-
-def may_differ(file: epath.Path, sealed: bool) -> bool:
-  """Whether a file need not be as a seal says: a commit file that a copy left out, that came
-  where the seal was made without one, or that `commit` wrote."""
-  if file.name != COMMIT:
-    return False
-  return not sealed or not file.exists() or file.read_bytes().startswith(OURS.encode())
 
 
 def left(path: epath.Path) -> str:

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from latent_reasoning.errors import InputError, TrainingError
-from latent_reasoning.train import checkpoint
+from latent_reasoning.train import attempts, checkpoint, hashes, seals
 from latent_reasoning.train.checkpoint import Checkpoints
 
 
@@ -37,7 +37,7 @@ def parameters(path: epath.PathLike, best: bool) -> tuple[dict[tuple[str, ...], 
     if step is None:
       raise InputError(f'there is no checkpoint in {path} to begin with; train that run first')
     return _read(found, step)
-  except checkpoint._Unreadable as error:
+  except attempts.Unreadable as error:
     raise TrainingError(f'checkpoint {step} of {path} could not be read: {error}') from None
   finally:
     found.close()
@@ -47,7 +47,7 @@ def _read(found: Checkpoints, step: int):
   def unsound(why: str) -> InputError:
     return InputError(f'checkpoint {step} of {found.path} is unsound ({why}); nothing can '
                       'begin with it')
-  broken, reason = found._attempt(step, lambda: found._broken_seal(step))
+  broken, reason = found._attempt(step, lambda: seals.broken(found.path, step))
   meta = None if broken is None or broken else found._meta(step)[0]
   if meta is None or meta.get('format') != checkpoint.FORMAT:
     raise unsound(broken or reason or 'its metadata cannot be read, or are of another version')
@@ -70,7 +70,7 @@ def _read(found: Checkpoints, step: int):
   out = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     name = jax.tree_util.keystr(path)
-    if checkpoint.describe({'params': leaf})["['params']"] != meta['arrays'][name]:
+    if hashes.describe({'params': leaf})["['params']"] != meta['arrays'][name]:
       raise unsound(f'the hash of {name} differs')
     out[tuple(key.key for key in path[1:])] = leaf
   return out, meta

@@ -21,6 +21,7 @@ from etils import epath
 
 from latent_reasoning import config as config_lib
 from latent_reasoning.config import Config
+from latent_reasoning.data import storage
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.parallel import multihost
 from latent_reasoning.train import copied, resume
@@ -154,6 +155,8 @@ def locate(path: str | pathlib.Path) -> Workdir:
   ensure(str(path), '--workdir= is empty; expected a folder')
   remote = str(path).rstrip('/') if '://' in str(path) and not str(path).startswith(
       'file://') else ''
+  if remote:
+    storage.folder(remote, '--workdir')  # refuses what no library of checkpoints can use
   here = (pathlib.Path('runs') / re.sub(r'\W+', '_', remote) if remote
           else local_path(path, '--workdir'))
   return Workdir(here.absolute(), remote)

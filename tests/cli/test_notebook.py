@@ -14,6 +14,7 @@ import pytest
 import latent_reasoning as lr
 from latent_reasoning.cli import notebook
 from latent_reasoning.errors import InputError
+from latent_reasoning.parallel import accelerators
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ def kernel(monkeypatch):
   monkeypatch.setitem(sys.modules, 'numpy', types.SimpleNamespace(__version__='2.0.2'))
   monkeypatch.setattr(notebook.subprocess, 'run', run)
   monkeypatch.setattr(notebook, '_installed', lambda name: state.installed.get(name, ''))
-  monkeypatch.setattr(notebook, 'accelerator', lambda: '')
+  monkeypatch.setattr(accelerators, 'extra', lambda: '')
   shell = types.SimpleNamespace(kernel=types.SimpleNamespace(do_shutdown=state.restarts.append))
   monkeypatch.setattr(notebook, '_shell', lambda: shell)
   return state
@@ -107,36 +108,9 @@ def test_another_commit_of_the_package_restarts(kernel, monkeypatch):
 
 
 def test_the_extra_of_the_device(kernel, monkeypatch):
-  monkeypatch.setattr(notebook, 'accelerator', lambda: 'cuda12')
+  monkeypatch.setattr(accelerators, 'extra', lambda: 'cuda12')
   notebook.install('notebooks,hf')
   assert kernel.calls[0][0] == 'latent_reasoning[notebooks,hf,cuda12]'
-
-
-@pytest.mark.parametrize('files, environ, driver, extra', [
-    ({}, {}, None, ''), ({'dev/accel0': ''}, {}, None, 'tpu'),
-    ({'dev/vfio/0': '', 'sys/bus/pci/devices/0000:05/vendor': '0x1ae0\n'}, {}, None, 'tpu'),
-    ({'dev/vfio/0': ''}, {'TPU_WORKER_ID': '0'}, None, 'tpu'),
-    ({'dev/vfio/0': ''}, {'COLAB_TPU_1VM': '1'}, None, 'tpu'),
-    ({'dev/vfio/vfio': '', 'sys/bus/pci/devices/0000:05/vendor': '0x1ae0\n'}, {}, None, ''),
-    ({'dev/vfio/12': '', 'sys/bus/pci/devices/0000:05/vendor': '0x10de\n'}, {}, None, ''),
-    ({}, {}, '550.54.15', 'cuda12'), ({}, {}, '580.65.06\n580.65.06', 'cuda13'),
-    ({}, {}, '600.1', 'cuda13'), ({}, {}, 'NVIDIA-SMI has failed', ''), ({}, {}, '', '')])
-def test_devices_are_found(tmp_path, monkeypatch, files, environ, driver, extra):
-  """TPUs at /dev/vfio, where other things may be too; GPUs by what their driver can run."""
-  for name in [n for n in os.environ if n.startswith(('TPU_', 'COLAB_TPU'))]:
-    monkeypatch.delenv(name)
-  for name, value in environ.items():
-    monkeypatch.setenv(name, value)
-  for name, text in files.items():
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text(text)
-
-  def run(argv, **_):
-    if driver is None:
-      raise FileNotFoundError(argv[0])
-    return types.SimpleNamespace(stdout=driver)
-  monkeypatch.setattr(notebook.subprocess, 'run', run)
-  assert notebook.accelerator(str(tmp_path)) == extra
 
 
 def test_its_extras_are_there():
