@@ -130,6 +130,7 @@ def test_experiment(trained, capsys):
   assert 0 <= scores['accuracy']['final'] <= 1 and 'final' in str(scores)
   assert scores.plot()._repr_png_().startswith(b'\x89PNG')
   assert json.loads(trained.workdir.results.read_text())['step'] == scores['step'] == 14
+  assert trained.results == scores and str(trained.results) == str(scores)
   answer = trained.answer('1+2-3')
   assert len(answer.by_block) == 3 and answer.text == answer.by_block[-1]
   assert [a.question for a in trained.answer(['1+2', '3*4'])] == ['1+2', '3*4']
@@ -144,6 +145,7 @@ def test_experiment(trained, capsys):
   assert (trained.export('hf') / 'model.safetensors').is_file()
   again = lr.Experiment.load(trained.workdir.path)
   assert again.config == trained.config and again.answer('1+2-3') == answer
+  assert again.results == scores and '<pre>' in again.results._repr_html_()
   assert repr(again).startswith('rim on arithmetic, 14 of 14 steps trained, in ')
   assert 'rim on arithmetic' in again._repr_html_()
 
@@ -203,6 +205,17 @@ def test_compare(trained, tmp_path):
   assert lr.compare(trained.workdir.path, str(other.workdir.path)).keys() == found.keys()
   with pytest.raises(InputError, match='two or more'):
     lr.compare(trained, trained)
+
+
+@pytest.mark.integration
+def test_results_before_there_are_any(trained, tmp_path):
+  """Words that say how to get them; the same of a file that is damaged."""
+  new = lr.Experiment(trained.config, tmp_path / 'new')
+  for text in (None, '{"accuracy": '):
+    if text:
+      new.workdir.results.write_text(text)
+    with pytest.raises(InputError, match=r'no results in .*results.json; \.evaluate'):
+      new.results  # noqa: B018
 
 
 @pytest.mark.integration

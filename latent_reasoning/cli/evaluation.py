@@ -179,7 +179,7 @@ def _paper(run: Experiment, step: int, scored: list[tuple[dict, list[dict]]]) ->
 def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
   config, params = run.config, found.state.params
   result = {
-      'method': config.method, 'dataset': config.data.name, 'split': 'valid',
+      'method': config.method, 'dataset': run.splits.report['name'], 'split': 'valid',
       **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
       'causal': config.causal, 'memory': config.imm.write_policy, 'seed': config.seed,
       'step': found.step, 'trained_steps': run.curriculum.total * bool(found.step),

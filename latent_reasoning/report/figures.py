@@ -320,20 +320,21 @@ def accuracy_and_time(summary: dict[str, Any]):
 
 
 @drawing
-def slots(tokens: Sequence[str], maps: Any, causal: bool):
-  """Attention over slots of a memory: a panel a layer, a column a token.
+def slots(tokens: Sequence[str], maps: Any, banks: Sequence[str], causal: bool):
+  """Attention over slots of a memory: a panel a layer and round, a column a token.
 
   Args:
     tokens: T of them, as text.
-    maps: [layers, T, N] shares.
+    maps: [layers and rounds, T, N] shares of 1.
+    banks: what each of the maps is called.
     causal: whether the reads are of the past alone.
   """
   width = min(24, max(6, 0.16 * len(tokens) + 1.5))
   figure, axes = canvas(width, 1.3 + 1.6 * len(maps), len(maps), 1, sharex=True)
-  for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
+  for axis, one, bank in zip(axes[:, 0], maps, banks, strict=True):
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
     axis.grid(False)
-    axis.set_ylabel(f'memory {number + 1}\nslot')
+    axis.set_ylabel(f'{bank}\nslot')
     axis.yaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
   axes[-1, 0].set_xticks(range(len(tokens)), shown(tokens), fontsize=7, family='monospace')

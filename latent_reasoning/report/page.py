@@ -336,8 +336,8 @@ def _predictions(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
     for wanted in (False, True):
       chosen = [r for r in records if right(r) == wanted][:EXAMPLES]
       rows += [[name, 'right' if wanted else 'wrong', _short(r.get('question')),
-                _short(r.get('answer')), _short(' | '.join(map(str, r.get('predictions') or
-                                                               ['too long'])))]
+                _short(r.get('answer')), _short(' | '.join(map(tables.or_empty, r.get(
+                    'predictions') or ['too long'])))]
                for r in chosen]
   if len(rows) > 1:
     page.section('Predictions')
@@ -388,7 +388,8 @@ def _origin(page: Page, found: runs.Found, paths: Sequence[pathlib.Path]) -> Non
 
 def _numeric(cell: Any) -> bool:
   """Whether a cell is empty, or a number, perhaps with its error and unit."""
-  return re.fullmatch(r'|control|[-+]?[\d.,]+(e-?\d+)?( ±[\d.]+)?( %)?', str(cell)) is not None
+  return re.fullmatch(r'|control|[-+]?[\d.,]+(e-?\d+)?( ±[\d.]+| \[[\d., ]+\])?( %)?',
+                      str(cell)) is not None
 
 
 def _plain(text: str) -> str:

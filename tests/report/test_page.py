@@ -66,6 +66,13 @@ def test_page(folder, capsys):  # noqa: F811
   assert 'report.html' in capsys.readouterr().out
 
 
+def test_a_blank_answer_is_called_empty(folder):  # noqa: F811
+  file = folder / 'rim-0/predictions.jsonl'
+  file.write_text(file.read_text().replace('["1", "7"]', '["", "7"]'))
+  assert main.main(['main', '--mode=report', str(folder)]) == 0
+  assert '(empty) | 7' in ' '.join(parsed(folder).text)
+
+
 def test_markdown_has_the_same_numbers(folder, capsys):  # noqa: F811
   assert main.main(['main', '--mode=report', '--markdown', str(folder)]) == 0
   text = (folder / 'report.md').read_text()
