@@ -281,7 +281,7 @@ def slot_reads(run: Experiment, text: str | None) -> Result:
   return Result(
       {'tokens': [run.tokenizer.decode([i]) or '·' for i in row.prefix], 'reads': reads,
        'banks': banks, 'causal': config.causal},
-      lambda: f'{config.imm.write_policy} memory, {len(reads)} layers and rounds of '
+      lambda: f'{config.imm.write_policy} memory, {len(reads)} banks of '
       f'{reads.shape[-1]} slots, read by {reads.shape[1]} tokens',
       lambda found: report.slots(found['tokens'], found['reads'], found['banks'],
                                  found['causal']))

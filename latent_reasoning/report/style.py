@@ -78,7 +78,7 @@ class Picture:
     found = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', found,
                    flags=re.DOTALL)
     # One page holds many: no name of a part twice, and as wide as there is room.
-    found = re.sub(r' id="[A-Za-z0-9]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
+    found = re.sub(r' id="[A-Za-z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
     found = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', found)
     return found.replace(INK, 'currentColor')
 

@@ -227,13 +227,11 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
     done: results.json of each seed, by run.
     control: the run that others are compared with, seed by seed.
   """
-  base = {run.get('seed'): run for run in done.get(control, ()) if run['loss']}
   rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',
            'against control, valid', 'memory zeroed, valid']]
   for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
     mark = '' if runs[0]['causal'] else ' (NOT CAUSAL)'
-    against = [100 * (run['loss'] / base[run.get('seed')]['loss'] - 1) for run in runs
-               if run.get('seed') in base and name != control]
+    against = _against(runs, done, control) if name != control else []
     zeroed = [run['memory_zeroed']['loss'] for run in runs if run.get('memory_zeroed')]
     rows.append([name + mark, f"{runs[0]['parameters']:,}",
                  ', '.join(str(run.get('seed', '?')) for run in runs),
@@ -242,6 +240,30 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
                  spread(against, '{:+.2f}') + ' %' if against else '',
                  spread(zeroed) if zeroed else ''])
   return rows
+
+
+def lowest_loss(done: dict[str, Sequence[dict[str, Any]]], control: str) -> str:
+  """What the losses say, in a sentence; arguments as `losses`. '' where none is causal."""
+  causal = {name: runs for name, runs in done.items() if runs[0]['causal']}
+  if not causal:
+    return ''
+  best = min(causal, key=lambda name: statistics.mean(run['loss'] for run in causal[name]))
+  runs = causal[best]
+  text = f"{best}: {spread([run['loss'] for run in runs])} nats a token on validation text"
+  if len(causal) > 1:
+    text += f', the lowest of {len(causal)} runs that do not read the future'
+  if against := _against(runs, done, control) if best != control else []:
+    text += f"; {spread(against, '{:+.2f}')} % against {control}"
+  if zeroed := [run['memory_zeroed']['loss'] for run in runs if run.get('memory_zeroed')]:
+    text += f'; {spread(zeroed)} once all that its memory returns is set to zero'
+  return f'{text}.'
+
+
+def _against(runs, done, control: str) -> list[float]:
+  """By how many percent losses are above those of the control, seed by seed."""
+  base = {run.get('seed'): run['loss'] for run in done.get(control, ()) if run['loss']}
+  return [100 * (run['loss'] / base[run.get('seed')] - 1) for run in runs
+          if run.get('seed') in base]
 
 
 def markdown(rows: Sequence[Sequence[Any]]) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from latent_reasoning import report
@@ -93,6 +94,60 @@ def test_names_beside_points_do_not_overlap(finals):
   assert len(boxes) == len(finals)
   for i, one in enumerate(boxes):
     assert not any(one.overlaps(other) for other in boxes[:i])
+
+
+CHANGED = {'lines': [{'name': 'untouched', 'n': 4, 'accuracy': 0.5},
+                     {'name': 'swapped', 'n': 4, 'accuracy': 0.5, 'donor': 0.2, 'chance': 0.1}]}
+RULES = {'n': 9, 'any': 0.75, 'rules': {'final': {'accuracy': 0.02, 'standard_error': 0.1},
+                                        'probe': {'accuracy': 0.5, 'standard_error': 0.1}}}
+METRICS = [{'step': s, 'stage': 1 + (s > 2), 'split': split, 'loss': 1.0, 'final': 0.5}
+           for s in (1, 2, 3) for split in ('train', 'valid')]
+
+
+@pytest.mark.parametrize('pictures', [
+    lambda: [chart.picture for chart in figures.comparison(summary(rim=0.5, direct=0.25))],
+    lambda: [chart.picture for chart in figures.curves({'rim': [Folder(
+        'rim', pathlib.Path(), {}, {}, METRICS, [], {})]})],
+    lambda: [block_plots.interventions(CHANGED)],
+    lambda: [block_plots.block_choice(RULES)]])
+def test_a_dark_page_has_no_black_ink_and_no_white_paper(pictures):
+  """Text, lines and what lies under labels follow the colours of the page."""
+  found = [picture.svg() for picture in pictures()]
+  assert found and not [s for svg in found for s in re.findall(
+      r'#(?:000000|ffffff|fff|000)\b|\b(?:black|white)\b', svg)]
+
+
+def test_the_stage_is_marked_in_curves():
+  """By a line that is no line of the grid, with its name."""
+  chart, *_ = figures.curves({'rim': [Folder('rim', pathlib.Path(), {}, {}, METRICS, [], {})]})
+  axis = chart.picture.figure.axes[0]
+  assert labels(axis) == ['stage 2'] and axis.lines[-1].get_color() == style.INK
+
+
+def test_legend_of_adaptive_reading_is_outside():
+  one = {'curve': [{'blocks': b, 'accuracy': 0.25 * b} for b in (1, 2)],
+         'chosen': {'blocks': 1.5, 'accuracy': 0.4}}
+  figure = block_plots.adaptive({'fixed number': one, 'agreement': one}, [0.1, 0.2]).figure
+  with style.style():
+    figure.draw_without_rendering()
+  assert not any(axis.get_legend() for axis in figure.axes)
+  outside = figure.legends[0].get_window_extent()
+  assert not any(outside.overlaps(axis.get_window_extent()) for axis in figure.axes)
+
+
+def test_names_of_means_do_not_overlap():
+  """Means that lie on each other, as those of a model that has learned little."""
+  found = {'points': np.zeros((6, 4, 2)) + np.arange(6)[:, None, None], 'explained': (0.6, 0.2),
+           'means': np.full((2, 4, 2), 0.1) + 1e-4 * np.arange(4)[:, None]}
+  figure = block_plots.trajectories(found, [5, 9], np.array(list('123123'))).figure
+  with style.style():
+    figure.draw_without_rendering()
+  last, first = figure.axes[-1], figure.axes[0]
+  boxes = [text.get_window_extent() for text in last.texts]
+  assert sorted(labels(last)) == ['block 1', 'block 2', 'block 3', 'block 4']
+  assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+  assert np.ptp(last.get_xlim()) < np.ptp(first.get_xlim()) / 100  # a scale of its own
+  assert {axis.get_xlim() for axis in figure.axes[:-1]} == {first.get_xlim()}
 
 
 def test_svg_of_a_page():
