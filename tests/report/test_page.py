@@ -181,7 +181,8 @@ def test_a_figure_closes_where_it_was(folder):  # noqa: F811
   links = [attrs['href'][1:] for tag, attrs in tags if tag == 'a']
   assert set(links) <= set(ids) and len(links) > 6
   # A hash of its content names a marker or a clip, which several figures may have.
-  assert not [i for i in set(ids) if ids.count(i) > 1 and not re.fullmatch(r'[mp][0-9a-f]{10}', i)]
+  twice = [i for i in set(ids) if ids.count(i) > 1]
+  assert all(re.fullmatch('[mp][0-9a-f]{10}', i) for i in twice), twice
 
 
 def test_one_run(folder):  # noqa: F811
