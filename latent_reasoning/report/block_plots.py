@@ -20,6 +20,12 @@ NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
          'probe': 'the probe trusts the answer'}
 
 
+def _beside(axis, texts: Sequence[str]) -> None:
+  """Writes what each bar is at the right of the axis, where no line crosses it."""
+  for row, text in enumerate(texts):
+    axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va='center', fontsize=9)
+
+
 @drawing
 def block_choice(found: dict[str, Any]):
   """Accuracy of each rule with standard errors, beside 'any' (of answer_selection.compare)."""
@@ -29,11 +35,10 @@ def block_choice(found: dict[str, Any]):
   share, error = ([100 * r[key] for r in rules.values()]
                   for key in ('accuracy', 'standard_error'))
   axis.axvline(100 * found['any'], color=INK, linestyle='--', linewidth=1, zorder=0)
-  bars = axis.barh(list(rules), share, 0.62, color=COLOURS['rim'], xerr=error, ecolor=GREY)
-  axis.bar_label(bars, [f'{s:.1f} ±{e:.1f}' for s, e in zip(share, error, strict=True)],
-                 padding=4, fontsize=9)
+  axis.barh(list(rules), share, 0.62, color=COLOURS['rim'], xerr=error, ecolor=GREY)
+  _beside(axis, [f'{s:.1f} ±{e:.1f}' for s, e in zip(share, error, strict=True)])
   axis.invert_yaxis()
-  axis.set_xlim(0, 115)
+  axis.set_xlim(0, 102)
   axis.set_xlabel(f"exact match % on {found['n']:,} test problems; dashed: some block is right "
                   f"({100 * found['any']:.1f}),\nan upper bound that no rule knows")
   axis.set_title('which block answers')
@@ -59,7 +64,7 @@ def adaptive(found: dict[str, Any],
     if not fixed:
       left.plot(one['chosen']['blocks'], 100 * one['chosen']['accuracy'], '*', markersize=13,
                 color=f'C{i}', markeredgecolor=INK)
-  left.set_xlabel('mean number of blocks read (star: threshold chosen on validation problems)')
+  left.set_xlabel('mean blocks read (star: threshold from validation problems)')
   left.set_ylabel('exact match %')
   left.set_title('reading blocks until a score is reached')
   legend(figure, left)
@@ -198,10 +203,9 @@ def interventions(found: dict[str, Any]):
   for axis, title, shares, color in (
       (left, 'answer is right', [line['accuracy'] for line in lines], '#31688e'),
       (right, "answer became the donor's", [line.get('donor') for line in lines], '#d95f02')):
-    bars = axis.barh(names, [100 * (s or 0) for s in shares], color=color)
-    axis.bar_label(bars, ['' if s is None else f'{100 * s:.1f}' for s in shares], padding=3,
-                   fontsize=8)
-    axis.set(xlim=(0, 115), title=title, xlabel='% of problems')
+    axis.barh(names, [100 * (s or 0) for s in shares], color=color)
+    _beside(axis, ['' if s is None else f'{100 * s:.1f}' for s in shares])
+    axis.set(xlim=(0, 102), title=title, xlabel='% of problems')
   chance = [line['chance'] for line in lines if 'chance' in line]
   if chance:
     right.axvline(100 * sum(chance) / len(chance), color=INK, linestyle='--', linewidth=1,

@@ -187,8 +187,8 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
   page.text(f'{count} run{"s" * (count != 1)}, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning.', 'quiet')
   if found.problems:
-    page.text(f'{len(found.problems)} files or folders are damaged, missing or not there yet: '
-              'see the end.', 'warning')
+    page.text(f'Not all is as it should be ({len(found.problems)} of files and folders): see '
+              'the end.', 'warning')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
         f.name for f in found.folders if not f.causal))), 'warning')
