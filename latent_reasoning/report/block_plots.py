@@ -94,29 +94,30 @@ def trajectories(found: dict[str, Any], steps: Sequence[int], answers: np.ndarra
   figure, axes = canvas(2.9 * (count + several) + 0.4, 3.9, 1, count + several)
   kinds = sorted(set(answers), key=lambda a: (len(a), a))[:10]
   for k, axis in enumerate(axes[0, :count]):
-    for i, kind in enumerate(kinds):
-      axis.scatter(*points[answers == kind][:most, k].T, s=7, alpha=0.6, color=f'C{i}',
-                   linewidths=0, label=kind, rasterized=True)
-    axis.set_title(f'block {k + 1}')
     if k:
       axis.sharex(axes[0, 0])
       axis.sharey(axes[0, 0])
       axis.tick_params(labelleft=False)
+    for i, kind in enumerate(kinds):
+      axis.scatter(*points[answers == kind][:most, k].T, s=7, alpha=0.6, color=f'C{i}',
+                   linewidths=0, label=kind, rasterized=True)
+    axis.set_title(f'block {k + 1}')
   if several:  # on a scale of its own: means lie close together
     for k in range(count):
       means = found['means'][:, k]
       axes[0, -1].plot(*means.T, '-', color=GREY, linewidth=1)
       axes[0, -1].scatter(*means.T, color=GREY, s=12 + 30 * np.linspace(0, 1, len(means)))
     axes[0, -1].margins(0.15)
-    spread(figure, axes[0, -1], [(*found['means'][-1, k], f'block {k + 1}', INK)
-                                 for k in range(count)])
-    axes[0, -1].set_title(f'mean of each block (own scale), small to\nlarge: {len(steps)} '
-                          f'checkpoints, steps {steps[0]:,} to {steps[-1]:,}')
+    axes[0, -1].set_title('means, on a scale of their own;\nsmall to large: '
+                          f'steps {steps[0]:,} to {steps[-1]:,}')
   axes[0, 0].set_ylabel(f'axis 2 ({100 * second:.0f}%)')
   figure.supxlabel(f'axis 1 ({100 * first:.0f}% of the variance); colours: the true answer',
                    fontsize=10)
   figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
                 ncols=len(kinds), markerscale=2)
+  if several:  # last: only now is known where the points lie on the paper
+    spread(figure, axes[0, -1], [(*mean, f'block {k}', INK)
+                                 for k, mean in enumerate(found['means'][-1], 1)])
   return figure
 
 

@@ -61,9 +61,9 @@ def results(found: dict[str, Any]) -> str:
            ['final %', *(percent(g['final']) for g in found['by_steps'].values())]]
   note = f", {found['too_long']} too long for the model" if found['too_long'] else ''
   legend = 'final: after the last block; any: after at least one of them; ' * (len(blocks) > 1)
-  cells = ' '.join(row)
-  legend += '; '.join(['±: standard error'] * ('±' in cells) + [
-      f'[ ]: 95% interval, fewer than {FEW} right or wrong'] * ('[' in cells))
+  few = f'[low, high]: 95% interval, where fewer than {FEW} are right, or wrong'
+  legend += '; '.join(text for mark, text in (('±', '±: standard error'), ('[', few))
+                      if mark in ' '.join(row))
   overlap = ''.join(
       f"\n{name} {percent(one['mean'], one['standard_error'] if found['n'] > 1 else None)} %"
       for name, one in found.get('overlap', {}).items())

@@ -137,8 +137,8 @@ def test_legend_of_adaptive_reading_is_outside():
 
 def test_names_of_means_do_not_overlap():
   """Means that lie on each other, as those of a model that has learned little."""
-  found = {'points': np.zeros((6, 4, 2)) + np.arange(6)[:, None, None], 'explained': (0.6, 0.2),
-           'means': np.full((2, 4, 2), 0.1) + 1e-4 * np.arange(4)[:, None]}
+  found = {'points': np.zeros((6, 4, 2)) + np.arange(24).reshape(6, 4, 1),
+           'explained': (0.6, 0.2), 'means': np.full((2, 4, 2), 0.1) + 1e-4 * np.arange(4)[:, None]}
   figure = block_plots.trajectories(found, [5, 9], np.array(list('123123'))).figure
   with style.style():
     figure.draw_without_rendering()
@@ -147,7 +147,10 @@ def test_names_of_means_do_not_overlap():
   assert sorted(labels(last)) == ['block 1', 'block 2', 'block 3', 'block 4']
   assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
   assert np.ptp(last.get_xlim()) < np.ptp(first.get_xlim()) / 100  # a scale of its own
-  assert {axis.get_xlim() for axis in figure.axes[:-1]} == {first.get_xlim()}
+  for low, high in (first.get_xlim(), first.get_ylim()):
+    assert low < found['points'].min() and high > found['points'].max()
+  assert {(*a.get_xlim(), *a.get_ylim()) for a in figure.axes[:-1]} == {
+      (*first.get_xlim(), *first.get_ylim())}
 
 
 def test_svg_of_a_page():
