@@ -207,10 +207,12 @@ class Experiment(experiment.Experiment):
     """Answers a question, or each of several; warns of one unlike those of training.
 
     Raises:
-      InputError: an empty question, or one longer than the model's positions.
+      InputError: no text, an empty question, or one longer than the model's positions.
     """
-    asked = [self._questions.normalise(one) for one in (
-        [question] if isinstance(question, str) else question)]
+    several = [question] if isinstance(question, str) else question
+    ensure(isinstance(several, Sequence) and all(isinstance(one, str) for one in several),
+           f'expected a question, or a list of them, as text; found {question!r:.200}')
+    asked = [self._questions.normalise(one) for one in several]
     for one in asked:
       if found := self._questions.unlike(one):
         warnings.warn(found, stacklevel=3)  # of who calls, past `_computes`

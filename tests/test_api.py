@@ -77,6 +77,18 @@ def test_no_run_there(tmp_path):
   for path in (tmp_path, tmp_path / 'nothing'):
     with pytest.raises(InputError, match='found no config.json in it; expected the folder'):
       lr.Experiment.load(path)
+  for name in ('b', 'a'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text('{}')
+  with pytest.raises(InputError, match=f'; there are {tmp_path}/a, {tmp_path}/b$'):
+    lr.Experiment.load(tmp_path)
+
+
+def test_names_that_are_not_there():
+  """Say which are; each once."""
+  with pytest.raises(AttributeError, match="attribute 'evaluate'; there are load_config"):
+    lr.evaluate  # noqa: B018
+  assert len(set(dir(lr))) == len(dir(lr))
 
 
 def test_importing_is_light():
@@ -220,6 +232,9 @@ def test_results_before_there_are_any(trained, tmp_path):
 
 @pytest.mark.integration
 def test_wrong_use(trained, tmp_path):
+  for wrong in (7, None, ['1+2', 7]):
+    with pytest.raises(InputError, match=re.escape(f'list of them, as text; found {wrong!r}')):
+      trained.answer(wrong)
   for wrong in ('tset', []):
     with pytest.raises(InputError, match=re.escape(f"a list of questions; found {wrong!r}")):
       trained.block_states(wrong)

@@ -150,7 +150,9 @@ def probes(found: dict[str, Any]):
   figure, axes = canvas(max(7, 3.1 * steps), 0.45 * count + 1.9, 1, steps, sharey=True)
   for s, axis in enumerate(axes[0]):
     _grid(axis, accuracy[s], [f'block {k + 1}' for k in range(count)], _layers(depth),
-          f'result of step {s + 1}\n(commonest value: {100 * commonest[s]:.0f}%)')
+          f'result of step {s + 1}\n' + (
+              '(too few problems)' if np.isnan(commonest[s]) else
+              f'(commonest value: {100 * commonest[s]:.0f}%)'))
   figure.suptitle('what a linear probe of the state at </b> reads', fontsize=11)
   figure.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
   return figure

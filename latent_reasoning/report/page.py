@@ -135,7 +135,7 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   found = runs.find(paths)
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
-                     + f'. Expected folders of runs or comparisons{_below(paths)}')
+                     + f'. Expected folders of runs or comparisons{runs.below(paths)}')
   if not markdown:
     style.require()
   page = build(found, [pathlib.Path(p) for p in paths], drawn=not markdown)
@@ -157,13 +157,6 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
     print(f'warning: {problem}', file=sys.stderr)
   print(f'written to {file}', file=sys.stderr if markdown else sys.stdout)
   return int(not all(pathlib.Path(path).is_dir() for path in paths))
-
-
-def _below(paths: Sequence[str]) -> str:
-  """Folders with runs inside those given, to suggest them."""
-  found = sorted({str(file.parent) for path in map(pathlib.Path, paths) if path.is_dir()
-                  for file in path.glob('*/config.json')})
-  return f'; there are {", ".join(found[:5])}' if found else ''
 
 
 def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) -> Page:

@@ -138,7 +138,8 @@ def test_legend_of_adaptive_reading_is_outside():
 def test_names_of_means_do_not_overlap():
   """Means that lie on each other, as those of a model that has learned little."""
   found = {'points': np.zeros((6, 4, 2)) + np.arange(24).reshape(6, 4, 1),
-           'explained': (0.6, 0.2), 'means': np.full((2, 4, 2), 0.1) + 1e-4 * np.arange(4)[:, None]}
+           'means': np.full((2, 4, 2), 0.1) + 1e-4 * np.arange(4)[:, None],
+           'explained': (0.6, 0.2)}
   figure = block_plots.trajectories(found, [5, 9], np.array(list('123123'))).figure
   with style.style():
     figure.draw_without_rendering()
@@ -151,6 +152,15 @@ def test_names_of_means_do_not_overlap():
     assert low < found['points'].min() and high > found['points'].max()
   assert {(*a.get_xlim(), *a.get_ylim()) for a in figure.axes[:-1]} == {
       (*first.get_xlim(), *first.get_ylim())}
+
+
+def test_probes_of_steps_that_few_problems_have():
+  """The rest is drawn, and no 'nan' stands anywhere."""
+  accuracy = np.stack([np.full((2, 3), 0.5), np.full((2, 3), np.nan)])
+  found = {'accuracy': accuracy, 'commonest': np.array([0.25, np.nan])}
+  titles = [axis.get_title() for axis in block_plots.probes(found).figure.axes]
+  assert titles == ['result of step 1\n(commonest value: 25%)',
+                    'result of step 2\n(too few problems)']
 
 
 def test_svg_of_a_page():
