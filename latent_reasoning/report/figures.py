@@ -108,8 +108,7 @@ def learning(folder: Folder):
   stages = sorted({r['stage'] for r in train})
   for stage in stages:
     own = [r for r in train if r['stage'] == stage]
-    left.plot([r['step'] for r in own], [r['loss'] for r in own],
-              label=f'stage {stage}' if len(stages) > 1 else None)
+    left.plot([r['step'] for r in own], [r['loss'] for r in own])
   valid = [r for r in folder.metrics if r['split'] == 'valid' and 'per_block' in r]
   steps = [r['step'] for r in valid]
   count = len(valid[-1]['per_block']) if valid else 0
@@ -125,9 +124,7 @@ def learning(folder: Folder):
   left.set(xlabel='training step', ylabel='nats a token', title='training loss')
   right.set(xlabel='training step', ylabel='exact match %', ylim=(-2, 103),
             title='validation, answer read after each block' if count > 1 else 'validation')
-  for axis in (left, right):
-    if axis.get_legend_handles_labels()[1]:
-      axis.legend()
+  legend(figure, right)
   return figure
 
 

@@ -67,6 +67,5 @@ def leak(found: dict[str, dict[str, Any]], other: str):
   axes[-1, 0].set_xticks(range(len(tokens)), tokens, fontsize=8, family='monospace')
   axes[-1, 0].set_xlabel(f'right of the line, {tokens[place]} becomes {shown([other])[0]}; a '
                          'prediction left of it that moves (red) has seen the future')
-  figure.supylabel('% of the prediction after\neach character that moved', fontsize=9,
-                    ha='center', multialignment='center')
+  figure.supylabel('% of a prediction that moved', fontsize=9)
   return figure

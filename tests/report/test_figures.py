@@ -10,6 +10,13 @@ from latent_reasoning import report
 from latent_reasoning.report import block_plots, comparison, figures, style
 from latent_reasoning.report.runs import Folder
 
+CHANGED = {'lines': [{'name': 'untouched', 'n': 4, 'accuracy': 0.5},
+                     {'name': 'swapped', 'n': 4, 'accuracy': 0.5, 'donor': 0.2, 'chance': 0.1}]}
+RULES = {'n': 9, 'any': 0.75, 'rules': {'final': {'accuracy': 0.02, 'standard_error': 0.1},
+                                        'probe': {'accuracy': 0.5, 'standard_error': 0.1}}}
+METRICS = [{'step': s, 'stage': 1 + (s > 2), 'split': split, 'loss': 1.0, 'final': 0.5}
+           for s in (1, 2, 3) for split in ('train', 'valid')]
+
 
 def labels(axis):
   return [text.get_text() for text in axis.texts]
@@ -28,6 +35,29 @@ def test_learning():
   assert left.lines[2].get_xdata() == [2, 2] and labels(left) == ['stage 2']
   assert right.lines[1].get_ydata() == pytest.approx([20, 40])
   assert right.lines[1].get_label() == 'block 2 (final)'
+  assert not left.get_legend() and not right.get_legend()  # outside, where no curve is
+  assert [text.get_text() for text in left.figure.legends[0].texts] == [
+      'block 1', 'block 2 (final)']
+
+
+def test_all_of_a_figure_is_on_its_paper():
+  """Of a few panels and of many, no text is cut off at an edge."""
+  one = {'place': 2, 'moved': np.full(4, 0.5), 'tokens': list('abcd'), 'causal': True,
+         'p': (0.5, 0.25)}
+  points = np.arange(48.0).reshape(8, 3, 2)
+  for picture in (report.leak({'gpt': one}, 'q'), report.leak(dict.fromkeys('abcd', one), 'q'),
+                  report.slots('abc', np.ones((1, 3, 4)) / 4, ['layer 1'], True),
+                  block_plots.trajectories({'points': points, 'explained': (0.5, 0.25),
+                                            'means': points[:2]}, [1000, 3000],
+                                           np.array(list('12345678'))),
+                  block_plots.interventions(CHANGED), block_plots.block_choice(RULES)):
+    figure = picture.figure
+    with style.style():
+      figure.draw_without_rendering()
+      paper, used = figure.bbox, figure.get_tightbbox().transformed(
+          figure.dpi_scale_trans)
+    assert paper.x0 - 3 <= used.x0 and used.x1 <= paper.x1 + 3, picture
+    assert paper.y0 - 3 <= used.y0 and used.y1 <= paper.y1 + 3, picture
 
 
 def test_learning_before_any_validation():
@@ -94,14 +124,6 @@ def test_names_beside_points_do_not_overlap(finals):
   assert len(boxes) == len(finals)
   for i, one in enumerate(boxes):
     assert not any(one.overlaps(other) for other in boxes[:i])
-
-
-CHANGED = {'lines': [{'name': 'untouched', 'n': 4, 'accuracy': 0.5},
-                     {'name': 'swapped', 'n': 4, 'accuracy': 0.5, 'donor': 0.2, 'chance': 0.1}]}
-RULES = {'n': 9, 'any': 0.75, 'rules': {'final': {'accuracy': 0.02, 'standard_error': 0.1},
-                                        'probe': {'accuracy': 0.5, 'standard_error': 0.1}}}
-METRICS = [{'step': s, 'stage': 1 + (s > 2), 'split': split, 'loss': 1.0, 'final': 0.5}
-           for s in (1, 2, 3) for split in ('train', 'valid')]
 
 
 @pytest.mark.parametrize('pictures', [
