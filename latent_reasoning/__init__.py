@@ -39,8 +39,9 @@ def __getattr__(name: str):
     return importlib.import_module(f'latent_reasoning.{name}')
   if name == 'notebook':
     return importlib.import_module('latent_reasoning.cli.notebook')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}; there are '
+                       f"{', '.join(_INTERFACE)}, analysis and notebook")
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), *_INTERFACE, 'analysis', 'notebook'])
+  return sorted({*globals(), *_INTERFACE, 'analysis', 'notebook'})

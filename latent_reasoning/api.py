@@ -30,6 +30,7 @@ from latent_reasoning.parallel import devices, multihost, programs
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import trainer
 from latent_reasoning.train.loggers import Logger
+from latent_reasoning.train.workdir import read_object
 
 
 def shipped() -> dict[str, pathlib.Path]:
@@ -181,6 +182,18 @@ class Experiment(experiment.Experiment):
       found = evaluation.scored(self)
     return Result(found, lambda: evaluation.scores(found), self._curves)
 
+  @property
+  def results(self) -> Result:
+    """What results.json has of the last `evaluate`, or of training by the command line.
+
+    Raises:
+      InputError: nothing was evaluated yet.
+    """
+    file = evaluation.files(self)[0]
+    found = read_object(file)
+    ensure(found, f'there are no results in {file}; .evaluate() scores the test split')
+    return Result(found, lambda: evaluation.scores(found), self._curves)
+
   @functools.cached_property
   def _predictor(self):
     return self.predictor(evaluation.restored(self).state.params)
@@ -194,10 +207,12 @@ class Experiment(experiment.Experiment):
     """Answers a question, or each of several; warns of one unlike those of training.
 
     Raises:
-      InputError: an empty question, or one longer than the model's positions.
+      InputError: no text, an empty question, or one longer than the model's positions.
     """
-    asked = [self._questions.normalise(one) for one in (
-        [question] if isinstance(question, str) else question)]
+    several = [question] if isinstance(question, str) else question
+    ensure(isinstance(several, Sequence) and all(isinstance(one, str) for one in several),
+           f'expected a question, or a list of them, as text; found {question!r:.200}')
+    asked = [self._questions.normalise(one) for one in several]
     for one in asked:
       if found := self._questions.unlike(one):
         warnings.warn(found, stacklevel=3)  # of who calls, past `_computes`
@@ -286,8 +301,8 @@ class Experiment(experiment.Experiment):
     return commands.exported(self, kind)
 
   def __repr__(self) -> str:
-    return (f'{self.config.method} on {self.config.data.name}, {self.steps_trained():,} of '
-            f'{self.curriculum.total:,} steps trained, in {self.workdir.path}')
+    return (f"{self.config.method} on {self.splits.report['name']}, {self.steps_trained():,} "
+            f'of {self.curriculum.total:,} steps trained, in {self.workdir.path}')
 
   def _repr_html_(self) -> str:
     return Result({}, self.__repr__)._repr_html_()

@@ -35,6 +35,7 @@ from latent_reasoning.models import (
 )
 from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import device_errors, devices, multihost, programs, sharding
+from latent_reasoning.report.runs import below
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
@@ -351,7 +352,8 @@ def reopen(path: str | pathlib.Path) -> Experiment:
   place = locate(path) if remote else Workdir(local_path(path, 'a workdir').absolute())
   place.pull()
   if not place.config.is_file():
-    raise InputError(f'{path}: found no config.json in it; expected the folder of a run')
+    raise InputError(f'{path}: found no config.json in it; expected the folder of a run'
+                     + ('' if remote else below([place.path])))
   try:
     config = ml_collections.ConfigDict(json.loads(place.config.read_text(encoding='utf-8')))
   except (OSError, ValueError, RecursionError) as error:

@@ -77,6 +77,18 @@ def test_no_run_there(tmp_path):
   for path in (tmp_path, tmp_path / 'nothing'):
     with pytest.raises(InputError, match='found no config.json in it; expected the folder'):
       lr.Experiment.load(path)
+  for name in ('b', 'a'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text('{}')
+  with pytest.raises(InputError, match=f'; there are {tmp_path}/a, {tmp_path}/b$'):
+    lr.Experiment.load(tmp_path)
+
+
+def test_names_that_are_not_there():
+  """Say which are; each once."""
+  with pytest.raises(AttributeError, match="attribute 'evaluate'; there are load_config"):
+    lr.evaluate  # noqa: B018
+  assert len(set(dir(lr))) == len(dir(lr))
 
 
 def test_importing_is_light():
@@ -130,6 +142,7 @@ def test_experiment(trained, capsys):
   assert 0 <= scores['accuracy']['final'] <= 1 and 'final' in str(scores)
   assert scores.plot()._repr_png_().startswith(b'\x89PNG')
   assert json.loads(trained.workdir.results.read_text())['step'] == scores['step'] == 14
+  assert trained.results == scores and str(trained.results) == str(scores)
   answer = trained.answer('1+2-3')
   assert len(answer.by_block) == 3 and answer.text == answer.by_block[-1]
   assert [a.question for a in trained.answer(['1+2', '3*4'])] == ['1+2', '3*4']
@@ -144,6 +157,7 @@ def test_experiment(trained, capsys):
   assert (trained.export('hf') / 'model.safetensors').is_file()
   again = lr.Experiment.load(trained.workdir.path)
   assert again.config == trained.config and again.answer('1+2-3') == answer
+  assert again.results == scores and '<pre>' in again.results._repr_html_()
   assert repr(again).startswith('rim on arithmetic, 14 of 14 steps trained, in ')
   assert 'rim on arithmetic' in again._repr_html_()
 
@@ -206,7 +220,21 @@ def test_compare(trained, tmp_path):
 
 
 @pytest.mark.integration
+def test_results_before_there_are_any(trained, tmp_path):
+  """Words that say how to get them; the same of a file that is damaged."""
+  new = lr.Experiment(trained.config, tmp_path / 'new')
+  for text in (None, '{"accuracy": '):
+    if text:
+      new.workdir.results.write_text(text)
+    with pytest.raises(InputError, match=r'no results in .*results.json; \.evaluate'):
+      new.results  # noqa: B018
+
+
+@pytest.mark.integration
 def test_wrong_use(trained, tmp_path):
+  for wrong in (7, None, ['1+2', 7]):
+    with pytest.raises(InputError, match=re.escape(f'list of them, as text; found {wrong!r}')):
+      trained.answer(wrong)
   for wrong in ('tset', []):
     with pytest.raises(InputError, match=re.escape(f"a list of questions; found {wrong!r}")):
       trained.block_states(wrong)

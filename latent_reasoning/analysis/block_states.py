@@ -19,7 +19,7 @@ from latent_reasoning.parallel import sharding
 from latent_reasoning.train import losses
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BlockActivations:
   """N problems, K blocks each, S steps at most.
 
@@ -47,6 +47,12 @@ class BlockActivations:
   values: np.ndarray
   next_token: np.ndarray
   answer_token: np.ndarray
+
+  def __repr__(self) -> str:
+    count, blocks, layers, width = self.states.shape
+    right = ', '.join(f'{100 * share:.1f}' for share in self.correct.mean(0))
+    return (f'{count:,} problems, {blocks} blocks each: states {layers} x {width} (layers and '
+            f'the final norm, width), answers right after each block {right}%')
 
   def halves(self) -> tuple['BlockActivations', 'BlockActivations']:
     """Every other problem, and the rest."""

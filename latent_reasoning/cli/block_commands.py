@@ -52,7 +52,7 @@ def decode_steps(predictor: Predictor, question: str) -> str:
   for prompt in (rim.steps_prompt(row, predictor.special), row):
     said = np.asarray(predictor.generate([prompt]))
     confidence = np.exp(block_states.observe(predictor, [prompt], said)[1][0])
-    columns.append([(text, report.percent(share)) for text, share in zip(
+    columns.append([(report.or_empty(text), report.percent(share)) for text, share in zip(
         predictor.read(said)[0], confidence, strict=True)])
   table = [['', 'step', 'confidence %', 'answer', 'confidence %'], *(
       [f'block {k}', *step, *answer] for k, (step, answer) in enumerate(

@@ -115,13 +115,15 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
   if question is not None:
     ask(question)
     return 0
-  prompt = 'question> ' if sys.stdin.isatty() else ''
+  typed = sys.stdin.isatty()
   while True:
     try:
-      line = input(prompt)
+      line = input('question> ' if typed else '')
     except (EOFError, KeyboardInterrupt):
       return 0
     if line.strip():
+      if not typed and not run.batches.method.is_text:  # nobody sees what is piped in
+        print(f'question: {line}', flush=True)
       try:
         ask(line)
       except InputError as error:
@@ -159,7 +161,7 @@ def reply(predictor: Predictor, question: str) -> str:
   """What the model answers, block by block, the headline last; errors as `answers`."""
   texts = answers(predictor, question)
   several = texts if len(texts) > 1 else []
-  lines = [f'after block {k}: {text}' for k, text in enumerate(several, 1)]
+  lines = [f'after block {k}: {report.or_empty(text)}' for k, text in enumerate(several, 1)]
   if predictor.method.trace:
     lines.append(texts[-1])
   answer = answer_matching.extract(texts[-1])
@@ -189,7 +191,7 @@ def verbalize(run: Experiment, question: str | None) -> int:
   if question is not None:
     print(reply(own.predictor, question))
     for number, text_ in enumerate(own.verbalize(question), 1):
-      print(f'{run.config.reasoning_decoder.source} {number}: {text_}')
+      print(f'{run.config.reasoning_decoder.source} {number}: {report.or_empty(text_)}')
     return 0
   print(f'{report.verbalized(verbalized(run, own))}\n\nwritten to {run.workdir.verbalized}')
   return 0
@@ -251,7 +253,8 @@ def slot_reads(run: Experiment, text: str | None) -> Result:
   """Which slots of the implicit memory each token of a text reads.
 
   Returns:
-    'tokens', T texts; 'reads' float32 [layers and rounds, T, slots], shares of 1; 'causal'.
+    'tokens', T texts; 'reads' float32 [layers and rounds, T, slots], shares of 1; 'banks',
+    the name of each of these; 'causal'.
 
   Raises:
     InputError: a model without a memory, no text, or one longer than the model's positions.
@@ -272,12 +275,16 @@ def slot_reads(run: Experiment, text: str | None) -> Result:
                      f'{config.model.max_positions} positions. Give a shorter text')
   reads = np.asarray(imm.attention(
       run.model(), params, batching.collate([row], len(row.prefix), 0, 0)))[:, 0]
+  rounds = [f', round {i}' for i in range(1, 1 + config.imm.rounds)]
+  banks = [f'layer {layer + 1}' + one * (len(rounds) > 1) for layer in sorted(set(
+      config.imm.layers or range(config.model.num_layers))) for one in rounds]
   return Result(
       {'tokens': [run.tokenizer.decode([i]) or '·' for i in row.prefix], 'reads': reads,
-       'causal': config.causal},
-      lambda: f'{config.imm.write_policy} memory, {len(reads)} layers and rounds of '
+       'banks': banks, 'causal': config.causal},
+      lambda: f'{config.imm.write_policy} memory, {len(reads)} banks of '
       f'{reads.shape[-1]} slots, read by {reads.shape[1]} tokens',
-      lambda found: report.slots(found['tokens'], found['reads'], found['causal']))
+      lambda found: report.slots(found['tokens'], found['reads'], found['banks'],
+                                 found['causal']))
 
 
 def check_leakage(run: Experiment) -> int:

@@ -176,10 +176,16 @@ def _paper(run: Experiment, step: int, scored: list[tuple[dict, list[dict]]]) ->
       test, run.config.seed, dict(zip(run.sets, others, strict=True)))}
 
 
+ABOUT_MEMORY = (' Each token writes to a bank of slots inside the layers and reads from it '
+                '(IMM, arXiv 2502.21030); write policy {}.')
+
+
 def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
   config, params = run.config, found.state.params
   result = {
-      'method': config.method, 'dataset': config.data.name, 'split': 'valid',
+      'method': config.method, 'about': run.batches.method.about + ABOUT_MEMORY.format(
+          config.imm.write_policy) * bool(config.imm.write_policy),
+      'dataset': run.splits.report['name'], 'split': 'valid',
       **run.loss(params, 'valid'), 'train': run.loss(params, 'train'),
       'causal': config.causal, 'memory': config.imm.write_policy, 'seed': config.seed,
       'step': found.step, 'trained_steps': run.curriculum.total * bool(found.step),

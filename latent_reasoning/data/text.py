@@ -1,6 +1,7 @@
 """Plain text to model: one file, or a hub data set by name, in nanoGPT's splits."""
 
 import dataclasses
+import pathlib
 
 from latent_reasoning.config import DataConfig
 from latent_reasoning.data import hub, storage
@@ -54,8 +55,13 @@ def load(config: DataConfig) -> Text:
       raise InputError(f'{source}: the {split} split has {len(text)} characters; expected '
                        'a longer text')
   return Text(train, valid, {
-      'name': config.name, 'counts': {'train': len(train), 'valid': len(valid)},
+      'name': name_of(config), 'counts': {'train': len(train), 'valid': len(valid)},
       'unit': 'characters', 'sources': {'all': {'path': source}}})
+
+
+def name_of(config: DataConfig) -> str:
+  """What the data are called: the file of a text of one's own, or the data set."""
+  return pathlib.PurePath(config.path).name or config.name
 
 
 def _read(path: str) -> str:

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData
 
 from latent_reasoning import methods, sequences
 from latent_reasoning.config import Config
+from latent_reasoning.data.text import name_of
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
 
@@ -140,10 +141,11 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
   return f'''---
 {head.to_yaml()}
 ---
-# {config.method} on {code(config.data.name)}
+# {config.method} on {code(name_of(config.data))}
 
 Trained by `latent_reasoning` with the method {code(config.method)} on the data
-{code(config.data.name)}, seed {config.seed}.{f' It started from {code(start)}.' * bool(start)}
+{code(name_of(config.data))}, seed
+{config.seed}.{f' It started from {code(start)}.' * bool(start)}
 
 ## Measured
 
@@ -169,10 +171,11 @@ def native(config: Config, results: dict[str, Any] | None) -> str:
   return f'''---
 {head.to_yaml()}
 ---
-# {config.method} on {code(config.data.name)}
+# {config.method} on {code(name_of(config.data))}
 
 Trained by `latent_reasoning` with the method {code(config.method)} on the data
-{code(config.data.name)}, seed {config.seed}.{f' It started from {code(start)}.' * bool(start)}
+{code(name_of(config.data))}, seed
+{config.seed}.{f' It started from {code(start)}.' * bool(start)}
 The format is that package's own: config.json has its whole configuration, model.safetensors
 every parameter; no other program loads it.
 

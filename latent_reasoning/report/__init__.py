@@ -15,6 +15,7 @@ from latent_reasoning.report.tables import (
   leakage,
   losses,
   markdown,
+  or_empty,
   paper,
   percent,
   results,
@@ -27,5 +28,5 @@ __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
            'contamination', 'interventions', 'leakage', 'data',
            'document', 'verbalized',
            'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
-           'mcnemar', 'paper', 'percent', 'results', 'slots', 'summarize', 'table', 'text',
-           'write']
+           'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'slots', 'summarize', 'table',
+           'text', 'write']

@@ -5,10 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report.style import GREY, canvas, drawing, shown
+from latent_reasoning.report.style import (
+  COLOURS,
+  GREY,
+  INK,
+  canvas,
+  drawing,
+  legend,
+  shown,
+  spread,
+)
 
 NAMES = {'agreement': 'answers agree', 'confidence': 'the answer is confident',
          'probe': 'the probe trusts the answer'}
+
+
+def _beside(axis, texts: Sequence[str]) -> None:
+  """Writes what each bar is at the right of the axis, where no line crosses it."""
+  for row, text in enumerate(texts):
+    axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), va='center', fontsize=9)
 
 
 @drawing
@@ -17,11 +32,11 @@ def block_choice(found: dict[str, Any]):
   rules = found['rules']
   figure, axis = canvas(7.6, 0.45 * len(rules) + 1.5)
   axis.grid(False, axis='y')
-  share = [100 * r['accuracy'] for r in rules.values()]
-  bars = axis.barh(list(rules), share, color='C0',
-                   xerr=[100 * r['standard_error'] for r in rules.values()])
-  axis.bar_label(bars, [f'{s:.1f}' for s in share], label_type='center', color='white')
-  axis.axvline(100 * found['any'], color='black', linestyle='--', linewidth=1)
+  share, error = ([100 * r[key] for r in rules.values()]
+                  for key in ('accuracy', 'standard_error'))
+  axis.axvline(100 * found['any'], color=INK, linestyle='--', linewidth=1, zorder=0)
+  axis.barh(list(rules), share, 0.62, color=COLOURS['rim'], xerr=error, ecolor=GREY)
+  _beside(axis, [f'{s:.1f} ±{e:.1f}' for s, e in zip(share, error, strict=True)])
   axis.invert_yaxis()
   axis.set_xlim(0, 102)
   axis.set_xlabel(f"exact match % on {found['n']:,} test problems; dashed: some block is right "
@@ -48,13 +63,13 @@ def adaptive(found: dict[str, Any],
               linestyle='--' if fixed else '-', marker='o', markersize=3.5, label=label)
     if not fixed:
       left.plot(one['chosen']['blocks'], 100 * one['chosen']['accuracy'], '*', markersize=13,
-                color=f'C{i}', markeredgecolor='black')
-  left.set_xlabel('mean blocks read (star: threshold chosen on validation problems)')
+                color=f'C{i}', markeredgecolor=INK)
+  left.set_xlabel('mean blocks read (star: threshold from validation problems)')
   left.set_ylabel('exact match %')
   left.set_title('reading blocks until a score is reached')
-  left.legend()
+  legend(figure, left)
   right.plot(range(len(by_budget)), 100 * np.array(by_budget), marker='o', color='gray')
-  right.axvline(trained, color='black', linestyle=':', linewidth=1)
+  right.axvline(trained, color=INK, linestyle=':', linewidth=1)
   right.set_xlabel('blocks at inference (dotted: as trained)')
   right.set_title('a fixed number of blocks')
   right.xaxis.get_major_locator().set_params(integer=True)
@@ -76,27 +91,33 @@ def trajectories(found: dict[str, Any], steps: Sequence[int], answers: np.ndarra
   points, (first, second) = found['points'], found['explained']
   count = points.shape[1]
   several = len(found['means']) > 1
-  figure, axes = canvas(2.9 * (count + several) + 0.4, 3.9, 1, count + several, sharex=True,
-                        sharey=True)
+  figure, axes = canvas(2.9 * (count + several) + 0.4, 3.9, 1, count + several)
   kinds = sorted(set(answers), key=lambda a: (len(a), a))[:10]
   for k, axis in enumerate(axes[0, :count]):
+    if k:
+      axis.sharex(axes[0, 0])
+      axis.sharey(axes[0, 0])
+      axis.tick_params(labelleft=False)
     for i, kind in enumerate(kinds):
       axis.scatter(*points[answers == kind][:most, k].T, s=7, alpha=0.6, color=f'C{i}',
                    linewidths=0, label=kind, rasterized=True)
     axis.set_title(f'block {k + 1}')
-  if several:
+  if several:  # on a scale of its own: means lie close together
     for k in range(count):
       means = found['means'][:, k]
       axes[0, -1].plot(*means.T, '-', color=GREY, linewidth=1)
-      axes[0, -1].annotate(f'{k + 1}', means[-1], fontsize=10, fontweight='bold')
       axes[0, -1].scatter(*means.T, color=GREY, s=12 + 30 * np.linspace(0, 1, len(means)))
-    axes[0, -1].set_title(f'mean of each block, small to large:\n{len(steps)} checkpoints, '
+    axes[0, -1].margins(0.15)
+    axes[0, -1].set_title('means, on a scale of their own;\nsmall to large: '
                           f'steps {steps[0]:,} to {steps[-1]:,}')
   axes[0, 0].set_ylabel(f'axis 2 ({100 * second:.0f}%)')
   figure.supxlabel(f'axis 1 ({100 * first:.0f}% of the variance); colours: the true answer',
                    fontsize=10)
   figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
                 ncols=len(kinds), markerscale=2)
+  if several:  # last: only now is known where the points lie on the paper
+    spread(figure, axes[0, -1], [(*mean, f'block {k}', INK)
+                                 for k, mean in enumerate(found['means'][-1], 1)])
   return figure
 
 
@@ -129,7 +150,9 @@ def probes(found: dict[str, Any]):
   figure, axes = canvas(max(7, 3.1 * steps), 0.45 * count + 1.9, 1, steps, sharey=True)
   for s, axis in enumerate(axes[0]):
     _grid(axis, accuracy[s], [f'block {k + 1}' for k in range(count)], _layers(depth),
-          f'result of step {s + 1}\n(commonest value: {100 * commonest[s]:.0f}%)')
+          f'result of step {s + 1}\n' + (
+              '(too few problems)' if np.isnan(commonest[s]) else
+              f'(commonest value: {100 * commonest[s]:.0f}%)'))
   figure.suptitle('what a linear probe of the state at </b> reads', fontsize=11)
   figure.supxlabel('layer whose output is probed; % right on held-out problems', fontsize=10)
   return figure
@@ -140,7 +163,8 @@ def lens(found: dict[str, np.ndarray]):
   """What the head would say at each layer (probing.lens)."""
   count, depth = found['answer'].shape
   figure, axes = canvas(9, 0.45 * count + 1.9, 1, 2, sharey=True)
-  titles = {'next step': 'first token of the true next step', 'answer': 'first of the answer'}
+  titles = {'next step': 'first token of the true next step',
+            'answer': 'first token of the answer'}
   for axis, (name, values) in zip(axes[0], found.items(), strict=True):
     _grid(axis, values, [f'block {k + 1}' for k in range(count)], _layers(depth), titles[name])
   figure.suptitle('logit lens: what the head says of the state at </b>', fontsize=11)
@@ -182,13 +206,13 @@ def interventions(found: dict[str, Any]):
   for axis, title, shares, color in (
       (left, 'answer is right', [line['accuracy'] for line in lines], '#31688e'),
       (right, "answer became the donor's", [line.get('donor') for line in lines], '#d95f02')):
-    bars = axis.barh(names, [100 * (s or 0) for s in shares], color=color)
-    axis.bar_label(bars, ['' if s is None else f'{100 * s:.1f}' for s in shares], padding=3,
-                   fontsize=8, zorder=3, bbox={'color': axis.get_facecolor(), 'pad': 0.5})
-    axis.set(xlim=(0, 115), title=title, xlabel='% of problems')
+    axis.barh(names, [100 * (s or 0) for s in shares], color=color)
+    _beside(axis, ['' if s is None else f'{100 * s:.1f}' for s in shares])
+    axis.set(xlim=(0, 102), title=title, xlabel='% of problems')
   chance = [line['chance'] for line in lines if 'chance' in line]
   if chance:
-    right.axvline(100 * sum(chance) / len(chance), color='black', linestyle='--', linewidth=1)
+    right.axvline(100 * sum(chance) / len(chance), color=INK, linestyle='--', linewidth=1,
+                  zorder=0)
     right.set_xlabel('% of problems whose donor says something else\n(dashed: by chance)')
   left.invert_yaxis()
   return figure

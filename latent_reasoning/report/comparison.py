@@ -151,7 +151,33 @@ def finding(summary: dict[str, Any]) -> str:
            for name, run in runs.items()}
   if best != control and times[best] and times.get(control):
     ratio = times[best]['full_ms'] / times[control]['full_ms']
-    text += f" Its full answer takes {ratio:.2f} times as long as the control's."
+    text += f" {best}'s full answer takes {ratio:.2f} times as long as the control's."
+  return text
+
+
+def explained(found: Found, summary: dict[str, Any]) -> str:
+  """What the numbers of the tables are."""
+  sets = sorted({f"{r['n']:,} problems of {r['dataset']}/{r['split']}" for r in (
+      f.results for f in found.folders) if 'accuracy' in r and 'n' in r and 'dataset' in r
+      and 'split' in r})
+  several = any(len(run['seeds']) > 1 for run in summary['runs'].values())
+  text = (f"Exact match on {' and on '.join(sets)}, "
+          + ('mean ± standard error over seeds' if several else 'one seed')
+          + '. Final: the answer, read after the last block where there are blocks; any: some '
+          'block is right, though no rule knows which; steps: of training; tokens: generated '
+          'for an answer.')
+  if len(sets) > 1:
+    text += ' These runs were scored on different problems: their accuracies do not compare.'
+  if any(r['against'] for r in summary['runs'].values()):
+    text += (f" p is of McNemar's exact test against {summary['control']} on the same "
+             'problems, all seeds pooled: whether these trained models differ, not whether '
+             'other seeds would.')
+  if any(r['latency'] for r in summary['runs'].values()):
+    text += (' Latencies are medians at batch 1, each on its own model, measured in turn'
+             f" on {found.latency.get('device', 'one machine')}.")
+  if any(r['training_flops'] for r in summary['runs'].values()):
+    text += (' Training FLOPs are of matrix products; training seconds include compilation '
+             'and validation.')
   return text
 
 

@@ -8,6 +8,7 @@ from latent_reasoning.report.comparison import mark, varied
 from latent_reasoning.report.runs import Folder, curve
 from latent_reasoning.report.style import (
   GREY,
+  INK,
   MARKERS,
   Chart,
   canvas,
@@ -62,12 +63,23 @@ def _curves(groups, lines, label, dots, switches):
     axis.plot([p[0] for p in points], [p[1] for p in points], marker='o' if dots else '',
               markersize=3, linewidth=1.4, color=colour[name] if causal else GREY,
               linestyle='-' if causal else '--',
-              label=name if causal else f'{name} (NOT CAUSAL: reads the future)')
-  for at in switches:
-    axis.axvline(at, color=GREY, linestyle=':', linewidth=1)
+              label=name if causal else f'{name} (NOT CAUSAL)')
+  _stage_begins(axis, switches)
   axis.set(xlabel='training step', ylabel=label)
+  if label.endswith('%'):
+    axis.set_ylim(-2, 103)
   legend(figure, axis)
   return figure
+
+
+def _stage_begins(axis, steps: Sequence[int], stage: int = 2) -> None:
+  """Marks where a stage of training begins: by a dotted line, and its name at the first."""
+  for i, step in enumerate(steps):
+    axis.axvline(step, color=INK, linestyle=':', linewidth=1.2)
+    if not i:
+      axis.annotate(f'stage {stage}', (step, 0.97), ha='left', va='top', fontsize=9,
+                    xytext=(4, 0), textcoords='offset points',
+                    xycoords=axis.get_xaxis_transform())
 
 
 def _method(folders: Sequence[Folder]) -> str:
@@ -96,8 +108,7 @@ def learning(folder: Folder):
   stages = sorted({r['stage'] for r in train})
   for stage in stages:
     own = [r for r in train if r['stage'] == stage]
-    left.plot([r['step'] for r in own], [r['loss'] for r in own],
-              label=f'stage {stage}' if len(stages) > 1 else None)
+    left.plot([r['step'] for r in own], [r['loss'] for r in own])
   valid = [r for r in folder.metrics if r['split'] == 'valid' and 'per_block' in r]
   steps = [r['step'] for r in valid]
   count = len(valid[-1]['per_block']) if valid else 0
@@ -109,16 +120,11 @@ def learning(folder: Folder):
   for before, after in zip(stages, stages[1:], strict=False):
     switch = max(r['step'] for r in folder.metrics if r['stage'] == before)
     for axis in (left, right):
-      axis.axvline(switch, color=GREY, linestyle=':', linewidth=1)
-    left.annotate(f'stage {after}', (switch, 0.97), ha='left', va='top', fontsize=9,
-                  xytext=(4, 0), textcoords='offset points',
-                  xycoords=left.get_xaxis_transform())
+      _stage_begins(axis, [switch], after)
   left.set(xlabel='training step', ylabel='nats a token', title='training loss')
   right.set(xlabel='training step', ylabel='exact match %', ylim=(-2, 103),
             title='validation, answer read after each block' if count > 1 else 'validation')
-  for axis in (left, right):
-    if axis.get_legend_handles_labels()[1]:
-      axis.legend()
+  legend(figure, right)
   return figure
 
 
@@ -320,24 +326,26 @@ def accuracy_and_time(summary: dict[str, Any]):
 
 
 @drawing
-def slots(tokens: Sequence[str], maps: Any, causal: bool):
-  """Attention over slots of a memory: a panel a layer, a column a token.
+def slots(tokens: Sequence[str], maps: Any, banks: Sequence[str], causal: bool):
+  """Attention over slots of a memory: a panel a layer and round, a column a token.
 
   Args:
     tokens: T of them, as text.
-    maps: [layers, T, N] shares.
+    maps: [layers and rounds, T, N] shares of 1.
+    banks: what each of the maps is called.
     causal: whether the reads are of the past alone.
   """
   width = min(24, max(6, 0.16 * len(tokens) + 1.5))
   figure, axes = canvas(width, 1.3 + 1.6 * len(maps), len(maps), 1, sharex=True)
-  for number, (axis, one) in enumerate(zip(axes[:, 0], maps, strict=True)):
+  for axis, one, bank in zip(axes[:, 0], maps, banks, strict=True):
     image = axis.imshow(one.T, aspect='auto', cmap='magma', vmin=0, interpolation='nearest')
     axis.grid(False)
-    axis.set_ylabel(f'memory {number + 1}\nslot')
+    axis.set_ylabel(f'{bank}\nslot')
     axis.yaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axis, pad=0.01, fraction=0.03)
   axes[-1, 0].set_xticks(range(len(tokens)), shown(tokens), fontsize=7, family='monospace')
-  axes[0, 0].set_title('share of each slot in what a token reads, a scale for each memory'
+  axes[-1, 0].set_xlabel('token of the text')
+  axes[0, 0].set_title('share of each slot in what a token reads, a scale for each panel'
                        + ('' if causal else ' (NOT CAUSAL: reads the future)'))
   return figure
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_reasoning.report.style import canvas, drawing, shown
+from latent_reasoning.report.style import INK, canvas, drawing, shown
 
 KINDS = {'question': '#31688e', 'block': '#e69f00', 'readout': '#c2185b', 'behind': '#777777'}
 
@@ -37,7 +37,7 @@ def mask(row: dict[str, Any]):
               **style)
   for name, start, stop in parts:
     for line in (axis.axhline, axis.axvline):
-      line(stop - 0.5, color='black', linewidth=0.8)
+      line(stop - 0.5, color=INK, linewidth=0.8)
     axis.annotate(name, ((start + stop - 1) / 2, -0.01), ha='right', va='top', rotation=40,
                   rotation_mode='anchor', fontsize=9, annotation_clip=False,
                   color=KINDS[name.split()[0]], xycoords=axis.get_xaxis_transform())
@@ -57,16 +57,15 @@ def leak(found: dict[str, dict[str, Any]], other: str):
     mark = '' if one['causal'] else ' (NOT CAUSAL)'
     color = ['#b2182b' if i < place else '#999999' for i in range(len(moved))]
     axis.bar(range(len(moved)), 100 * moved, color=color)
-    axis.axvline(place - 0.5, color='black', linewidth=1)
+    axis.axvline(place - 0.5, color=INK, linewidth=1)
     axis.set_title(
         f"{name}{mark}: just before it, p({tokens[place]}) is {one['p'][0]:.3f}, and "
         f"{one['p'][1]:.3f} once {shown([other])[0]} stands there", fontsize=10, loc='left',
-        color='#b2182b' if mark else 'black')
+        color='#b2182b' if mark else INK)
     axis.set(xlim=(-0.6, len(moved) - 0.4), ylim=(0, 105))
     axis.grid(alpha=0.3, axis='y')
   axes[-1, 0].set_xticks(range(len(tokens)), tokens, fontsize=8, family='monospace')
   axes[-1, 0].set_xlabel(f'right of the line, {tokens[place]} becomes {shown([other])[0]}; a '
                          'prediction left of it that moves (red) has seen the future')
-  figure.supylabel('% of the prediction after\neach character that moved', fontsize=9,
-                    ha='center', multialignment='center')
+  figure.supylabel('% of a prediction that moved', fontsize=9)
   return figure

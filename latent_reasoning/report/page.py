@@ -42,8 +42,9 @@ CAPTIONS = {
     'attention': 'Where blocks and readouts attend, layer by layer: means over heads and '
                  'problems of one length.',
     'mask': 'One training sequence: which position may attend to which, and what it predicts.',
-    'slots': 'One text: which slots of the memory each token reads.',
-    'adapters': 'How much LoRA adds to each matrix.',
+    'slots': 'One text: which slots of the memory each token reads; a column a token, a row a '
+             'slot, a panel a layer. The shares of a token add up to 1.',
+    'adapters': 'How much LoRA adds to each matrix, as a share of the size of its weight.',
     'leak': 'One text: how far each prediction moves when one token is changed.'}
 Rows = Sequence[Sequence[Any]]
 
@@ -90,26 +91,17 @@ def render_html(page: Page) -> str:
   import jinja2
   import markupsafe
   here = pathlib.Path(__file__).parent
-  template = jinja2.Environment(autoescape=True, trim_blocks=False).from_string(
-      (here / 'page.html').read_text(encoding='utf-8'))
-  items, number = [], 0
-  for k, item in enumerate(page.items):
-    if item['kind'] == 'charts':
-      drawn = []
-      for chart in item['charts']:
-        number += 1
-        if isinstance(chart.picture, bytes):
-          picture = (f'<img alt="{escape(chart.name)}" src="data:image/png;base64,'
-                     f'{base64.b64encode(chart.picture).decode()}">')
-        else:
-          picture = chart.picture.svg()
-        drawn.append({'id': f'figure-{number}', 'caption': chart.caption,
-                      'picture': markupsafe.Markup(picture)})
-      item = {**item, 'charts': drawn, 'id': f'row-{k}'}
-    items.append(item)
-  return template.render(
-      title=page.title, items=items,
-      style=markupsafe.Markup((here / 'page.css').read_text(encoding='utf-8')))
+
+  def picture(chart: Chart) -> markupsafe.Markup:
+    if not isinstance(chart.picture, bytes):
+      return markupsafe.Markup(chart.picture.svg())
+    data = base64.b64encode(chart.picture).decode()
+    return markupsafe.Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+        chart.name, data)
+  return jinja2.Environment(autoescape=True).from_string(
+      (here / 'page.html').read_text(encoding='utf-8')).render(
+          title=page.title, items=page.items, picture=picture,
+          style=markupsafe.Markup((here / 'page.css').read_text(encoding='utf-8')))
 
 
 def render_markdown(page: Page) -> list[str]:
@@ -143,7 +135,7 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   found = runs.find(paths)
   if not any(f.config or f.results or f.metrics for f in found.folders):
     raise InputError('nothing to report: ' + '; '.join(found.problems[:4])
-                     + f'. Expected folders of runs or comparisons{_below(paths)}')
+                     + f'. Expected folders of runs or comparisons{runs.below(paths)}')
   if not markdown:
     style.require()
   page = build(found, [pathlib.Path(p) for p in paths], drawn=not markdown)
@@ -167,13 +159,6 @@ def write(paths: Sequence[str], where: str | None, markdown: bool) -> int:
   return int(not all(pathlib.Path(path).is_dir() for path in paths))
 
 
-def _below(paths: Sequence[str]) -> str:
-  """Folders with runs inside those given, to suggest them."""
-  found = sorted({str(file.parent) for path in map(pathlib.Path, paths) if path.is_dir()
-                  for file in path.glob('*/config.json')})
-  return f'; there are {", ".join(found[:5])}' if found else ''
-
-
 def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) -> Page:
   """The page of what was found in some folders.
 
@@ -182,28 +167,31 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
   """
   page = Page(', '.join(p.resolve().name for p in paths))
   summary, groups = comparison.summarize(found), found.groups()
-  for about in dict.fromkeys(f.results.get('about') for f in found.folders):
-    if isinstance(about, str) and len(groups) == 1:
-      page.text(about)
-  if finding := comparison.finding(summary):
-    page.text(finding, 'finding')
+  losses = {n: [f.results for f in fs if 'loss' in f.results] for n, fs in groups.items()}
+  losses = {n: r for n, r in losses.items() if r}
+  about = {f.name: f.results['about'] for f in found.folders
+           if isinstance(f.results.get('about'), str)}
+  if len(about) == 1:
+    page.text(*about.values())
+  for finding in (comparison.finding(summary), tables.lowest_loss(losses, found.control)):
+    if finding:
+      page.text(finding, 'finding')
   count = len(found.folders)
   page.text(f'{count} run{"s" * (count != 1)}, reported {datetime.date.today().isoformat()} by '
             'latent_reasoning.', 'quiet')
   if found.problems:
-    page.text(f'{len(found.problems)} files or folders are damaged, missing or not there yet: '
-              'see the end.', 'warning')
+    page.text(f'Not all is as it should be ({len(found.problems)} of files and folders): see '
+              'the end.', 'warning')
   if not all(f.causal for f in found.folders):
     page.text(NOT_CAUSAL.format(', '.join(dict.fromkeys(
         f.name for f in found.folders if not f.causal))), 'warning')
-  losses = {n: [f.results for f in fs if 'loss' in f.results] for n, fs in groups.items()}
-  losses = {n: r for n, r in losses.items() if r}
   page.section('Results')
   if losses:
-    page.table(tables.losses(losses, found.control), 'Losses, nats a token')
+    page.table(comparison.dropped(tables.losses(losses, found.control)),
+               'Losses of whole splits, nats a token')
   others = []
   if summary['runs']:
-    page.text(_explained(found, summary))
+    page.text(comparison.explained(found, summary))
     headline, *others = comparison.document(summary)
     page.table(headline[1], headline[0])
   elif not losses:
@@ -213,8 +201,10 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
     if curves := figures.curves(groups):
       page.section('Training')
       page.charts(curves)
-  if summary['runs'] and others:
+  if others or len(about) > 1:
     page.section('In detail')
+    if len(about) > 1:
+      page.table([['run', 'what it does'], *about.items()], folded='What each run does')
     for title, rows in others:  # what a figure shows opens from its title
       folded = title if drawn and title.startswith('By ') else ''
       page.table(rows, '' if folded else title, folded)
@@ -229,27 +219,6 @@ def build(found: runs.Found, paths: Sequence[pathlib.Path], drawn: bool = True) 
     page.section('Damaged, missing or not there yet')
     page.table([['file or folder: what is wrong'], *([p] for p in found.problems)])
   return page
-
-
-def _explained(found: runs.Found, summary: dict[str, Any]) -> str:
-  """What the numbers of the tables are."""
-  sets = sorted({f"{r['n']:,} problems of {r['dataset']}/{r['split']}" for r in (
-      f.results for f in found.folders) if 'accuracy' in r and 'n' in r and 'dataset' in r
-      and 'split' in r})
-  text = f"Exact match on {' and on '.join(sets)}, mean ± standard error over seeds."
-  if len(sets) > 1:
-    text += ' These runs were scored on different problems: their accuracies do not compare.'
-  if any(r['against'] for r in summary['runs'].values()):
-    text += (f" p is of McNemar's exact test against {summary['control']} on the same "
-             'problems, all seeds pooled: whether these trained models differ, not whether '
-             'other seeds would.')
-  if any(r['latency'] for r in summary['runs'].values()):
-    text += (' Latencies are medians at batch 1, each on its own model, measured in turn'
-             f" on {found.latency.get('device', 'one machine')}.")
-  if any(r['training_flops'] for r in summary['runs'].values()):
-    text += (' Training FLOPs are of matrix products; training seconds include compilation '
-             'and validation.')
-  return text
 
 
 def _one_model(page: Page, folder: runs.Folder, problems: list[str], drawn: bool) -> None:
@@ -274,8 +243,8 @@ def _one_model(page: Page, folder: runs.Folder, problems: list[str], drawn: bool
                                         f'Which block answers, {name}')),
       ('interventions', lambda f: _interventions(page, f, name, drawn)),
       ('verbalized', lambda f: page.table(
-          tables.verbalized_rows(f), f"Text of the reasoning decoder of {f['source']}, {name}"
-      ))):
+          tables.verbalized_rows(f),
+          f"What the reasoning decoder says of {f['source']}, exact match, {name}"))):
     try:
       if found := of(kind):
         show(found)
@@ -336,8 +305,8 @@ def _predictions(page: Page, groups: dict[str, list[runs.Folder]]) -> None:
     for wanted in (False, True):
       chosen = [r for r in records if right(r) == wanted][:EXAMPLES]
       rows += [[name, 'right' if wanted else 'wrong', _short(r.get('question')),
-                _short(r.get('answer')), _short(' | '.join(map(str, r.get('predictions') or
-                                                               ['too long'])))]
+                _short(r.get('answer')), _short(' | '.join(map(tables.or_empty, r.get(
+                    'predictions') or ['too long'])))]
                for r in chosen]
   if len(rows) > 1:
     page.section('Predictions')
@@ -388,7 +357,8 @@ def _origin(page: Page, found: runs.Found, paths: Sequence[pathlib.Path]) -> Non
 
 def _numeric(cell: Any) -> bool:
   """Whether a cell is empty, or a number, perhaps with its error and unit."""
-  return re.fullmatch(r'|control|[-+]?[\d.,]+(e-?\d+)?( ±[\d.]+)?( %)?', str(cell)) is not None
+  return re.fullmatch(r'|control|[-+]?[\d.,]+(e-?\d+)?( ±[\d.]+| \[[\d., ]+\])?( %)?',
+                      str(cell)) is not None
 
 
 def _plain(text: str) -> str:

@@ -88,6 +88,13 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
   return Found(folders, control, latency, problems)
 
 
+def below(paths: Iterable[str | pathlib.Path]) -> str:
+  """Folders with runs inside those given, to suggest them."""
+  found = sorted({str(file.parent) for path in map(pathlib.Path, paths) if path.is_dir()
+                  for file in path.glob('*/config.json')})
+  return f'; there are {", ".join(found[:5])}' if found else ''
+
+
 # --- what files may hold: shapes of JSON, checked before anything is shown ----------
 
 

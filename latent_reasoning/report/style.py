@@ -78,7 +78,7 @@ class Picture:
     found = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->', '', found,
                    flags=re.DOTALL)
     # One page holds many: no name of a part twice, and as wide as there is room.
-    found = re.sub(r' id="[A-Za-z0-9]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
+    found = re.sub(r' id="[A-Za-z0-9.]+_\d+"| xmlns(:\w+)?="[^"]*"', '', found)
     found = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1>', found)
     return found.replace(INK, 'currentColor')
 
@@ -137,8 +137,8 @@ def legend(figure: Any, axis: Any) -> None:
   """The names of what an axis shows, outside of it: where nothing lies under them."""
   lines, names = axis.get_legend_handles_labels()
   if len(names) > 1:
-    figure.legend(lines, names, loc='outside lower center',
-                  ncols=min(4, max(1, int(72 / (6 + max(map(len, names)))))))
+    fit = int(9.5 * figure.get_figwidth() / (6 + max(map(len, names))))
+    figure.legend(lines, names, loc='outside lower center', ncols=min(4, max(1, fit)))
 
 
 def spread(figure: Any, axis: Any, texts: Sequence[tuple[float, float, str, str]]) -> None:

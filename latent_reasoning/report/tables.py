@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from scipy import stats
+
 from latent_reasoning.errors import InputError
 
 
@@ -19,9 +21,30 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
   return '\n'.join([lines[0], '  '.join('-' * w for w in widths), *lines[1:]])
 
 
-def percent(share: float, error: float | None = None) -> str:
-  """'93.2' or '93.2 ±0.8', in percent."""
-  return f'{100 * share:.1f}' + ('' if error is None else f' ±{100 * error:.1f}')
+FEW = 4
+
+
+def percent(share: float, error: float | None = None, n: int = 0) -> str:
+  """'93.2' or '93.2 ±0.8', in percent; '' for a share of nothing, which is NaN.
+
+  Args:
+    error: its standard error.
+    n: of how many problems it is a share. With fewer than `FEW` of them right, or wrong, a
+      standard error means nothing (0 of 3: ±0.0); '0.0 [0.0, 70.8]' has the exact interval of
+      95% in its place (Clopper and Pearson, Biometrika 1934).
+  """
+  if math.isnan(share):  # of nothing
+    return ''
+  text = f'{100 * share:.1f}'
+  if n and error is not None and min(right := round(n * share), n - right) < FEW:
+    low, high = stats.binomtest(right, n).proportion_ci()
+    return f'{text} [{100 * low:.1f}, {100 * high:.1f}]'
+  return text + ('' if error is None else f' ±{100 * error:.1f}')
+
+
+def or_empty(text: str) -> str:
+  """A text of the model; where it is blank, it is said to be."""
+  return text if text.strip() else '(empty)'
 
 
 def results(found: dict[str, Any]) -> str:
@@ -34,17 +57,20 @@ def results(found: dict[str, Any]) -> str:
     row += [percent(a) for a in blocks]
   for name in [n for n in accuracy if n != 'per_block' and (n != 'any' or len(blocks) > 1)]:
     header.append(name)
-    row.append(percent(accuracy[name], error[name]))
+    row.append(percent(accuracy[name], error[name], found['n']))
   steps = [['steps', *found['by_steps']],
            ['problems', *(g['n'] for g in found['by_steps'].values())],
            ['final %', *(percent(g['final']) for g in found['by_steps'].values())]]
   note = f", {found['too_long']} too long for the model" if found['too_long'] else ''
-  legend = ('\n\nfinal: after the last block; any: after at least one of them'
-            if len(blocks) > 1 else '')
-  overlap = ''.join(f"\n{name} {percent(one['mean'], one['standard_error'])} %"
-                    for name, one in found.get('overlap', {}).items())
+  legend = 'final: after the last block; any: after at least one of them; ' * (len(blocks) > 1)
+  few = f'[low, high]: 95% interval, where fewer than {FEW} are right, or wrong'
+  legend += '; '.join(text for mark, text in (('±', '±: standard error'), ('[', few))
+                      if mark in ' '.join(row))
+  overlap = ''.join(
+      f"\n{name} {percent(one['mean'], one['standard_error'] if found['n'] > 1 else None)} %"
+      for name, one in found.get('overlap', {}).items())
   return (f"{found['method']} on {found['dataset']}/{found['split']}, {found['n']} problems"
-          f"{note}, compared by rule {found['rule']}\n\n{table([header, row])}{legend}\n\n"
+          f"{note}, compared by rule {found['rule']}\n\n{table([header, row])}\n\n{legend}\n\n"
           f'{table(steps)}{overlap}')
 
 
@@ -147,7 +173,7 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
            "became the donor's %", 'by chance %']]
   for line in found['lines']:
     rows.append([line['name'], line['n'], percent(
-        line['accuracy'], line['standard_error']) if line['n'] else '', *(
+        line['accuracy'], line['standard_error'], line['n']) if line['n'] else '', *(
             percent(line[key]) if key in line else ''
             for key in ('changed', 'donor', 'chance'))])
   return rows
@@ -156,8 +182,8 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
 def choice(found: dict[str, Any]) -> list[list[Any]]:
   """Rows of `answer_selection.compare`: how good the answer is that a rule takes."""
   rows = [['answer of', 'accuracy %', '% right where some block is', 'mean block']]
-  rows += [[name, percent(r['accuracy'], r['standard_error']), percent(r['selection']),
-            f"{r['block']:.2f}"] for name, r in found['rules'].items()]
+  rows += [[name, percent(r['accuracy'], r['standard_error'], found['n']),
+            percent(r['selection']), f"{r['block']:.2f}"] for name, r in found['rules'].items()]
   return [*rows, ['any (no rule knows it)', percent(found['any']), '', '']]
 
 
@@ -203,13 +229,11 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
     done: results.json of each seed, by run.
     control: the run that others are compared with, seed by seed.
   """
-  base = {run.get('seed'): run for run in done.get(control, ()) if run['loss']}
   rows = [['run', 'parameters', 'seeds', 'train loss', 'valid loss',
            'against control, valid', 'memory zeroed, valid']]
   for name, runs in sorted(done.items(), key=lambda item: not item[1][0]['causal']):
     mark = '' if runs[0]['causal'] else ' (NOT CAUSAL)'
-    against = [100 * (run['loss'] / base[run.get('seed')]['loss'] - 1) for run in runs
-               if run.get('seed') in base and name != control]
+    against = _against(runs, done, control) if name != control else []
     zeroed = [run['memory_zeroed']['loss'] for run in runs if run.get('memory_zeroed')]
     rows.append([name + mark, f"{runs[0]['parameters']:,}",
                  ', '.join(str(run.get('seed', '?')) for run in runs),
@@ -218,6 +242,30 @@ def losses(done: dict[str, Sequence[dict[str, Any]]], control: str) -> list[list
                  spread(against, '{:+.2f}') + ' %' if against else '',
                  spread(zeroed) if zeroed else ''])
   return rows
+
+
+def lowest_loss(done: dict[str, Sequence[dict[str, Any]]], control: str) -> str:
+  """What the losses say, in a sentence; arguments as `losses`. '' where none is causal."""
+  causal = {name: runs for name, runs in done.items() if runs[0]['causal']}
+  if not causal:
+    return ''
+  best = min(causal, key=lambda name: statistics.mean(run['loss'] for run in causal[name]))
+  runs = causal[best]
+  text = f"{best}: {spread([run['loss'] for run in runs])} nats a token on validation text"
+  if len(causal) > 1:
+    text += f', the lowest of {len(causal)} runs that do not read the future'
+  if against := _against(runs, done, control) if best != control else []:
+    text += f"; {spread(against, '{:+.2f}')} % against {control}"
+  if zeroed := [run['memory_zeroed']['loss'] for run in runs if run.get('memory_zeroed')]:
+    text += f'; {spread(zeroed)} once all that its memory returns is set to zero'
+  return f'{text}.'
+
+
+def _against(runs, done, control: str) -> list[float]:
+  """By how many percent losses are above those of the control, seed by seed."""
+  base = {run.get('seed'): run['loss'] for run in done.get(control, ()) if run['loss']}
+  return [100 * (run['loss'] / base[run.get('seed')] - 1) for run in runs
+          if run.get('seed') in base]
 
 
 def markdown(rows: Sequence[Sequence[Any]]) -> str:

@@ -37,6 +37,13 @@ def seen(predictor, examples):
   return block_states.collect(predictor, examples, 'numeric')
 
 
+def test_shows_itself_in_a_line(seen):
+  """Not its arrays: how many problems, which shape, how many right."""
+  text = repr(seen)
+  assert len(text) < 200 and '\n' not in text and '5 problems, 3 blocks' in text
+  assert ', '.join(f'{100 * share:.1f}' for share in seen.correct.mean(0)) in text
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, batch):
   out = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask)

@@ -37,6 +37,13 @@ def test_reply_block_by_block(tiny_config):
       'after block 1: 1', 'after block 2: 2', 'after block 3: 3', 'answer: 3']
 
 
+def test_a_blank_text_is_called_empty(tiny_config):
+  """Of a block, and of the answer."""
+  lines = commands.reply(Said(tiny_config(), ['', ' ', '3']), '1+2').splitlines()
+  assert lines == ['after block 1: (empty)', 'after block 2: (empty)', 'after block 3: 3',
+                   'answer: 3']
+
+
 def test_reply_of_direct(tiny_config):
   """One readout is one line."""
   assert commands.reply(Said(tiny_config(), ['3'], 'direct'), '1+2') == 'answer: 3'
@@ -63,6 +70,10 @@ def test_typed_questions(trained, monkeypatch, capsys):
   assert commands.generate(trained, None) == 0
   out, err = capsys.readouterr()
   assert out.count('answer: ') == 2 and 'question>' not in out
+  lines = out.splitlines()  # what was piped in stands before what is said to it
+  asked = [lines.index(f'question: {q}') for q in ('1+2-3', '1+' * 40 + '1', '4*5+6')]
+  assert asked[0] == 0 and asked == sorted(asked)
+  assert lines[asked[1] - 1].startswith('answer: ') and asked[2] == asked[1] + 1
   assert err.count('error: ') == 1 and 'Ask a shorter question' in err
 
 

@@ -25,6 +25,16 @@ def test_file(config, tmp_path):
   assert found.report['counts'] == {'train': 27, 'valid': 3}
 
 
+def test_a_file_is_called_by_its_own_name(config, tmp_path):
+  """Whatever data set the configuration would have taken without it."""
+  file = tmp_path / 'novel.txt'
+  file.write_text('to be or not to be')
+  for name in ('text', 'shakespeare', 'c4'):
+    own = dataclasses.replace(config, name=name, path=str(file))
+    assert text.load(own).report['name'] == text.name_of(own) == 'novel.txt'
+  assert text.name_of(dataclasses.replace(config, name='c4')) == 'c4'
+
+
 def test_shakespeare(config, shared_data):
   """The public file splits as nanoGPT splits it."""
   path = shared_data / 'tinyshakespeare/input.txt'

@@ -1,6 +1,7 @@
 """Language modelling: batches, whole-split loss, continuations, and what is refused."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -103,15 +104,29 @@ def test_generate(trained, capsys):
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize('changes, banks', [
+    ({}, ['layer 1', 'layer 2', 'layer 3']),
+    ({'imm.layers': (2, 0)}, ['layer 1', 'layer 3']),
+    ({'imm.layers': (1,), 'imm.rounds': 2}, ['layer 2, round 1', 'layer 2, round 2'])])
+def test_banks_are_called_by_their_layers(make, monkeypatch, changes, banks):
+  run = make(**{'model.num_layers': 3, **changes})
+  monkeypatch.setattr(commands, 'restored', lambda run: types.SimpleNamespace(state=run.init()))
+  found = commands.slot_reads(run, 'to be')
+  assert found['banks'] == banks and len(found['reads']) == len(banks)
+  panels = found.plot().figure.axes
+  assert [a.get_ylabel() for a in panels][:len(banks)] == [f'{bank}\nslot' for bank in banks]
+
+
+@pytest.mark.integration
 def test_attention(trained, make, capsys, monkeypatch):
   """A picture of slots, a panel a layer; clear words where there is nothing to draw."""
   pytest.importorskip('matplotlib')
   drawn = {}
   sound = report.slots
 
-  def slots(tokens, maps, causal):
+  def slots(tokens, maps, banks, causal):
     drawn.update(tokens=tokens, maps=maps)
-    return sound(tokens, maps, causal)
+    return sound(tokens, maps, banks, causal)
   monkeypatch.setattr(report, 'slots', slots)
   assert commands.plot_memory(trained, 'to be $x$') == 0
   assert 'slots.png' in capsys.readouterr().out

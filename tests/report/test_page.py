@@ -66,6 +66,13 @@ def test_page(folder, capsys):  # noqa: F811
   assert 'report.html' in capsys.readouterr().out
 
 
+def test_a_blank_answer_is_called_empty(folder):  # noqa: F811
+  file = folder / 'rim-0/predictions.jsonl'
+  file.write_text(file.read_text().replace('["1", "7"]', '["", "7"]'))
+  assert main.main(['main', '--mode=report', str(folder)]) == 0
+  assert '(empty) | 7' in ' '.join(parsed(folder).text)
+
+
 def test_markdown_has_the_same_numbers(folder, capsys):  # noqa: F811
   assert main.main(['main', '--mode=report', '--markdown', str(folder)]) == 0
   text = (folder / 'report.md').read_text()
@@ -140,6 +147,42 @@ def test_losses_and_the_future(tmp_path):
   report.write([str(tmp_path)], None, False)
   text = ' '.join(parsed(tmp_path).text)
   assert 'NOT CAUSAL' in text and 'reads the future' in text and '1.5000' in text
+  assert 'gpt: 1.5000 nats a token' in text and 'leak: ' not in text  # what was found
+
+
+def test_one_language_model(tmp_path):
+  """What it is and what was found come first; no column is empty, nothing is called a mean."""
+  run(tmp_path / 'imm', 'language_model', 0, [1, 1])
+  (tmp_path / 'imm/results.json').write_text(json.dumps({
+      'method': 'language_model', 'seed': 0, 'causal': True, 'loss': 1.5, 'about': 'A memory.',
+      'train': {'loss': 1.4}, 'parameters': 7, 'memory_zeroed': {'loss': 2.5}}))
+  assert main.main(['main', '--mode=report', str(tmp_path / 'imm')]) == 0
+  text = ' '.join(parsed(tmp_path / 'imm').text)
+  found = '1.5000 nats a token on validation text; 2.5000 once all that its memory returns'
+  assert text.index('A memory.') < text.index(found) < text.index('Results')
+  assert 'against control' not in text and 'mean' not in text.partition('Results')[2]
+
+
+def test_one_seed_is_no_mean(folder):  # noqa: F811
+  """What is called a mean is one; the columns are explained either way."""
+  for paths, said in (([folder], 'mean ± standard error over seeds'),
+                      ([folder / 'rim-0', folder / 'direct-0'], ', one seed. Final: ')):
+    report.write([str(path) for path in paths], str(folder), False)
+    text = ' '.join(parsed(folder).text)
+    assert said in text and ('mean' in text.partition('Training')[0]) == (len(paths) == 1)
+    assert 'tokens: generated for an answer' in text
+
+
+def test_a_figure_closes_where_it_was(folder):  # noqa: F811
+  """Every link within the page leads to a part that is there, once."""
+  report.write([str(folder)], None, False)
+  tags = parsed(folder).tags
+  ids = [attrs['id'] for _, attrs in tags if 'id' in attrs]
+  links = [attrs['href'][1:] for tag, attrs in tags if tag == 'a']
+  assert set(links) <= set(ids) and len(links) > 6
+  # A hash of its content names a marker or a clip, which several figures may have.
+  twice = [i for i in set(ids) if ids.count(i) > 1]
+  assert all(re.fullmatch('[mp][0-9a-f]{10}', i) for i in twice), twice
 
 
 def test_one_run(folder):  # noqa: F811

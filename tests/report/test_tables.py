@@ -1,7 +1,10 @@
 """Tables in plain text."""
 
+import re
 import subprocess
 import sys
+
+import pytest
 
 from latent_reasoning import report
 
@@ -30,6 +33,27 @@ def test_percent():
   assert report.percent(0.93249) == '93.2'
   assert report.percent(1.0, 0.0078) == '100.0 ±0.8'
   assert report.percent(0) == '0.0'
+  assert report.percent(float('nan'), 0.1, 3) == ''  # a share of nothing
+
+
+@pytest.mark.parametrize('right, n', [(0, 3), (3, 3), (0, 2000), (1, 1), (2, 5), (3, 400)])
+def test_few_right_or_wrong_have_an_interval(right, n):
+  """Where a standard error is nonsense (0 of 3: 0.0 ±0.0), an exact interval stands there."""
+  error = (right / n * (1 - right / n) / n) ** 0.5
+  text = report.percent(right / n, error, n)
+  low, high = map(float, re.fullmatch(r'[\d.]+ \[([\d.]+), ([\d.]+)\]', text).groups())
+  assert 0 <= low <= 100 * right / n <= high <= 100 and high > low
+  if right in (0, n):  # closed form: so few right, or none, in one of 40 such draws
+    assert max(100 - low, high) == pytest.approx(100, abs=0.1) and (
+        high - low == pytest.approx(100 * (1 - 0.025 ** (1 / n)), abs=0.1))
+  found = {**RESULT, 'n': n, 'accuracy': {'final': right / n, 'per_block': [right / n]},
+           'standard_error': {'final': error}}
+  assert text in report.results(found) and '95% interval' in report.results(found)
+
+
+def test_many_right_and_wrong_have_a_standard_error():
+  for right, n in ((5, 10), (1960, 2000), (4, 2000), (36, 40)):
+    assert re.fullmatch(r'[\d.]+ ±[\d.]+', report.percent(right / n, 0.01, n))
 
 
 RESULT = {
@@ -61,6 +85,9 @@ def test_results_of_free_text_have_overlaps():
   """Mean and standard error of each overlap, in percent."""
   text = report.results({**RESULT, 'overlap': {'f1': {'mean': 0.5, 'standard_error': 0.02}}})
   assert text.splitlines()[-1] == 'f1 50.0 ±2.0 %'
+  one = report.results({**RESULT, 'n': 1, 'overlap': {'f1': {'mean': 0.5,
+                                                            'standard_error': 0.0}}})
+  assert one.splitlines()[-1] == 'f1 50.0 %'  # nothing is known of its error
 
 
 def test_paper_and_contamination_say_what_they_are():
