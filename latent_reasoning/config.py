@@ -192,6 +192,9 @@ class BaselinesConfig:
   pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
   parts: int = key(
       4, 'icot, coconut, lotus: parts of stage 1; in part i, i steps are gone', 1)
+  mix_parts: bool = key(
+      False, 'coconut: in part k, and in stage 2 behind them, a problem takes part i <= k, '
+      'P(i) ∝ i + 1 (arXiv 2602.22441)')
   part_accuracy: float = key(
       0.0, 'icot, coconut: a part goes on until validation, asked as the part trains, is so '
       'right, or as part_patience says; both 0: parts are equally long')

@@ -68,6 +68,7 @@ class Readout:
   latents: int = 0
   reads: int = 1  # which pass over the end of the prefix (Loops), from 1
   mark: int = 0  # of its tokens, those of the answer's mark that it begins with
+  mixed: bool = False  # whether others of its batch may have other numbers of latents
 
   @property
   def inputs(self) -> list[int]:

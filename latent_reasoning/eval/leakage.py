@@ -43,12 +43,14 @@ class Subject:
 
   def rows(self, stage: int) -> list[sequences.PackedSequence]:
     """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
-    whose stage 1 has parts, the last, where it has its latents."""
+    whose stage 1 has parts, the last, where it has its latents; what is drawn for a problem
+    is another for each, 0 for the first."""
     method = methods.get(self.config.method)
     parts = method.parts(self.config) if method.parts else 1
     progress = (parts - 1) / parts
-    return [method.sequence(e, stage, progress, self.config, self.special)
-            for e in self.examples]
+    return [method.sequence(dataclasses.replace(e, draw=i / len(self.examples)), stage,
+                            progress, self.config, self.special)
+            for i, e in enumerate(self.examples)]
 
   def prompts(self) -> list[sequences.PackedSequence]:
     method = methods.get(self.config.method)

@@ -25,6 +25,8 @@ VARIANTS = {
               'model.tie_embeddings': False},
     'icot': {'method': 'icot'},
     'coconut': {'method': 'coconut', 'baselines.parts': 3, 'model.num_layers': 2},
+    'coconut, mixed': {'method': 'coconut', 'baselines.parts': 3, 'model.num_layers': 2,
+                       'baselines.mix_parts': True},
     'codi': {'method': 'codi', 'baselines.latents': 2, 'baselines.projection': True,
              'model.scan': True, 'model.num_layers': 2},
     'direct, loops': {'method': 'direct', 'model.loop.count': 3, 'model.loop.mix': 'add',
