@@ -66,13 +66,20 @@ class DecoderTargets:
   """Reasoning that a reasoning decoder should say, C texts a row.
 
   Attributes:
-    at: int32 [B, C, S], prefix positions that a text is read out of.
+    at: int32 [B, C, S], positions that a text is read out of, those of the readout as if they
+      stood right behind the tokens of the prefix.
     targets: int32 [B, C, R], its tokens, the end token included.
-    weights: float32 [B, C, R], 1 for each of them, 0 for padding.
+    weights: float32 [B, C, R], equal for each of them, 0 for padding.
   """
   at: np.ndarray
   targets: np.ndarray
   weights: np.ndarray
+
+  def mean(self, over: str, total: float) -> 'DecoderTargets':
+    """Weights with which the loss, divided by a total, is a mean over 'tokens' or 'texts'."""
+    said = self.weights > 0
+    count = said.sum() if over == 'tokens' else said.any(-1).sum()
+    return self.replace(weights=np.float32(said * (total / max(1, count))))
 
 
 @flax.struct.dataclass
@@ -409,9 +416,12 @@ class Batches(Stepwise):
           [self.method.teacher(e, moment.progress, self.config, self.special)
            for e in encoded], self.config.data.buckets, self.special.pad))
     if self.decoder_targets:
-      return batch.replace(decoder_targets=collate_decoder_targets([
+      texts = collate_decoder_targets([
           self.method.decoder_targets(e, row, self.config, self.special)
-          for e, row in zip(encoded, rows, strict=True)]))
+          for e, row in zip(encoded, rows, strict=True)])
+      if self.method.decoder_mean and (total := batch.weights.sum()):  # 0 of prompts
+        texts = texts.mean(self.method.decoder_mean, total)
+      return batch.replace(decoder_targets=texts)
     return batch
 
 

@@ -276,8 +276,9 @@ class ImmConfig:
 @dataclasses.dataclass(frozen=True)
 class ReasoningDecoderConfig:
   """A small decoder that turns what the memory holds into text (models.reasoning_decoder)."""
-  source: Literal['', 'blocks', 'memory'] = key(
-      '', "hidden states of RiM's blocks, or what the implicit memory returned; '': none")
+  source: Literal['', 'blocks', 'memory', 'latents'] = key(
+      '', "hidden states of RiM's blocks, what the implicit memory returned, or the inputs of "
+      "coconut's and codi's latents, which jointly is SIM-CoT (arXiv 2509.20317); '': none")
   joint: bool = key(
       False, 'trained with the model; else on the finished one, by --mode=verbalize')
   num_layers: int = key(1, "of the decoder, as wide as the model's", 1)

@@ -115,7 +115,7 @@ class PackedSequence:
 @dataclasses.dataclass(frozen=True)
 class DecoderTarget:
   """Reasoning that a reasoning decoder should say."""
-  at: Sequence[int]  # prefix positions that it is read out of
+  at: Sequence[int]  # positions that it is read out of, of the prefix and then the readout
   text: Sequence[int]  # ends with the end token
 
 
@@ -178,8 +178,11 @@ class Method:
       config, ids) -> PackedSequence.
     prompt: (question ids, blocks, config, ids) -> PackedSequence whose readouts are to be
       decoded, the headline answer last.
-    loss: config -> a loss as `train.losses.next_token`; None: that one.
+    loss: config -> a loss as `train.losses.next_token`; None: that one. Of a method with
+      latents also with another in place of that one, for what it says of its own sequences.
     decoder_targets: (example, sequence, config, ids) -> what a reasoning decoder should say.
+    decoder_mean: 'tokens' or 'texts', over which the loss of one that is trained jointly is a
+      mean; '': as the method's own.
     teacher: as a stage, of the sequences that this method learns from in its loss.
     check: config -> None; raises InputError for what the method cannot do.
     trace: whether its answer comes after a generated chain of thought.
@@ -196,6 +199,7 @@ class Method:
   prompt: Callable[[Sequence[int], int, Config, SpecialTokens], PackedSequence]
   loss: Callable[[Config], Any] | None = None
   decoder_targets: Callable[..., list[DecoderTarget]] = chain_targets
+  decoder_mean: str = ''
   teacher: Stage | None = None
   check: Callable[[Config], None] | None = None
   trace: bool = False

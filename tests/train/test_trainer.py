@@ -134,6 +134,7 @@ PEERS = {**SMALL, 'baselines.parts': 2, 'baselines.latents': 1, 'train.eval_ever
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [
     {'method': 'coconut'}, {'method': 'coconut', 'baselines.mix_parts': True},
+    {'method': 'codi', 'reasoning_decoder.source': 'latents', 'reasoning_decoder.joint': True},
     pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
     pytest.param({'method': 'codi', 'baselines.projection': True}, marks=pytest.mark.slow)],
     ids=lambda c: ' '.join(map(str, c.values())))
