@@ -66,13 +66,20 @@ class DecoderTargets:
   """Reasoning that a reasoning decoder should say, C texts a row.
 
   Attributes:
-    at: int32 [B, C, S], prefix positions that a text is read out of.
+    at: int32 [B, C, S], positions that a text is read out of, those of the readout as if they
+      stood right behind the tokens of the prefix.
     targets: int32 [B, C, R], its tokens, the end token included.
-    weights: float32 [B, C, R], 1 for each of them, 0 for padding.
+    weights: float32 [B, C, R], equal for each of them, 0 for padding.
   """
   at: np.ndarray
   targets: np.ndarray
   weights: np.ndarray
+
+  def mean(self, over: str, total: float) -> 'DecoderTargets':
+    """Weights with which the loss, divided by a total, is a mean over 'tokens' or 'texts'."""
+    said = self.weights > 0
+    count = said.sum() if over == 'tokens' else said.any(-1).sum()
+    return self.replace(weights=np.float32(said * (total / max(1, count))))
 
 
 @flax.struct.dataclass
@@ -93,7 +100,8 @@ class Batch:
       of a readout; 0, which never predicts, for none.
     prefix: P.
     decoder_targets: for a reasoning decoder; None: there is none.
-    latents: how many stand at the beginning of each readout (models.latents).
+    latents: how many stand at the beginning of each readout (models.latents), at most.
+    own_latents: int32 [B, K], how many of each; None: as many.
     started: whether the first token of each readout is given.
     mark: tokens of the answer's mark that the text of each readout begins with, of 'codi'.
     teacher: rows that objective 'codi' learns from; None: there are none.
@@ -112,6 +120,7 @@ class Batch:
   prefix: int = flax.struct.field(pytree_node=False)
   decoder_targets: DecoderTargets | None = None
   latents: int = flax.struct.field(pytree_node=False, default=0)
+  own_latents: np.ndarray | None = None
   started: bool = flax.struct.field(pytree_node=False, default=False)
   mark: int = flax.struct.field(pytree_node=False, default=0)
   teacher: 'Batch | None' = None
@@ -158,6 +167,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
   visible_until = np.ones((size, length), np.int32)
   anchors = np.zeros((size, count), np.int32)
   unseen_from, unseen_until = np.zeros((2, size, length), np.int32)
+  own_latents = np.zeros((size, count), np.int32)
   for b, row in enumerate(rows):
     n = len(row.prefix)
     tokens[b, :n] = row.prefix
@@ -176,7 +186,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
     for k, out in enumerate(row.readouts):
       inputs, start = out.inputs, prefix + k * readout
       stop, begin = start + len(inputs), start + out.latents
-      tokens[b, start:stop] = inputs
+      tokens[b, start:stop], own_latents[b, k] = inputs, out.latents
       positions[b, start:start + readout] = np.arange(out.visible_until,
                                                       out.visible_until + readout)
       visible_from[b, start:start + readout] = out.visible_from
@@ -202,6 +212,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
   return Batch(tokens, positions, targets, weights, segment, visible_from,
                visible_until, anchors, prefix,
                latents=max((out.latents for out in outs), default=0),
+               own_latents=own_latents if any(out.mixed for out in outs) else None,
                started=bool(outs) and all(out.start is not None for out in outs),
                mark=max((out.mark for out in outs), default=0),
                loops=loops, **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
@@ -359,6 +370,9 @@ class Batches(Stepwise):
     """As `Stepwise.shapes`, by a sample of the problems."""
     index = np.linspace(0, len(self.examples) - 1, min(SAMPLED, len(self.examples))).astype(int)
     encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
+    if self.method.parts:  # four draws of each, evenly spaced over all
+      encoded = [dataclasses.replace(e, draw=(i * 0.618 + j) / 4 % 1)
+                 for i, e in enumerate(encoded) for j in range(4)]
     parts = self.method.parts(self.config) if self.method.parts and stage == 1 else 1
     found = [{self._size(e, stage, part / parts) for e in encoded} for part in range(parts)]
     if self.config.optim.batch_size > 1:
@@ -403,9 +417,12 @@ class Batches(Stepwise):
           [self.method.teacher(e, moment.progress, self.config, self.special)
            for e in encoded], self.config.data.buckets, self.special.pad))
     if self.decoder_targets:
-      return batch.replace(decoder_targets=collate_decoder_targets([
+      texts = collate_decoder_targets([
           self.method.decoder_targets(e, row, self.config, self.special)
-          for e, row in zip(encoded, rows, strict=True)]))
+          for e, row in zip(encoded, rows, strict=True)])
+      if self.method.decoder_mean and (total := batch.weights.sum()):  # 0 of prompts
+        texts = texts.mean(self.method.decoder_mean, total)
+      return batch.replace(decoder_targets=texts)
     return batch
 
 

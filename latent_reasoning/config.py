@@ -192,6 +192,9 @@ class BaselinesConfig:
   pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
   parts: int = key(
       4, 'icot, coconut, lotus: parts of stage 1; in part i, i steps are gone', 1)
+  mix_parts: bool = key(
+      False, 'coconut: in part k, and in stage 2 behind them, a problem takes part i <= k, '
+      'P(i) ∝ i + 1 (arXiv 2602.22441)')
   part_accuracy: float = key(
       0.0, 'icot, coconut: a part goes on until validation, asked as the part trains, is so '
       'right, or as part_patience says; both 0: parts are equally long')
@@ -276,8 +279,9 @@ class ImmConfig:
 @dataclasses.dataclass(frozen=True)
 class ReasoningDecoderConfig:
   """A small decoder that turns what the memory holds into text (models.reasoning_decoder)."""
-  source: Literal['', 'blocks', 'memory'] = key(
-      '', "hidden states of RiM's blocks, or what the implicit memory returned; '': none")
+  source: Literal['', 'blocks', 'memory', 'latents'] = key(
+      '', "hidden states of RiM's blocks, what the implicit memory returned, or the inputs of "
+      "coconut's and codi's latents, which jointly is SIM-CoT (arXiv 2509.20317); '': none")
   joint: bool = key(
       False, 'trained with the model; else on the finished one, by --mode=verbalize')
   num_layers: int = key(1, "of the decoder, as wide as the model's", 1)

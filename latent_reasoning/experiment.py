@@ -65,12 +65,13 @@ class Experiment:
 
   @property
   def objective(self):
+    method = self.batches.method
     if self.joint:
       e = self.config.reasoning_decoder
-      return losses.with_decoder(self.decoder(), e.source, e.weight)
+      own = losses.with_decoder(self.decoder(), e.source, e.weight)
+      return method.loss(self.config, own) if method.loss else own
     if self.config.aux.align or self.config.aux.smooth:
       return losses.with_aux(self.config.aux)
-    method = self.batches.method
     return method.loss(self.config) if method.loss else losses.next_token
 
   @property
@@ -385,10 +386,9 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
     return _build_text(config, workdir)
   parts = method.parts(config) if method.parts else 1
   epochs = method.resets_epochs and config.baselines.reset == 'published'
-  if method.has_latents and (config.imm.write_policy or config.reasoning_decoder.source):
-    raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
-                     'nor a reasoning decoder reads; expected config.imm.write_policy and '
-                     "config.reasoning_decoder.source ''")
+  if method.has_latents and config.imm.write_policy:
+    raise InputError(f"method {config.method} has continuous thoughts, which no memory reads; "
+                     "expected config.imm.write_policy ''")
   asking = asking and bool(config.model.init_from) and not workdir.metrics.exists()
   load = data.load_or_stand_in if asking else data.load
   splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)

@@ -68,6 +68,7 @@ class Readout:
   latents: int = 0
   reads: int = 1  # which pass over the end of the prefix (Loops), from 1
   mark: int = 0  # of its tokens, those of the answer's mark that it begins with
+  mixed: bool = False  # whether others of its batch may have other numbers of latents
 
   @property
   def inputs(self) -> list[int]:
@@ -114,7 +115,7 @@ class PackedSequence:
 @dataclasses.dataclass(frozen=True)
 class DecoderTarget:
   """Reasoning that a reasoning decoder should say."""
-  at: Sequence[int]  # prefix positions that it is read out of
+  at: Sequence[int]  # positions that it is read out of, of the prefix and then the readout
   text: Sequence[int]  # ends with the end token
 
 
@@ -187,8 +188,11 @@ class Method:
       config, ids) -> PackedSequence.
     prompt: (question ids, blocks, config, ids) -> PackedSequence whose readouts are to be
       decoded, the headline answer last.
-    loss: config -> a loss as `train.losses.next_token`; None: that one.
+    loss: config -> a loss as `train.losses.next_token`; None: that one. Of a method with
+      latents also with another in place of that one, for what it says of its own sequences.
     decoder_targets: (example, sequence, config, ids) -> what a reasoning decoder should say.
+    decoder_mean: 'tokens' or 'texts', over which the loss of one that is trained jointly is a
+      mean; '': as the method's own.
     teacher: as a stage, of the sequences that this method learns from in its loss.
     check: config -> None; raises InputError for what the method cannot do.
     trace: whether its answer comes after a generated chain of thought.
@@ -206,6 +210,7 @@ class Method:
   prompt: Callable[[Sequence[int], int, Config, SpecialTokens], PackedSequence]
   loss: Callable[[Config], Any] | None = None
   decoder_targets: Callable[..., list[DecoderTarget]] = chain_targets
+  decoder_mean: str = ''
   teacher: Stage | None = None
   check: Callable[[Config], None] | None = None
   trace: bool = False

@@ -18,6 +18,10 @@ from latent_reasoning.train import train_step as step_lib
 CASES = {name: {'method': name} for name in methods.METHODS if name != 'language_model'}
 CASES |= {
     'codi, projected': {'method': 'codi', 'baselines.projection': True},
+    'coconut, mixed': {'method': 'coconut', 'baselines.mix_parts': True},
+    **{f'{name}, SIM-CoT': {'method': name, 'reasoning_decoder.source': 'latents',
+                            'reasoning_decoder.joint': True, 'baselines.latents': 2}
+       for name in ('coconut', 'codi')},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
     'reasoning decoder': {'reasoning_decoder.source': 'blocks',
                           'reasoning_decoder.joint': True},

@@ -182,9 +182,13 @@ class Verbalizer:
     return prompts.replace(decoder_targets=batching.collate_decoder_targets(targets))
 
   def verbalize(self, question: str) -> list[str]:
-    """The text of each block, or of what the memory read at the question's end."""
-    texts = self.predictor.blocks if self.predictor.method.has_blocks else 1
-    source = self.source(self.batch([Example(question, [''] * texts, '')]))
+    """The text of each block, of each step's latents, or of what the memory read at the
+    question's end."""
+    row = self.predictor.row(question)
+    most = (self.predictor.blocks if self.predictor.method.has_blocks
+            else max(1, row.readouts[0].latents))
+    batch = self.batch([Example(question, [''] * most, '')])
+    source, texts = self.source(batch), int(batch.decoder_targets.weights.any(-1).sum())
     room = self.run.config.model.max_positions - source.shape[1]
     return self.say(source, min(room, self.run.config.eval.max_new_tokens))[:texts]
 

@@ -206,8 +206,9 @@ def trained_verbalizer(run: Experiment) -> verbalizer.Verbalizer:
   config, found = run.config, restored(run)
   e = config.reasoning_decoder
   if not e.source:
-    raise InputError("config.reasoning_decoder.source is ''; expected 'blocks' for RiM, or "
-                     "'memory' for a model with config.imm.write_policy")
+    raise InputError("config.reasoning_decoder.source is ''; expected 'blocks' for RiM, "
+                     "'latents' for coconut and codi, or 'memory' for a model with "
+                     "config.imm.write_policy")
   if run.joint:
     own = found.state.params['reasoning_decoder']
   else:

@@ -21,7 +21,7 @@ from latent_reasoning.data import tokenizers
 from latent_reasoning.eval import decoding
 from latent_reasoning.eval.evaluator import prompt_batch
 from latent_reasoning.methods import rim
-from latent_reasoning.models import latents
+from latent_reasoning.models import latents, reasoning_decoder
 from latent_reasoning.train import losses
 from latent_reasoning.train import train_step as step_lib
 
@@ -43,12 +43,14 @@ class Subject:
 
   def rows(self, stage: int) -> list[sequences.PackedSequence]:
     """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
-    whose stage 1 has parts, the last, where it has its latents."""
+    whose stage 1 has parts, the last, where it has its latents; what is drawn for a problem
+    is another for each, 0 for the first."""
     method = methods.get(self.config.method)
     parts = method.parts(self.config) if method.parts else 1
     progress = (parts - 1) / parts
-    return [method.sequence(e, stage, progress, self.config, self.special)
-            for e in self.examples]
+    return [method.sequence(dataclasses.replace(e, draw=i / len(self.examples)), stage,
+                            progress, self.config, self.special)
+            for i, e in enumerate(self.examples)]
 
   def prompts(self) -> list[sequences.PackedSequence]:
     method = methods.get(self.config.method)
@@ -82,6 +84,9 @@ def _checks(subject: Subject) -> list[tuple]:
           if subject.config.imm.write_policy else []),
         (f'stage {stage}: padded = unpadded', padding, rows),
         (f'stage {stage}: batch of 1 = batch of {len(rows)}', batch_size, rows)]
+  if subject.config.reasoning_decoder.source == 'latents':
+    checks.append(('what is said of latents is read out of the question alone', decoder_sources,
+                   subject.rows(2)))
   return [*checks, ('cached decoding = uncached', caching, subject.prompts()),
           *([('cached decoding of steps = uncached', caching, [
               rim.steps_prompt(row, subject.special) for row in subject.prompts()])]
@@ -234,6 +239,33 @@ def gradients(subject: Subject, rows):
     return ((influence > 0) & ~reach) | silent
 
   return _compare(subject, rows, subject.model, subject.params, illegal)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _source_influence(model, params, batch: Batch) -> np.ndarray:
+  """Returns [C, L]: size of the gradient of what text c is said of by input embedding j."""
+  inputs = model.apply({'params': params}, batch.tokens, method='embed')
+  direction = jax.random.normal(step_lib.key(0, step_lib.LEAKAGE), inputs.shape[-1:])
+
+  def sources(embeddings):
+    out = latents.forward(model, params, batch, embeddings=embeddings)
+    return reasoning_decoder.source(model, params, batch, 'latents', out).sum(1) @ direction
+  return jnp.abs(jax.jacrev(sources)(inputs)[:, 0]).max(-1)
+
+
+def decoder_sources(subject: Subject, rows):
+  """A text is read out of the question by way of its latents: no gradient from what stands
+  behind them, which is the text itself or the answer."""
+  method, wrong, count = methods.get(subject.config.method), 0, 0
+  for index, (row, example) in enumerate(zip(rows, subject.examples, strict=True)):
+    texts = batching.collate_decoder_targets([method.decoder_targets(
+        example, row, subject.config, subject.special)])
+    batch = _single(rows, index).replace(decoder_targets=texts)
+    influence = np.asarray(_source_influence(subject.model, subject.params, batch))
+    influence = influence[texts.weights[0].any(-1)]
+    wrong += int(((influence[:, batch.prefix:] > 0).any(1) | ~(influence > 0).any(1)).sum())
+    count += len(influence)
+  return bool(count) and not wrong, f'{wrong} of {count} texts wrong'
 
 
 def _log_probabilities(model, params, batch: Batch):

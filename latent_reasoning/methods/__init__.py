@@ -37,10 +37,14 @@ def check(config: Config) -> Method:
                     ('rim.externalize', config.rim.externalize)):
     ensure(not used or method.has_blocks, f'config.{key} is of memory blocks, and method '
            f'{method.name} has none; expected one that has: {with_blocks}')
+  thinking = [name for name, one in METHODS.items() if one.has_latents and not one.passes]
+  ensure(decoder.source != 'latents' or method.name in thinking, 'config.reasoning_decoder.source='
+         f'latents is of continuous thoughts, and method {method.name} has none that '
+         f'follow one another; expected one that has: {", ".join(thinking)}')
   joint = bool(decoder.source) and decoder.joint
   ensure(not (joint and (aux.align or aux.smooth)), 'config.aux.align and smooth cannot be '
          'trained with config.reasoning_decoder.joint; expected one of them')
-  ensure(not (method.loss and (joint or aux.align or aux.smooth)),
+  ensure(not (method.loss and (joint and not method.has_latents or aux.align or aux.smooth)),
          f'method {method.name} has a loss of its own, which config.aux and '
          'config.reasoning_decoder.joint would replace; expected neither with it')
   passes = method.passes(at_inference(config)) if method.passes else 1

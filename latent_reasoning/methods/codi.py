@@ -1,6 +1,12 @@
-"""CODI (Shen et al., arXiv 2502.21074): latents taught by the same model's chain of thought."""
+"""CODI (Shen et al., arXiv 2502.21074): latents taught by the same model's chain of thought.
 
-from collections.abc import Sequence
+SIM-CoT (arXiv 2509.20317) is a switch, reasoning_decoder.source 'latents' and joint: the input
+of latent k also says step k, as long as there are steps. The loss is a mean over tokens, added
+with reasoning_decoder.weight (1 in the paper); inference has no decoder.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -8,9 +14,11 @@ import jax.numpy as jnp
 
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config
+from latent_reasoning.methods.coconut import said
 from latent_reasoning.methods.icot import rest
 from latent_reasoning.models import latents
 from latent_reasoning.sequences import (
+  DecoderTarget,
   Method,
   PackedSequence,
   Readout,
@@ -19,7 +27,7 @@ from latent_reasoning.sequences import (
   causal,
   chain_of_thought,
 )
-from latent_reasoning.train.losses import BatchLoss, of_hidden
+from latent_reasoning.train.losses import BatchLoss, next_token, of_hidden
 
 
 def student(example: TokenizedExample, progress: float, config: Config,
@@ -52,7 +60,14 @@ def prompt(question: Sequence[int], blocks: int, config: Config,
   return _row(question, (), config, ids)
 
 
-def loss(config: Config, from_layer: int = 0) -> BatchLoss:
+def decoder_targets(example: TokenizedExample, row: PackedSequence, config: Config,
+                    ids: SpecialTokens) -> list[DecoderTarget]:
+  """Step k out of latent k, of those that there are."""
+  return said(example.steps, row, 1, ids)
+
+
+def loss(config: Config, student_loss: Callable[..., Any] = next_token,
+         from_layer: int = 0) -> BatchLoss:
   """A student with latents, taught by its own chain of thought.
 
     L = CE_student + w_t · CE_teacher + w_d · mean_l smooth_L1(h_l, sg h*_l) / σ_l
@@ -63,7 +78,8 @@ def loss(config: Config, from_layer: int = 0) -> BatchLoss:
   its mark in both; smooth L1 is the mean over problems and width, σ_l the standard deviation
   of h*_l over both. States before `from_layer` do not count.
 
-  The sums have those of the student, 'teacher_loss' and 'distance'.
+  The sums have those of the student, 'teacher_loss' and 'distance'. `student_loss` is what
+  stands for CE_student, as `train.losses.next_token`.
   """
   def teach(model, params, batch: Batch, rng):
     rng = None if rng is None else jax.random.split(rng)[1]
@@ -82,7 +98,7 @@ def loss(config: Config, from_layer: int = 0) -> BatchLoss:
   def terms(model, params, batch: Batch, rng, whole, first):
     own_rng = None if rng is None else jax.random.split(rng)[0]
     out = latents.forward(model, params, batch, own_rng)
-    loss, sums = of_hidden(model, params, batch, out.hidden)
+    loss, sums = student_loss(model, params, batch, own_rng, out)
     own = _states(model, params, batch, out, batch.prefix + batch.latents + batch.mark)
     own = own[from_layer:]
     hidden, theirs = teach(model, params, batch, rng)
@@ -118,5 +134,6 @@ def _states(model, params, batch: Batch, out, place) -> chex.Array:
 
 CODI = Method(
     'codi', 'CODI: continuous thoughts, distilled from the chain of thought of the same model '
-    '(arXiv 2502.21074).', (student, student), prompt, loss, teacher=teacher, marked=True,
+    '(arXiv 2502.21074).', (student, student), prompt, loss, decoder_targets=decoder_targets,
+    decoder_mean='tokens', teacher=teacher, marked=True,
     has_latents=True)

@@ -7,7 +7,9 @@ arXiv 2412.06769), through an MLP where the model has one (CODI, arXiv 2502.2107
   h_0 = hidden state of the prefix's last token,  h_t = model(x, h_0 … h_{t-1})
 
 Training and decoding share this path: the prefix is read once, latents follow one after
-another from its cache, and the tokens behind them go in one piece.
+another from its cache, and the tokens behind them go in one piece. Where readouts of a batch
+have other numbers of latents, what stands behind the fewer goes one after another as well, up
+to the most.
 """
 
 from collections.abc import Callable
@@ -166,6 +168,9 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
     h, cache = carry
     places, own_mask = slots(0, 1)  # latents differ in their position alone
     inputs = model.apply({'params': params}, h, method='latent_input')
+    if batch.own_latents is not None:
+      tokens = embeddings[:, p:].reshape(size, count, r, -1)[:, :, t]
+      inputs = jnp.where((t < batch.own_latents)[..., None], inputs, tokens)
     out = apply(t + 1, places + t, own_mask, cache, t, inputs)
     return (out.hidden, cache.add(out.layers)), (out.hidden, out.layers.hidden)
 

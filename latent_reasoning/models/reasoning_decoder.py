@@ -1,8 +1,11 @@
 """The reasoning decoder: a small transformer that says as text what a memory holds.
 
 It reads a few vectors, projected to its width, in place of a prompt: the hidden
-states of a RiM block, or what the memory of each IMM layer returned at some
-positions (arXiv 2502.21030 has it as an option, for inspection). It is beside the model:
+states of a RiM block, what the memory of each IMM layer returned at some
+positions (arXiv 2502.21030 has it as an option, for inspection), or the inputs of continuous
+thoughts. Trained jointly out of those, it is the auxiliary decoder of SIM-CoT (arXiv
+2509.20317), which begins as a copy of the model and is as deep; ours begins fresh, with
+reasoning_decoder.num_layers. It is beside the model:
 where nobody asks for it, nothing of it is computed.
 """
 
@@ -15,8 +18,8 @@ import jax.numpy as jnp
 
 from latent_reasoning.config import ModelConfig
 from latent_reasoning.errors import InputError
-from latent_reasoning.models import imm, masks
-from latent_reasoning.models.transformer import Dense, Transformer
+from latent_reasoning.models import imm, latents, masks
+from latent_reasoning.models.transformer import Dense, Output, Transformer
 
 
 def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None = None):
@@ -26,23 +29,31 @@ def hidden_and_source(model, params, batch, kind: str, rng: chex.PRNGKey | None 
     model: as models.transformer.Transformer.
     params: its parameters.
     batch: sequences with `decoder_targets`.
-    kind: 'blocks' or 'memory', as config.reasoning_decoder.source.
+    kind: 'blocks', 'memory' or 'latents', as config.reasoning_decoder.source.
     rng: for dropout; None: deterministic.
 
   Returns:
     hidden states [B, L, D], and the source [B·C, S·n, E] of C texts a row, n vectors
     of width E a position.
   """
-  rngs = None if rng is None else {'dropout': rng}
-  out = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                    deterministic=rng is None, rngs=rngs)
+  out = latents.forward(model, params, batch, rng)
+  return out.hidden, source(model, params, batch, kind, out)
+
+
+def source(model, params, batch, kind: str, out: Output) -> chex.Array:
+  """The source, as `hidden_and_source`, of what a model computed of rows."""
   layers = ([one.retrieved for one in imm.reads_of(out.layers)] if kind == 'memory'
             else [out.hidden])
   vectors = jnp.stack(layers, axis=2)  # [B, P, n, E]
   at = batch.decoder_targets.at
+  if batch.latents:  # the first is read at its anchor, the prefix's end; padding is behind it
+    end = batch.anchors[:, :1, None]
+    at = jnp.where(at > end, at - end - 1 + batch.prefix, at)
   rows = jnp.arange(at.shape[0])[:, None, None]
   picked = vectors[rows, at]  # [B, C, S, n, E]
-  return out.hidden, picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
+  if kind == 'latents':
+    picked = model.apply({'params': params}, picked, method='latent_input')
+  return picked.reshape(at.shape[0] * at.shape[1], -1, picked.shape[-1])
 
 
 class ReasoningDecoder(nn.Module):

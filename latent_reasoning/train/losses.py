@@ -19,7 +19,9 @@ import optax
 from latent_reasoning.batching import Batch, DecoderTargets
 from latent_reasoning.config import AuxConfig
 from latent_reasoning.models import latents, masks
-from latent_reasoning.models.reasoning_decoder import ReasoningDecoder, hidden_and_source
+from latent_reasoning.models import reasoning_decoder as decoder_lib
+from latent_reasoning.models.reasoning_decoder import ReasoningDecoder
+from latent_reasoning.models.transformer import Output
 from latent_reasoning.train import cross_entropy
 
 
@@ -36,7 +38,8 @@ def predictions(batch: Batch) -> tuple[chex.Array, chex.Array, chex.Array]:
           jnp.take_along_axis(batch.weights, at, axis=1))
 
 
-def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
+def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+               out: Output | None = None):
   """Weighted next-token loss, Σ w · -log p(target): the losses L1 and L2 of RiM.
 
   Args:
@@ -44,12 +47,14 @@ def next_token(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
     params: its parameters.
     batch: rows.
     rng: for dropout; None: deterministic.
+    out: what the model computed of the rows; None: to be computed.
 
   Returns:
     the sum, and a dict of float32 scalar sums: 'loss', 'weight' (the divisor),
     'correct' (weight of the predictions that are right).
   """
-  return of_hidden(model, params, batch, latents.forward(model, params, batch, rng).hidden)
+  out = latents.forward(model, params, batch, rng) if out is None else out
+  return of_hidden(model, params, batch, out.hidden)
 
 
 def of_hidden(model, params, batch: Batch, hidden: chex.Array):
@@ -106,13 +111,15 @@ def with_decoder(decoder: ReasoningDecoder, kind: str, weight: float):
   with a weight, and its gradient reaches the model.
 
   Returns:
-    (model, params, batch, rng) -> sums, where params has the decoder's as
+    (model, params, batch, rng, out) -> sums, where params has the decoder's as
     'reasoning_decoder'
     and the sums tell its own loss beside the model's.
   """
-  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None):
-    hidden, source = hidden_and_source(model, params, batch, kind, rng)
-    loss, sums = of_hidden(model, params, batch, hidden)
+  def objective(model, params, batch: Batch, rng: chex.PRNGKey | None = None,
+                out: Output | None = None):
+    out = latents.forward(model, params, batch, rng) if out is None else out
+    source = decoder_lib.source(model, params, batch, kind, out)
+    loss, sums = of_hidden(model, params, batch, out.hidden)
     more, own = decoder_loss(decoder, params['reasoning_decoder'], source,
                              batch.decoder_targets, rng)
     return loss + weight * more, {

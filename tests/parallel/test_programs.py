@@ -97,8 +97,13 @@ def test_maps():
 
 @pytest.mark.parametrize('changes', [
     {}, {'method': 'cot'}, {'method': 'icot'}, {'method': 'coconut'},
+    {'method': 'coconut', 'baselines.mix_parts': True},
+    {'method': 'coconut', 'baselines.mix_parts': True, 'baselines.latents': 3,
+     'optim.batch_size': 2, 'data.buckets.readout': ()},
     {'method': 'codi', 'baselines.latents': 2}, {'optim.batch_size': 1},
-    {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True}])
+    {'reasoning_decoder.source': 'blocks', 'reasoning_decoder.joint': True},
+    {'method': 'coconut', 'reasoning_decoder.source': 'latents',
+     'reasoning_decoder.joint': True}])
 def test_number_of_programs(changes, tiny_config, make_run, tmp_path):
   """As many as there are shapes of batches at most, and of one shape one."""
   run = make_run(tiny_config(**{'optim.stage1.steps': 30, 'optim.stage2.steps': 30, **changes}),

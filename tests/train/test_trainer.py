@@ -133,9 +133,11 @@ PEERS = {**SMALL, 'baselines.parts': 2, 'baselines.latents': 1, 'train.eval_ever
 
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [
-    {'method': 'coconut'}, pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
+    {'method': 'coconut'}, {'method': 'coconut', 'baselines.mix_parts': True},
+    {'method': 'codi', 'reasoning_decoder.source': 'latents', 'reasoning_decoder.joint': True},
+    pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
     pytest.param({'method': 'codi', 'baselines.projection': True}, marks=pytest.mark.slow)],
-    ids=lambda c: c['method'])
+    ids=lambda c: ' '.join(map(str, c.values())))
 def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, monkeypatch,
                                               changes):
   """Methods whose stage 1 has parts, or that think: a broken run ends in the same bits."""
