@@ -6,6 +6,8 @@
 Modes:
   train          train (or resume), then evaluate on the test split; the default. A config
                  with sweep.runs trains them all and ends in a comparison
+  trial          train (or resume), and end with the best score in validation, in trial.json,
+                 as a search does (sweep.search); no test problem is looked at
   eval           evaluate the workdir's checkpoint on the test split and eval.sets
   generate       answer --question="...", questions typed at a prompt, or a file of them:
                  --questions=FILE [--answers=FILE], a line {"question": "..."} each; with
@@ -265,7 +267,7 @@ def plan(args, config, argv: Sequence[str]) -> int:
 
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
 MODES: dict[str, tuple[str, ...]] = {
-    'train': ('commands.train',), 'eval': ('commands.evaluate',),
+    'train': ('commands.train',), 'trial': ('commands.trial',), 'eval': ('commands.evaluate',),
     'generate': ('block_commands.generate', 'question', 'externalize', 'questions',
                  'answers'),
     'verbalize': ('commands.verbalize', 'question'), 'export': ('commands.export', 'format'),
@@ -274,7 +276,8 @@ MODES: dict[str, tuple[str, ...]] = {
     'intervene': ('block_commands.intervene',), 'analyze': ('block_commands.analyze',),
     'latency': ('commands.latency',), 'flops': ('commands.count',),
     'verify': ('commands.verify',)}
-TOGETHER = ('train', 'eval')  # modes of several processes
+TRAINING = ('train', 'trial')
+TOGETHER = (*TRAINING, 'eval')  # modes of several processes
 FRESH = ('check_leakage', 'latency', 'flops')  # modes that need no checkpoint
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
@@ -351,7 +354,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if args.task or args.per_gpu:
     raise InputError('--task and --per_gpu are of a config with sweep.runs, in --mode=train or '
                      '--mode=compare')
-  if args.mode == 'train' and not args.process_id:
+  if args.mode in TRAINING and not args.process_id:
     restarts.check(str(path))
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
@@ -362,7 +365,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if not multihost.is_primary():
     sys.stdout = open(os.devnull, 'w')
   from latent_reasoning.train import trainer
-  training = args.mode == 'train'
+  training = args.mode in TRAINING
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there

@@ -246,6 +246,9 @@ def _explained(found: runs.Found, summary: dict[str, Any]) -> str:
   if any(r['latency'] for r in summary['runs'].values()):
     text += (' Latencies are medians at batch 1, each on its own model, measured in turn'
              f" on {found.latency.get('device', 'one machine')}.")
+  if any(r['passes'] for r in summary['runs'].values()):
+    text += ' Passes are those of the model, one after another, before its first token.'
+  text += comparison.fairness(found.search)
   if any(r['training_flops'] for r in summary['runs'].values()):
     text += (' Training FLOPs are of matrix products; training seconds include compilation '
              'and validation.')
