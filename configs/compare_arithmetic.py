@@ -9,6 +9,9 @@ Variants:
 
   :short     1,300 steps
   :four      chains of exactly four, as many as layers: where memory decides
+  :searched  as :four, more methods, each until validation improves no more, at learning rates
+             (and what its paper searches) found in as many trials as any other's
+  :searched_smoke  its whole path on a toy, three methods
   :smoke     the whole path on a toy, in minutes; its numbers mean nothing
   :controls  what of RiM matters: step supervision, stages, schedules, what readouts see
   :length    chains of 2, 4 and 6 operations, a model for each
@@ -48,6 +51,16 @@ CONTROLS = (
 # Without shorter chains to begin from, step supervision alone does not get there.
 FOUR = ('direct', 'direct_steps', 'pause_steps', 'coconut', 'rim', 'cot')
 
+# Until validation improves no more: how long, and in how many trials each method is tuned.
+# What two stages predict alike is one stage; step supervision is the first half.
+ONE_STAGE = ('direct', 'pause', 'cot', 'codi', 'icot', 'coconut', 'lotus')
+SEARCHED = (*METHODS, 'lotus method=lotus', 'pause_steps method=pause_steps')
+SEARCH = ('optim.stage1.learning_rate=1e-3,3e-3,6e-3',
+          *(f'{name} optim.stage2.learning_rate=2e-4,4e-4,1e-3'
+            for name in ('direct_steps', 'pause_steps', 'rim')),
+          'icot baselines.smoothing=2.0,4.0', 'coconut baselines.latents=1,2',
+          'codi baselines.distill_weight=1.0,5.0,20.0', 'lotus baselines.step_weight=0.05,0.5')
+
 SIZES = {'tiny': (2, 32, 4), 'small': (4, 64, 4), 'medium': (6, 128, 8), 'large': (8, 256, 8)}
 
 
@@ -68,6 +81,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.data.arithmetic.test_size = 1_000
   elif variant == 'smoke':
     _smoke(c)
+  elif variant in ('searched', 'searched_smoke'):
+    _searched(c, 6000)
+    if variant == 'searched_smoke':
+      _smoke(c)
+      _searched(c, 30, ('direct', 'coconut', 'rim'))
+    return c
   elif variant == 'four':
     c.sweep.runs = tuple(f'{name} method={name}' for name in FOUR)
   c.sweep.runs = _longer_parts(c)
@@ -96,7 +115,7 @@ VARIED = {
     'scale': lambda c: _mapped('size', MAPPED, {
         size: f'model.num_layers={layers} model.embed_dim={width} model.num_heads={heads} '
         f'model.mlp_dim={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
-VARIANTS = ('', 'short', 'four', 'smoke', 'controls', *VARIED)
+VARIANTS = ('', 'short', 'four', 'searched', 'searched_smoke', 'smoke', 'controls', *VARIED)
 
 
 def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -107,6 +126,24 @@ def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
          f'optim.stage1.schedule=constant train.eval_every={max(5, total // 26)} '
          'baselines.part_accuracy=0.95 baselines.part_patience=8')
   return tuple(run + own * (run.split()[0] in PARTS) for run in c.sweep.runs)
+
+
+def _searched(c: ml_collections.ConfigDict, most: int, names: tuple[str, ...] = ()) -> None:
+  """At most so many steps at a constant rate, until validation improves no more, at what is
+  best in three trials of each method; of those named alone, in two."""
+  c.train.eval_every = c.train.save_every = most // 30
+  c.optim.patience = 3 if names else 6
+  c.optim.stage1.update(steps=most // 2, schedule='constant')
+  c.optim.stage2.update(steps=most - most // 2, schedule='constant')
+  parts = ' baselines.part_accuracy=0.95 baselines.part_patience=4'
+  one = f' optim.stage1.steps={most} optim.stage2.steps=0'
+  c.sweep.runs = tuple(run + one * (run.split()[0] in ONE_STAGE) + parts * (
+      run.split()[0] in (*PARTS, 'lotus')) for run in SEARCHED
+      if not names or run.split()[0] in names)
+  c.sweep.search = tuple(entry for entry in SEARCH
+                         if not names or '=' in entry.split()[0] or entry.split()[0] in names)
+  c.sweep.trials = 2 if names else 3
+  c.sweep.budget = 'patience'
 
 
 def _chain(steps: int, c: ml_collections.ConfigDict) -> str:

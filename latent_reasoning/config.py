@@ -328,6 +328,9 @@ class OptimConfig:
   max_epochs: float = key(
       0.0, 'a stage ends after so many passes over the training split, whatever its steps; '
       '0: never')
+  patience: int = key(
+      0, 'the last stage ends after so many validations in a row without a better one, or '
+      'after its steps; 0: never before')
   max_grad_norm: float = key(1.0, 'global norm that gradients are clipped to; 0: no clipping')
   stage1: StageConfig = group(StageConfig)
   stage2: StageConfig = group(StageConfig)
@@ -396,8 +399,16 @@ class SweepConfig:
       (), "'name key=value key=value …', keys without 'config.'; (): none")
   seeds: tuple[int, ...] = key((0, 1, 2), 'each run with each of them')
   control: str = key('', 'name of the run that others are compared with')
-  budget: Literal['steps', 'flops'] = key(
-      'steps', "each run trains for its own steps, or for the control's FLOPs")
+  budget: Literal['steps', 'flops', 'epochs', 'patience'] = key(
+      'steps', "each run trains for its own steps; for the control's FLOPs; for the control's "
+      'passes over the training problems; until optim.patience ends it, its own steps at most')
+  search: tuple[str, ...] = key(
+      (), 'before the seeds are trained, each run is tried with the first of them at '
+      "'key=value,value … key=…', of a single run 'name key=value,value …', and what is best "
+      'in validation is taken; (): nothing is searched')
+  trials: int = key(
+      0, 'of each run, equally many: combinations that have each value about equally often; '
+      '0: as many as the candidates for all runs make')
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

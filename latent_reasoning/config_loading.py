@@ -78,6 +78,16 @@ def _check(config: Config) -> None:
     if list(sizes) != sorted(set(sizes)) or sizes and sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
                        'increasing sizes of at least 1')
+  if optim.patience and not config.train.eval_every:
+    raise InputError('config.train.eval_every is 0, and training goes on until a validation '
+                     'ends it (config.optim.patience); expected steps between validations')
+  if optim.patience and config.train.extend:
+    raise InputError(f'config.train.extend is {config.train.extend}, steps behind the end, '
+                     'which with config.optim.patience is where validation improves no more; '
+                     'expected one of the two, or more steps of the last stage')
+  if config.sweep.budget == 'patience' and not optim.patience:
+    raise InputError("config.sweep.budget is 'patience' and config.optim.patience 0; expected "
+                     'validations without a better one after which a run ends')
   b = config.baselines
   if (b.part_accuracy or b.part_patience) and not config.train.eval_every:
     raise InputError('config.train.eval_every is 0, and parts of stage 1 go on until a '

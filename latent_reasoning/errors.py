@@ -22,6 +22,10 @@ class TrainingError(RuntimeError):
   """Training cannot go on (a NaN, an exploding loss); names the way back."""
 
 
+class Diverged(TrainingError):
+  """The loss or its gradient is not finite or too large; the same again would end there."""
+
+
 class DeviceError(RuntimeError):
   """The devices cannot do what was asked: their memory, a kernel, their driver, who holds them
   (parallel.device_errors). Names what to lower or to mend; the same again would fail again."""

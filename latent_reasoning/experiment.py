@@ -247,15 +247,16 @@ class Experiment:
       checkpoints.close()
 
   def follow(self, meta: dict[str, Any] | None) -> None:
-    """Puts the parts of stage 1 where a checkpoint says that they began; without one, none
-    has begun yet, where they are not equally long."""
+    """Puts the parts of stage 1 where a checkpoint says that they began, and the end where
+    it says; without one, none has begun yet, where they are not equally long."""
     b, batches = self.config.baselines, self.batches
     starts = () if b.part_accuracy or b.part_patience else None
     if batches.curriculum.parts == 1:
       starts = None
     elif starts is not None and meta:
       starts = tuple(meta.get('parts', {}).get('starts', ()))
-    batches.curriculum = dataclasses.replace(batches.curriculum, starts=starts)
+    ended = meta.get('stopping', {}).get('ended', 0) if meta else 0
+    batches.curriculum = dataclasses.replace(batches.curriculum, starts=starts, ended=ended)
 
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first.
@@ -275,7 +276,7 @@ class Experiment:
     checkpoints.close()
     if restored:
       self.same_sources(restored.meta)
-      self.follow(restored.meta)
+      self.follow({**restored.meta, 'stopping': {'ended': checkpoints.ended}})
     return restored
 
   def kept(self) -> Iterator[Restored]:

@@ -6,6 +6,8 @@
 Modes:
   train          train (or resume), then evaluate on the test split; the default. A config
                  with sweep.runs trains them all and ends in a comparison
+  trial          train (or resume), and end with the best score in validation, in trial.json,
+                 as a search does (sweep.search); no test problem is looked at
   eval           evaluate the workdir's checkpoint on the test split and eval.sets
   generate       answer --question="...", questions typed at a prompt, or a file of them:
                  --questions=FILE [--answers=FILE], a line {"question": "..."} each; with
@@ -82,7 +84,8 @@ from latent_reasoning.cli import allocator, streams
 from latent_reasoning.cli.arguments import MODES, flag, parse, refuse_placeholders
 from latent_reasoning.errors import DeviceError, InputError, TrainingError
 
-TOGETHER = ('train', 'eval')  # modes of several processes
+TRAINING = ('train', 'trial')
+TOGETHER = (*TRAINING, 'eval')  # modes of several processes
 FRESH = ('check_leakage', 'latency', 'flops')  # modes that need no checkpoint
 
 
@@ -173,7 +176,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if args.task or args.per_gpu:
     raise InputError('--task and --per_gpu are of a config with sweep.runs, in --mode=train or '
                      '--mode=compare')
-  if args.mode == 'train' and not args.process_id:
+  if args.mode in TRAINING and not args.process_id:
     restarts.check(str(path))
   multihost.start(args.coordinator, args.num_processes, args.process_id,
                   args.distributed, config.train.peer_timeout)
@@ -184,7 +187,7 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
   if not multihost.is_primary():
     sys.stdout = open(os.devnull, 'w')
   from latent_reasoning.train import trainer
-  training = args.mode == 'train'
+  training = args.mode in TRAINING
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.nothing_left(path))
     if training:  # before anything is written there

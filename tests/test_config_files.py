@@ -22,7 +22,7 @@ from latent_reasoning.train import curriculum
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'depth', 'width',
-                                   'blocks', 'scale'),
+                                   'blocks', 'scale', 'searched', 'searched_smoke'),
             'compare_gsm8k': ('short', 'smoke', 'controls'),
             'compare_prosqa': ('short', 'smoke', 'controls'),
             'rim_arithmetic': tuple('2345678'),

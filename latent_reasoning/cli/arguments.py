@@ -18,7 +18,7 @@ from latent_reasoning.errors import InputError, nearest
 
 # Modes of one run: the function of `cli` that does it, and the flags that it is given.
 MODES: dict[str, tuple[str, ...]] = {
-    'train': ('commands.train',), 'eval': ('commands.evaluate',),
+    'train': ('commands.train',), 'trial': ('commands.trial',), 'eval': ('commands.evaluate',),
     'generate': ('block_commands.generate', 'question', 'externalize', 'questions',
                  'answers'),
     'verbalize': ('commands.verbalize', 'question'), 'export': ('commands.export', 'format'),

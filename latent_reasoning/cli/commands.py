@@ -15,7 +15,7 @@ from latent_reasoning.analysis import verbalizer
 from latent_reasoning.cli import evaluation
 from latent_reasoning.cli.evaluation import environment, restored, scored, scores
 from latent_reasoning.data import questions
-from latent_reasoning.errors import InputError, ensure
+from latent_reasoning.errors import Diverged, InputError, ensure
 from latent_reasoning.eval import (
   answer_matching,
   language_modeling,
@@ -54,6 +54,23 @@ def train(run: Experiment) -> int:
   """Trains, then evaluates."""
   trainer.train(run)
   return evaluate(run)
+
+
+def trial(run: Experiment) -> int:
+  """Trains, and writes trial.json: the best score in validation, None where the loss
+  diverged. No test problem is looked at."""
+  try:
+    trainer.train(run)
+    found = evaluation.restored(run)
+    result = {'score': found.meta['accuracy'], 'step': found.step,
+              'trained_steps': run.curriculum.total}
+  except Diverged as error:
+    result = {'score': None, 'error': str(error)}
+  workdir.write_json(run.workdir.trial, {**result, 'seed': run.config.seed,
+                                         'environment': evaluation.environment()})
+  print(f"{result.get('error') or f'''best validation score {result['score']:.4f}'''}; written "
+        f'to {run.workdir.trial}')
+  return 0
 
 
 def evaluate(run: Experiment) -> int:

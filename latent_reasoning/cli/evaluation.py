@@ -22,6 +22,7 @@ from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import init_from
+from latent_reasoning.models import lora
 from latent_reasoning.train import flops, metrics, profiler, versions, workdir
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Restored
@@ -114,7 +115,7 @@ def scored(run: Experiment) -> dict[str, Any]:
       protocol='validation', checkpoint=config.eval.checkpoint if found.step else 'init_from',
       blocks=run.predictor(found.state.params).blocks,
       validation_accuracy=found.meta['accuracy'],
-      parameters=sum(a.size for a in jax.tree.leaves(found.state.params)),
+      **parameters(run, found), passes=passes(run, found),
       tokens=tokens(run, scored[0][1]), training=training(run, found.step),
       data=run.splits.report, sets=sets, environment=environment())
   if config.eval.checkpoint_selection == 'paper' and found.step:
@@ -190,9 +191,8 @@ def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
       'causal': config.causal, 'memory': config.imm.write_policy, 'seed': config.seed,
       'step': found.step, 'trained_steps': run.curriculum.total * bool(found.step),
       'checkpoint': config.eval.checkpoint if found.step else 'init_from',
-      'parameters': sum(a.size for a in jax.tree.leaves(params)),
-      'training': training(run, found.step), 'data': run.splits.report,
-      'environment': environment()}
+      **parameters(run, found), 'training': training(run, found.step),
+      'data': run.splits.report, 'environment': environment()}
   if config.imm.write_policy:
     result['memory_zeroed'] = run.loss(params, 'valid', ablate=(*config.imm.ablate, 'read'))
   workdir.write_json(run.workdir.results, result)
@@ -211,6 +211,20 @@ def _with_progress(predictor: Predictor, examples, dataset: str, split: str, rul
     return score(predictor, examples, dataset, split, rule, count)
 
 
+def parameters(run: Experiment, found: Restored) -> dict[str, int]:
+  """How many there are, and how many of them are trained."""
+  params = found.state.params
+  return {name: sum(a.size for a in jax.tree.leaves(tree)) for name, tree in (
+      ('parameters', params), ('trained', lora.split(params, run.trained)[0]))}
+
+
+def passes(run: Experiment, found: Restored) -> int:
+  """Passes of the model, one after another, before it says its first token: the prompt's, one
+  for each further pass over its end, one for each latent that is fed back."""
+  row = run.predictor(found.state.params).row(run.test[0].question)
+  return (row.loops.passes if row.loops else 1) + row.readouts[-1].latents
+
+
 def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:
   """Tokens generated for the headline's text with its end token: mean and median."""
   most = run.config.eval.max_new_tokens
@@ -220,8 +234,10 @@ def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def training(run: Experiment, step: int) -> dict[str, Any]:
-  """What the training cost: seconds as logged, FLOPs as counted; nothing where none was."""
+  """What the training cost: seconds as logged, FLOPs as counted, epochs, and the steps of each
+  part of stage 1 where it has several; nothing where none was."""
   if not step:
     return {'seconds': 0.0, 'flops': 0.0, 'stages': []}
   logged = metrics.read(run.workdir.metrics) if run.workdir.metrics.exists() else []
-  return {'seconds': metrics.seconds(logged), **flops.training(run)}
+  parts = {'parts': run.curriculum.part_steps} if run.curriculum.parts > 1 else {}
+  return {'seconds': metrics.seconds(logged), **flops.training(run), **parts}

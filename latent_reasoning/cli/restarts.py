@@ -25,8 +25,8 @@ def saved(path: str) -> list[str]:
   runs = [place, *(f for f in place.iterdir() if f.is_dir())] if place.exists() else []
   steps = [f for run in runs if (run / 'checkpoints').exists()
            for f in (run / 'checkpoints').iterdir() if f.name.isdigit()]
-  return sorted(map(str, (*steps, *(run / 'results.json' for run in runs[1:]
-                                    if (run / 'results.json').exists()))))
+  ends = [run / name for run in runs[1:] for name in ('results.json', 'trial.json')]
+  return sorted(map(str, (*steps, *(end for end in ends if end.exists()))))
 
 
 def check(path: str, environment: Mapping[str, str] = os.environ) -> None:

@@ -1,7 +1,8 @@
 """Several runs by one command, each a process and a folder of its own: one after another, one
 on each GPU, or one by each task of a job array (`cli.sweep_share`).
 
-Each trains for its own steps, or for as many FLOPs as the control. At the end their models
+Each trains for its own steps, or for as many FLOPs or epochs as the control. Where something is
+searched (`cli.sweep_search`), trials come first. At the end their models
 are timed in turn in one process, and compared (report.comparison). A run that fails is named
 at the end and stops no other. Starting again goes on: what has results is kept, what was cut
 off resumes. This process itself opens no device: the runs need them.
@@ -9,15 +10,12 @@ off resumes. This process itself opens no device: the runs need them.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
-import os
 import pathlib
 import queue
 import re
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,10 +23,14 @@ from typing import Any
 from etils import epath
 
 from latent_reasoning import report
+from latent_reasoning.cli import sweep_search
+from latent_reasoning.cli.sweep_processes import child as _child
+from latent_reasoning.cli.sweep_processes import passing_on
+from latent_reasoning.cli.sweep_processes import python as _python
 from latent_reasoning.cli.sweep_share import Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError, ensure
-from latent_reasoning.parallel import devices, multihost
+from latent_reasoning.parallel import multihost
 from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir, read_object, write_json, write_text
 
@@ -53,10 +55,36 @@ def parse(config: SweepConfig) -> dict[str, list[str]]:
   if config.control and config.control not in found:
     raise InputError(f'config.sweep.control is {config.control!r}; expected one of the runs '
                      f'{tuple(found)}')
-  if config.budget == 'flops' and not config.control:
-    raise InputError("config.sweep.budget is 'flops', but config.sweep.control is '': there "
-                     'are no FLOPs to be equal to; name a run')
+  if config.budget in SCALED and not config.control:
+    raise InputError(f'config.sweep.budget is {config.budget!r}, but config.sweep.control is '
+                     f"'': there are no {SCALED[config.budget]} to be equal to; name a run")
   return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One training.
+
+  Attributes:
+    run: its name in sweep.runs.
+    folder: its own, in that of the sweep.
+    about: seed or trial, in words.
+    flags: what makes it this run.
+    mode: 'train', or 'trial' of a search.
+  """
+  run: str
+  folder: str
+  about: str
+  flags: Sequence[str]
+  mode: str = 'train'
+
+  def result(self, workdir: Workdir) -> dict[str, Any] | None:
+    """What it ended in, once it has."""
+    return _results(_place(workdir, self.folder), END[self.mode])
+
+
+SCALED = {'flops': 'FLOPs', 'epochs': 'epochs'}  # budgets that the control's training sets
+END = {'train': 'results.json', 'trial': 'trial.json'}  # what a finished training leaves
 
 
 def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir,
@@ -74,29 +102,78 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir,
     0, or 1 if a run failed, or what a signal asked for.
   """
   runs, share = parse(config), share or Share()
-  jobs = [(name, seed) for seed in config.seeds for name in runs]
-  mine = share.of(len(jobs))
-  whole = len(mine) == len(jobs)
+  search = sweep_search.settings(config, runs)
+  count = sum(map(len, search.values()))  # of trials, which are numbered first
+  total = count + len(runs) * len(config.seeds)
+  mine = share.of(total)
+  whole = len(mine) == total
   with workdir.writing() if whole else contextlib.nullcontext():
     for line in unreached(flags, runs):
       print(f'warning: {line}', file=sys.stderr)
-    if config.budget == 'flops' and mine:
-      ensure(not share.joined, "config.sweep.budget is 'flops', which one process counts; "
-             "expected 'steps' where several train one model, or one process a run (--task)")
-      own = {config.control, *(jobs[i][0] for i in mine)}
-      runs |= scaled(config, flags, {n: runs[n] for n in runs if n in own}, workdir)
-    status, failed = _train(flags, runs, jobs, mine, workdir, share)
+    for key, value in (('budget', config.budget in SCALED), ('search', search)):
+      ensure(not (share.joined and value and mine), f'config.sweep.{key} is '
+             f'{getattr(config, key)!r}, which one process counts; expected the default where '
+             'several train one model, or one process a run (--task)')
+    order = [*(name for name in search for _ in search[name]), *list(runs) * len(config.seeds)]
+    more = {name: [[f'--config.{key}={value}' for key, value in setting.items()]
+                   for setting in search.get(name, ({},))] for name in runs}
+    if config.budget in SCALED and mine:
+      more |= _budgets(config, flags, runs, {order[i]: more[order[i]] for i in mine}, workdir)
+    trials = [Job(name, sweep_search.folder(name, setting),
+                  f'trial of {sweep_search.words(setting)}',
+                  [*runs[name], *own, f'--config.seed={config.seeds[0]}'], 'trial')
+              for name in search
+              for setting, own in zip(search[name], more[name], strict=True)]
+    status, failed = _train(flags, trials, [i for i in mine if i < count], 0, total, workdir,
+                            share)
+    found = {name: sweep_search.Found(search[name], [
+        job.result(workdir) for job in trials if job.run == name]) for name in search}
+    seeds = [Job(name, f'{name}-{seed}', f'seed {seed}', [
+        *runs[name], *more[name][found[name].best if name in found else 0],
+        f'--config.seed={seed}']) for seed in config.seeds for name in runs]
+    ready = []
+    for i in () if status else [i for i in mine if i >= count]:
+      job = seeds[i - count]
+      wrong = found[job.run].lacks(job.run) if job.run in found else ''
+      if wrong and not job.result(workdir):
+        failed.append(f'{job.folder}: {wrong}')
+      else:
+        ready.append(i)
+    if not status:
+      status, wrong = _train(flags, seeds, ready, count, total, workdir, share)
+      failed += wrong
     if not status and multihost.is_primary():
-      _report(config, tuple(runs), jobs, workdir, whole or share.report,
-              timed=share.processes == 1)
+      _report(config, tuple(runs), seeds, workdir, whole or share.report,
+              timed=share.processes == 1, search=found)
   for one in failed:
     print(f'FAILED: {one}', file=sys.stderr)
   return status or int(bool(failed))
 
 
-def _train(flags: Sequence[str], runs: dict[str, list[str]], jobs: Sequence[tuple[str, int]],
-           mine: Sequence[int], workdir: Workdir, share: Share) -> tuple[int, list[str]]:
+def _budgets(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]],
+             more: dict[str, list[list[str]]], workdir: Workdir) -> dict[str, list[list[str]]]:
+  """Further overrides of trials, with the steps of the control's budget. Trials that differ
+  in learning rates alone cost the same, and are counted once."""
+  def costs(flags):
+    return tuple(f for f in flags if not f.partition('=')[0].endswith('learning_rate'))
+  kinds, known = {config.control: runs[config.control]}, {}
+  for name, settings in more.items():
+    for k, own in enumerate(settings):
+      one = [*runs[name], *own]
+      known[name, k] = next((kind for kind, other in kinds.items() if costs(other) == costs(
+          one)), f'{name}-{k}' if own else name)
+      kinds.setdefault(known[name, k], one)
+  longer = scaled(config, flags, kinds, workdir)
+  return {name: [[*own, *longer[known[name, k]][len(kinds[known[name, k]]):]]
+                 for k, own in enumerate(settings)] for name, settings in more.items()}
+
+
+def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first: int,
+           total: int, workdir: Workdir, share: Share) -> tuple[int, list[str]]:
   """Runs those of `mine` that have no results, as many at once as there are `share.gpus`.
+
+  Args:
+    mine: numbers of jobs among the `total`, of which the first of `jobs` has number `first`.
 
   Returns:
     the status of what stopped it, or 0; and the runs that failed.
@@ -107,44 +184,45 @@ def _train(flags: Sequence[str], runs: dict[str, list[str]], jobs: Sequence[tupl
     free.put({'environment': {'CUDA_VISIBLE_DEVICES': gpu}} if gpu else {})
 
   def train(number: int) -> None:
-    name, seed = jobs[number]
-    place = _place(workdir, f'{name}-{seed}')
-    if stopped or _results(place):
+    job = jobs[number - first]
+    place = _place(workdir, job.folder)
+    if stopped or job.result(workdir):
       return
     left = ''
     if done_here:
-      rest = sum(not _results(_place(workdir, f'{n}-{s}')) for n, s in (jobs[i] for i in mine))
+      rest = sum(not jobs[i - first].result(workdir) for i in mine)
       minutes = (time.monotonic() - began) / len(done_here) * rest / 60
       left = f', about {minutes:.0f} min left'
-    print(f'run {number + 1} of {len(jobs)}: {name}, seed {seed}{left}; log in {place.path}/'
+    print(f'run {number + 1} of {total}: {job.run}, {job.about}{left}; log in {place.path}/'
           'log.txt', file=sys.stderr, flush=True)
     slot = free.get()
     try:
       status = 0 if stopped else _child([
-          *flags, *runs[name], f'--config.seed={seed}', *_ALONE, *share.joined,
-          f'--workdir={place.remote or place.path}', '--mode=train'], place.path, **slot)
+          *flags, *job.flags, *_ALONE, *share.joined,
+          f'--workdir={place.remote or place.path}', f'--mode={job.mode}'], place.path, **slot)
     finally:
       free.put(slot)
     place.push()  # its log
     if status >= 128 or status < 0 or status == multihost.LOST:
-      print(f'stopped; the same command goes on with {name}, seed {seed}', file=sys.stderr)
+      print(f'stopped; the same command goes on with {job.run}, {job.about}', file=sys.stderr)
       stopped.append(status if status > 0 else 128 - status)
     elif status:
-      failed.append(f'{name}-{seed} (status {status}, see {place.path}/log.txt)')
+      failed.append(f'{job.folder} (status {status}, see {place.path}/log.txt)')
     done_here.append(number)
   if len(share.gpus) < 2:
     for number in mine:
       train(number)
   else:
-    with _passing_on(stopped), concurrent.futures.ThreadPoolExecutor(len(share.gpus)) as pool:
+    with passing_on(stopped), concurrent.futures.ThreadPoolExecutor(len(share.gpus)) as pool:
       list(pool.map(train, mine))
   return (stopped[0] if stopped else 0), failed
 
 
-def _report(config: SweepConfig, names: Sequence[str], jobs: Sequence[tuple[str, int]],
-            workdir: Workdir, asked: bool, timed: bool) -> None:
+def _report(config: SweepConfig, names: Sequence[str], jobs: Sequence[Job],
+            workdir: Workdir, asked: bool, timed: bool,
+            search: Mapping[str, sweep_search.Found]) -> None:
   """Writes the table where the files are; for a part of the runs only if it is the last."""
-  left = [f'{n}-{s}' for n, s in jobs if not _results(_place(workdir, f'{n}-{s}'))]
+  left = [job.folder for job in jobs if not job.result(workdir)]
   if left and not asked:
     print(f"{len(left)} of {len(jobs)} runs have no results yet ({', '.join(left[:3])}"
           f"{' …' if len(left) > 3 else ''}). Who ends the last of them makes the report; "
@@ -158,8 +236,10 @@ def _report(config: SweepConfig, names: Sequence[str], jobs: Sequence[tuple[str,
       return
     if workdir.remote:
       workdir.pull()
-      for name, seed in jobs:
-        _place(workdir, f'{name}-{seed}').pull()
+      for job in jobs:
+        _place(workdir, job.folder).pull()
+    if search:
+      write_json(workdir.path / 'search.json', sweep_search.summary(config, search))
     finish(workdir.path, names, config.control, workdir.remote, timed)
     workdir.push()
 
@@ -169,11 +249,11 @@ def _place(workdir: Workdir, name: str) -> Workdir:
   return Workdir(workdir.path / name, workdir.remote and f'{workdir.remote}/{name}')
 
 
-def _results(place: Workdir) -> dict[str, Any] | None:
+def _results(place: Workdir, name: str) -> dict[str, Any] | None:
   """What a run ended in, once it has; of a killed writer there may be a part."""
   if not place.remote:
-    return read_object(place.results)
-  file = epath.Path(place.remote) / 'results.json'
+    return read_object(place.path / name)
+  file = epath.Path(place.remote) / name
   return read_object(file.read_text()) if file.exists() else None
 
 
@@ -225,8 +305,10 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str, remote: str =
                        for title, rows in report.document(summary))
     charts = functools.partial(figures.comparison, summary)
   else:
-    text = report.markdown(report.losses(done, found.control)) if done else (
-        'no run has finished')
+    text = '\n\n'.join([
+        report.markdown(report.losses(done, found.control)) if done else 'no run has finished',
+        *(f'**{title}**\n\n{report.markdown(rows)}'
+          for title, rows in report.searches(found.search))])
     charts = functools.partial(figures.curves, found.groups())
   write_text(path / 'table.md', text + '\n')
   print(f'{text}\n\nwritten to {path}/table.md')
@@ -241,12 +323,13 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str, remote: str =
 
 def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]],
            workdir: Workdir) -> dict[str, list[str]]:
-  """Runs with their stages lengthened or shortened to the control's training FLOPs.
+  """Runs with their stages lengthened or shortened to the control's training FLOPs,
+  or its epochs.
 
   Raises:
-    InputError: FLOPs could not be counted.
+    InputError: those of the control could not be counted.
   """
-  counted = {}
+  counted, what = {}, SCALED[config.budget]
   for name in runs:
     place = _place(workdir, f'flops-{name}')
     place.pull()
@@ -259,65 +342,21 @@ def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]]
     if found := read_object(place.flops):  # perhaps another task's
       counted[name] = found
     else:
-      print(f'{name}: its FLOPs could not be counted (status {status}, see '
+      print(f'{name}: its {what} could not be counted (status {status}, see '
             f'{place.path}/log.txt); it trains for its own steps', file=sys.stderr)
   if config.control not in counted:
-    raise InputError(f'the FLOPs of config.sweep.control {config.control!r} could not be '
+    raise InputError(f'the {what} of config.sweep.control {config.control!r} could not be '
                      f'counted; see {workdir.path}/flops-{config.control}/log.txt')
   longer = {}
   for name, own in runs.items():
     more = []
     if name in counted:
-      factor = counted[config.control]['flops'] / counted[name]['flops']
+      factor = counted[config.control][config.budget] / counted[name][config.budget]
       more = [f"--config.optim.stage{s['stage']}.steps={max(1, round(factor * s['steps']))}"
               for s in counted[name]['stages']]
     longer[name] = [*own, *more]
   return longer
 
 
-_ALONE = ('--config.sweep.runs=()', '--config.sweep.control=',
-          '--config.sweep.budget=steps')  # what makes one run of a sweep's config
-
-
-_running: set[subprocess.Popen] = set()
-
-
-def _child(flags: Sequence[str], place: pathlib.Path,
-           environment: Mapping[str, str] | None = None) -> int:
-  """Runs one training with what it prints kept in its folder; of several processes that
-  train it together, each keeps its own."""
-  place.mkdir(parents=True, exist_ok=True)
-  log = 'log.txt' if multihost.is_primary() else f'log-{multihost.index()}.txt'
-  return _python('latent_reasoning.main', flags, place / log, environment)
-
-
-def _python(module: str, flags: Sequence[str], log: pathlib.Path,
-            environment: Mapping[str, str] | None = None) -> int:
-  """Runs one process; passes signals on. Returns its status."""
-  here = threading.current_thread() is threading.main_thread()
-  with log.open('a', encoding='utf-8') as log, os.fdopen(os.dup(2), 'wb') as ours, (
-      _passing_on([]) if here else contextlib.nullcontext()):
-    child = subprocess.Popen(
-        [sys.executable, '-m', module, *flags], stdout=log, stderr=log, start_new_session=True,
-        pass_fds=(ours.fileno(),), env={**os.environ, **(environment or {}),
-                                        devices.RELAY: str(ours.fileno())})
-    _running.add(child)
-    try:
-      return child.wait()
-    finally:
-      _running.discard(child)
-
-
-@contextlib.contextmanager
-def _passing_on(asked: list[int]):
-  """Sends SIGINT and SIGTERM to what runs, and notes the status that they ask for."""
-  def handle(number, _):
-    asked.append(128 + number)
-    for child in list(_running):
-      child.send_signal(number)
-  old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
+_ALONE = ('--config.sweep.runs=()', '--config.sweep.control=', '--config.sweep.budget=steps',
+          '--config.sweep.search=()', '--config.sweep.trials=0')  # one run of a sweep's config

@@ -1,6 +1,6 @@
 """Tables, figures and pages of runs. Needs no JAX."""
 
-from latent_reasoning.report.comparison import document, mcnemar, summarize
+from latent_reasoning.report.comparison import document, mcnemar, searches, summarize
 from latent_reasoning.report.figures import accuracy_and_time, adapters, learning, slots
 from latent_reasoning.report.mask_plots import leak, mask
 from latent_reasoning.report.page import write
@@ -28,5 +28,6 @@ __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
            'contamination', 'interventions', 'leakage', 'data',
            'document', 'verbalized',
            'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
-           'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'slots', 'summarize', 'table',
+           'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'searches', 'slots', 'summarize',
+           'table',
            'text', 'write']

@@ -71,7 +71,13 @@ def summarize(found: Found) -> dict[str, Any]:
                       for k in range(blocks)],
         'by_steps': {s: over([r['by_steps'][s]['final'] for r in results
                               if s in r.get('by_steps', ())]) for s in steps},
-        'parameters': results[0].get('parameters'),
+        'parameters': results[0].get('parameters'), 'trained': results[0].get('trained'),
+        'passes': results[0].get('passes'),
+        'epochs': over([r['training']['epochs'] for r in results
+                        if r.get('training', {}).get('epochs')]),
+        'parts': [over(steps) for steps in zip(*(
+            r['training']['parts'] for r in results if r.get('training', {}).get('parts')),
+                                               strict=False)],
         'sizes': {label: _get(done[0].config, key) for label, key in SIZES.items()},
         'tokens': over([r['tokens']['mean'] for r in results if 'tokens' in r]),
         'trained_steps': sorted({r.get('trained_steps') for r in results} - {None}),
@@ -80,7 +86,7 @@ def summarize(found: Found) -> dict[str, Any]:
         'training_flops': over([r['training']['flops'] for r in results if 'training' in r]),
         'latency': [e for e in found.latency.get('entries', ()) if e.get('method') == name],
         'against': against}
-  return {'control': found.control, 'runs': runs}
+  return {'control': found.control, 'runs': runs, 'search': found.search}
 
 
 def _get(config: dict[str, Any], key: str) -> Any:
@@ -175,9 +181,29 @@ def explained(found: Found, summary: dict[str, Any]) -> str:
   if any(r['latency'] for r in summary['runs'].values()):
     text += (' Latencies are medians at batch 1, each on its own model, measured in turn'
              f" on {found.latency.get('device', 'one machine')}.")
+  if any(r['passes'] for r in summary['runs'].values()):
+    text += ' Passes are those of the model, one after another, before its first token.'
+  text += fairness(found.search)
   if any(r['training_flops'] for r in summary['runs'].values()):
     text += (' Training FLOPs are of matrix products; training seconds include compilation '
              'and validation.')
+  return text
+
+
+BUDGETS = {'steps': 'for its own steps', 'flops': "for the control's FLOPs",
+           'epochs': "for the control's passes over the training problems",
+           'patience': 'until validation improves no more, its own steps at most'}
+
+
+def fairness(search: dict[str, Any]) -> str:
+  """Which budget the runs have, and how their settings were found, in sentences."""
+  text = ''
+  if budget := BUDGETS.get(search.get('budget')):
+    text += f' Budget: each run trains {budget}.'
+  if search.get('runs'):
+    text += (' Before, each run was tried equally often, each time with this budget and one '
+             'seed, and all its seeds have what was best in validation; no test problem was '
+             'looked at. A trial that diverged counts as the worst.')
   return text
 
 
@@ -209,7 +235,8 @@ def probability(p: float) -> str:
 
 def document(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
   """All tables with something in them: (title, rows)."""
-  titled = [('Final accuracy and cost', headline(summary)),
+  titled = [('Final accuracy and cost', headline(summary)), ('Training', training(summary)),
+            *searches(summary['search']),
             ('By number of steps, final %', by_steps(summary)),
             ('By block, %', by_block(summary)),
             (f"Against {summary['control']}, McNemar's exact test", tests(summary)),
@@ -220,7 +247,8 @@ def document(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
 def headline(summary: dict[str, Any]) -> list[list[str]]:
   """Accuracy, significance and cost, a row a run."""
   rows = [['run', 'seeds', 'final %', 'any %', 'p against control', 'parameters', 'steps',
-           'tokens', 'first token ms', 'full answer ms', 'training TFLOP', 'training s']]
+           'passes', 'tokens', 'first token ms', 'full answer ms', 'training TFLOP',
+           'training s']]
   for name, run in summary['runs'].items():
     one = next((e for e in run['latency'] if e['batch'] == 1), {})
     flops = run['training_flops']
@@ -230,11 +258,41 @@ def headline(summary: dict[str, Any]) -> list[list[str]]:
         share(run['any']) if len(run['per_block']) > 1 else '',
         'control' if name == summary['control'] else probability(pooled['p']) if pooled else '',
         f"{run['parameters']:,}" if run['parameters'] else '',
-        ', '.join(map(str, run['trained_steps'])), number(run['tokens'], '.1f'),
+        ', '.join(map(str, run['trained_steps'])), str(run['passes'] or ''),
+        number(run['tokens'], '.1f'),
         f"{one['first_ms']:.2f}" if one else '', f"{one['full_ms']:.2f}" if one else '',
         f"{flops['mean'] / 1e12:.3g}" if flops else '',
         number(run['training_seconds'], '.0f')])
   return dropped(rows)
+
+
+def training(summary: dict[str, Any]) -> list[list[str]]:
+  """How long each run was trained, and how much of it."""
+  return dropped([['run', 'trained parameters', 'epochs', 'steps of each part'], *(
+      [mark(name, run), f"{run['trained']:,}" if run['trained'] else '',
+       number(run['epochs'], '.3g'), ' + '.join(f"{part['mean']:.0f}" for part in run['parts'])]
+      for name, run in summary['runs'].items())])
+
+
+def searches(search: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+  """What was tried of each run, what it scored, and what was chosen: title and rows."""
+  rows = [['run', 'searched', 'validation of each trial', 'chosen']]
+  for name, run in search.get('runs', {}).items():
+    trials, chosen = run['trials'], run.get('chosen')
+    tried = [' / '.join(map(str, one['set'].values())) for one in trials]
+    rows.append([name, ' / '.join(trials[0]['set']) if trials else '', ', '.join(
+        f'{setting}: {_score(one)}' for setting, one in zip(tried, trials, strict=True)),
+                 '' if chosen is None else tried[chosen]])
+  count = max((len(run['trials']) for run in search.get('runs', {}).values()), default=0)
+  return [(f"Search, {count} trials of each run with seed {search['seed']}, by validation %",
+           rows)] if count else []
+
+
+def _score(trial: dict[str, Any]) -> str:
+  score = trial.get('score')
+  if score is None:
+    return 'diverged' if trial['diverged'] else '?'
+  return f'{100 * score:.1f}' if score >= 0 else f'loss {-score:.4f}'
 
 
 def by_steps(summary: dict[str, Any]) -> list[list[str]]:

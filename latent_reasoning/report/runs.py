@@ -33,11 +33,13 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """The runs of some folders; `latency` holds what a comparison timed, by run."""
+  """The runs of some folders; `latency` holds what a comparison timed, by run, and `search`
+  its budget and what it tried before (cli.sweep_search.summary)."""
   folders: list[Folder]
   control: str
   latency: dict[str, Any]
   problems: list[str]
+  search: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def groups(self) -> dict[str, list[Folder]]:
     """Runs by name, what reads the future last."""
@@ -57,7 +59,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
     control: the run that others are compared with; '': as the comparison's own config
       says, or else the first of method direct.
   """
-  folders, problems, latency = [], [], {}
+  folders, problems, latency, search = [], [], {}, {}
   for path in map(pathlib.Path, paths):
     if not path.is_dir():
       problems.append(f'{path}: no such folder')
@@ -75,6 +77,9 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                    for name in place for seed in sweep.get('seeds') or ()
                    if path / f'{name}-{seed}' not in inside]
       inside.sort(key=lambda p: (place.get(p.name.rpartition('-')[0], len(order)), p.name))
+      search |= {'budget': sweep['budget']} if sweep.get('budget') else {}
+      if (path / 'search.json').exists():
+        search |= read_json(path / 'search.json', problems, _SEARCH)
       if (path / 'latency.json').exists():
         latency.update(read_json(path / 'latency.json', problems, _TIMED))
     folders += [_folder(one, problems) for one in inside or [path]]
@@ -85,7 +90,7 @@ def find(paths: Iterable[str | pathlib.Path], names: Sequence[str] = (),
                     f"{', '.join(sorted(made_by))}")
   if not control:
     control = next((f.name for f in folders if f.results.get('method') == 'direct'), '')
-  return Found(folders, control, latency, problems)
+  return Found(folders, control, latency, problems, search)
 
 
 def below(paths: Iterable[str | pathlib.Path]) -> str:
@@ -116,15 +121,23 @@ _RESULTS = {
     'by_steps?': {'*': {'final': _number}}, 'n?': _whole, 'method?': _of(str),
     'seed?': _whole, 'dataset?': _of(str), 'split?': _of(str), 'parameters?': _whole,
     'trained_steps?': _number, 'tokens?': {'mean': _number},
-    'training?': {'seconds': _number, 'flops': _number}, 'causal?': _of(bool)}
+    'training?': {'seconds': _number, 'flops': _number, 'epochs?': _number,
+                  'parts?': [_number]}, 'trained?': _whole, 'passes?': _whole,
+    'causal?': _of(bool)}
 _LOSSES = {'loss': _number, 'train': {'loss': _number}, 'parameters': _whole,
            'causal': _of(bool), 'seed?': _whole, 'memory_zeroed?': {'loss': _number},
            'method?': _of(str)}
 _CONFIG = {'method?': _of(str), 'seed?': _whole,
-           'sweep?': {'control?': _of(str), 'runs?': [_of(str)], 'seeds?': [_whole]}}
+           'sweep?': {'control?': _of(str), 'runs?': [_of(str)], 'seeds?': [_whole],
+                     'budget?': _of(str)}}
 _METRIC = {'step': _whole, 'split': _of(str)}
 _PREDICTION = {'question?': _of(str), 'answer?': _of(str), 'predictions?': [_of(str)],
                'correct?': [_of(bool)], 'index?': _whole, 'dataset?': _of(str)}
+_TRIALS = {'chosen?': _whole, 'trials': [{'set': _of(dict), 'score?': _number,
+                                           'diverged': _of(bool)}]}
+_SEARCH = {'seed': _whole, 'budget': _of(str), 'runs': lambda value: isinstance(
+    value, dict) and all(not wrong(one, _TRIALS) and (one.get('chosen') or 0) in range(
+        len(one['trials'])) for one in value.values())}
 _TIMED = {'entries?': [{'method': _of(str), 'first_vs_direct?': _number, **dict.fromkeys(
     ('batch', 'prefix_tokens', 'tokens', 'first_ms', 'full_ms', 'first_flops', 'full_flops'),
     _number)}]}

@@ -99,6 +99,7 @@ class Checkpoints:
                warn: Callable[[str], None] = logging.warning, writer: bool = True):
     self.path, self.warn, self._writer = epath.Path(path), warn, writer
     self._accuracy: dict[int, float] = {}
+    self.ended = 0  # after how many steps training ended early, as a checkpoint says
     self._manager = None
     policies = checkpoint_managers
     try:
@@ -123,6 +124,7 @@ class Checkpoints:
         meta = self._meta(step)[0]
         if meta and meta.get('accuracy') is not None:
           self._accuracy[step] = meta['accuracy']
+        self.ended = self.ended or (meta or {}).get('stopping', {}).get('ended', 0)
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, newest first."""

@@ -1,8 +1,9 @@
 """Where a training step stands: its stage, its part, its progress, its learning rate.
 
 All of it is a function of the step alone, so resuming restores it for free; but for the steps
-at which parts of stage 1 began, where each goes on until it has converged: those are a field
-of the curriculum, and of every checkpoint.
+at which parts of stage 1 began, where each goes on until it has converged, and the one at
+which the last stage ended, where nothing improved any more: those are fields of the
+curriculum, and of every checkpoint.
 """
 
 import dataclasses
@@ -45,6 +46,8 @@ class Curriculum:
     starts: steps at which parts 1, 2, … have begun; None: all parts are equally long.
     epoch: steps after which the optimizer state begins anew; 0: never.
     added: steps of the last stage that extend it, each time.
+    ended: steps after which the last stage ended before its length; 0: it has not.
+    per_epoch: steps of a pass over the training split.
   """
   stages: tuple[StageConfig, ...]
   lengths: tuple[int, ...]
@@ -52,17 +55,38 @@ class Curriculum:
   starts: tuple[int, ...] | None = None
   epoch: int = 0
   added: tuple[int, ...] = ()
+  ended: int = 0
+  per_epoch: int = 1
 
   @property
   def total(self) -> int:
-    return sum(self.lengths)
+    return self.ended or sum(self.lengths)
+
+  @property
+  def taken(self) -> tuple[int, ...]:
+    """Steps that are taken of each stage."""
+    before = (sum(self.lengths[:i]) for i in range(len(self.lengths)))
+    return tuple(max(0, min(n, self.total - start))
+                 for n, start in zip(self.lengths, before, strict=True))
+
+  @property
+  def part_steps(self) -> tuple[int, ...]:
+    """Steps that are taken of each part of stage 1."""
+    parts = [self.at(step).part for step in range(self.taken[0])]
+    return tuple(parts.count(part) for part in range(self.parts))
+
+  def final(self, step: int) -> bool:
+    """Whether a step trains what is asked at inference: RiM's stage 1 reads steps, not
+    answers, out of blocks, and a part before the last leaves steps to be said."""
+    moment, last = self.at(step), max(i for i, n in enumerate(self.lengths, 1) if n)
+    return moment.stage == last and (moment.stage > 1 or moment.part == self.parts - 1)
 
   def at(self, step: int) -> StageProgress:
     """Returns the moment of a global step in 0 … total - 1."""
     start = 0
     for stage, length in enumerate(self.lengths, 1):
       if step < start + length:
-        own = length - sum(self.added) * (start + length == self.total)
+        own = length - sum(self.added) * (start + length == sum(self.lengths))
         moment = StageProgress(stage, step - start, own)
         if stage > 1:
           return moment
@@ -133,10 +157,14 @@ def _rates(stage: StageConfig, steps: int) -> np.ndarray:
 
 def converged(scores: Sequence[float], config: BaselinesConfig) -> bool:
   """Whether a part of stage 1 is done, by the scores of its validations."""
-  if config.part_accuracy and scores[-1] >= config.part_accuracy:
-    return True
+  return bool(config.part_accuracy and scores[-1] >= config.part_accuracy) or stalled(
+      scores, config.part_patience)
+
+
+def stalled(scores: Sequence[float], patience: int) -> bool:
+  """Whether the last `patience` scores are no better than the best before; 0: never."""
   best = max(range(len(scores)), key=lambda i: (scores[i], -i))  # the first of the best
-  return bool(config.part_patience) and len(scores) - 1 - best >= config.part_patience
+  return bool(patience) and len(scores) - 1 - best >= patience
 
 
 def build(config: OptimConfig, examples: int, parts: int = 1, extend: tuple[int, ...] = (),
@@ -165,4 +193,5 @@ def build(config: OptimConfig, examples: int, parts: int = 1, extend: tuple[int,
                      'those of stage2, above 0')
   last = max(i for i, length in enumerate(lengths) if length)
   lengths = tuple(n + sum(extend) * (i == last) for i, n in enumerate(lengths))
-  return Curriculum(stages, lengths, parts, epoch=per_epoch * reset_epochs, added=extend)
+  return Curriculum(stages, lengths, parts, epoch=per_epoch * reset_epochs, added=extend,
+                    per_epoch=per_epoch)

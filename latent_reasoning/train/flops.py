@@ -83,10 +83,11 @@ def training(run: 'Experiment') -> dict[str, Any]:
   stand for all.
 
   Returns:
-    {'flops', 'stages': [{'stage', 'steps', 'flops'}, …]}.
+    {'flops', 'epochs': passes over the training split, 'stages': [{'stage', 'steps',
+    'flops'}, …]}.
   """
   curriculum, stages, first = run.curriculum, [], 0
-  for number, steps in enumerate(curriculum.lengths, 1):
+  for number, steps in enumerate(curriculum.taken, 1):
     if not steps:
       continue
     state = jax.eval_shape(lambda number=number: run.fresh(number))
@@ -98,4 +99,5 @@ def training(run: 'Experiment') -> dict[str, Any]:
       costs.append(known[shapes(batch)])
     stages.append({'stage': number, 'steps': steps, 'flops': steps * float(np.mean(costs))})
     first += steps
-  return {'flops': sum(s['flops'] for s in stages), 'stages': stages}
+  return {'flops': sum(s['flops'] for s in stages),
+          'epochs': curriculum.total / curriculum.per_epoch, 'stages': stages}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from latent_reasoning import report
-from latent_reasoning.errors import InputError, TrainingError
+from latent_reasoning.errors import Diverged, InputError
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, programs, sharding
 from latent_reasoning.train import curriculum as curriculum_lib
@@ -124,7 +124,7 @@ def train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger] = ()) -> Trai
     the final state, saved.
 
   Raises:
-    TrainingError: the loss is not finite or too large.
+    Diverged: the loss is not finite or too large.
     DeviceError: out of memory, say.
     Interrupted: after SIGINT or SIGTERM, saved.
   """
@@ -161,6 +161,7 @@ def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainSta
   loop = _Loop(run, checkpoints, metrics, progress)
   if restored:
     loop.scores = list(restored.meta.get('parts', {}).get('scores', ()))
+    loop.final = list(restored.meta.get('stopping', {}).get('scores', ()))
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
                     progress.say)
   progress.say(report.data(run.splits.report))
@@ -221,6 +222,7 @@ class _Loop:
     self.timer = (time.monotonic(), 0)  # when, and predictions since
     self.warned: set[str] = set()
     self.scores: list[float] = []  # of the validations since this part began
+    self.final: list[float] = []  # of those of what is asked at inference
     self.watch = multihost.Watch(run.config.train.peer_timeout)
     self.shapes: set[Any] = set()  # of batches, by stage: each is a program of its own
     self.expected = {stage: run.batches.shapes(stage)
@@ -271,23 +273,23 @@ class _Loop:
       self.pending = _Pending(step + 1, moment.stage, sums, rate, work,
                               self.run.watch(state.params, batch) if logs else {})
       last = step + 1 == curriculum.total
-      accuracy = None
+      accuracy, final = None, False
       if last or _due(step + 1, config.train.eval_every):
         self.read()
         accuracy = self.validate(state, step + 1, moment)
+        # Only such checkpoints compete, and only their scores say that nothing improves.
+        if final := curriculum.final(step):
+          last = self.stalls(step + 1, accuracy) or last
       if not last and curriculum.parts > 1:
         self.parts(step + 1, accuracy)
       if last or stop or accuracy is not None or _due(
           step + 1, config.train.save_every):
         self.read()  # nothing is saved after a loss that was not looked at
-        # Only the last stage trains what is asked at inference, so only its
-        # checkpoints compete: RiM's stage 1 reads steps, not answers, out of blocks.
-        final = moment.stage == curriculum.at(curriculum.total - 1).stage and (
-            moment.stage > 1 or moment.part == curriculum.parts - 1)
         self.checkpoints.save(
             state, accuracy if final else None, stage=moment.stage, method=config.method,
             curriculum=curriculum.lengths, config=dataclasses.asdict(config),
             parts={'starts': self.run.curriculum.starts or (), 'scores': self.scores},
+            stopping={'ended': self.run.curriculum.ended, 'scores': self.final},
             data=self.run.fingerprint, sources=self.run.sources)
         self.run.workdir.push()
       if stop and not last:
@@ -305,6 +307,17 @@ class _Loop:
         step += 1
         if self.run.curriculum is not curriculum:
           break
+
+  def stalls(self, step: int, accuracy: float) -> bool:
+    """Ends the training at a step where validation has not improved for long enough."""
+    self.final.append(accuracy)
+    patience, curriculum = self.run.config.optim.patience, self.run.curriculum
+    if step == curriculum.total or not curriculum_lib.stalled(self.final, patience):
+      return False
+    self.run.batches.curriculum = dataclasses.replace(curriculum, ended=step)
+    self.progress.say(f'training ends at step {step} of at most {curriculum.total}: the last '
+                      f'{patience} validations were no better (config.optim.patience)')
+    return True
 
   def parts(self, step: int, accuracy: float | None) -> None:
     """Begins the next part of stage 1 at a step where the one before it has converged, and
@@ -337,7 +350,7 @@ class _Loop:
       good = self.checkpoints.steps()
       way = (f'the last good checkpoint is {self.checkpoints.path / str(good[0])}' if good
              else 'there was no checkpoint yet')
-      raise TrainingError(
+      raise Diverged(
           f'step {p.step}: loss {loss:.4g}, gradient norm {sums["grad_norm"]:.4g}; a finite '
           f'loss of at most {self.limit:.4g} was expected (config.train.max_loss). Training '
           f'stopped and {way}. Lower the learning rate or config.optim.max_grad_norm in a new '

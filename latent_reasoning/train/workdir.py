@@ -52,6 +52,7 @@ class Workdir:
   tokenizer = property(lambda self: self.path / 'tokenizer.json')
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')
+  trial = property(lambda self: self.path / 'trial.json')
   leakage = property(lambda self: self.path / 'leakage.json')
   latency = property(lambda self: self.path / 'latency.json')
   flops = property(lambda self: self.path / 'flops.json')

@@ -17,7 +17,8 @@ KINDS = {
         eval.contamination eval.latency_repeats eval.leakage_rows eval.samples eval.sets
         eval.temperature eval.test_problems eval.top_k imm.chunk imm.implementation
         mesh.data mesh.fsdp mesh.tensor model.attention model.loss_tile model.remat
-        optim.grad_accum_steps sweep.budget sweep.control sweep.runs sweep.seeds
+        optim.grad_accum_steps sweep.budget sweep.control sweep.runs sweep.search
+        sweep.seeds sweep.trials
         train.compilation_cache train.eval_every train.log_every train.max_loss
         train.max_to_keep train.peer_timeout train.prefetch train.profile_steps train.restart
         train.save_every train.wandb''',
@@ -51,6 +52,7 @@ KINDS = {
         model.rope.base model.rope.factor model.rope.high model.rope.low model.rope.original
         model.rope.scaling model.scan model.tie_embeddings optim.batch_size optim.beta1
         optim.beta2 optim.epsilon optim.max_epochs optim.max_grad_norm optim.muon_scale
+        optim.patience
         optim.stage1.dropout optim.stage1.epochs optim.stage1.learning_rate
         optim.stage1.optimizer optim.stage1.reset_optimizer optim.stage1.schedule
         optim.stage1.steps optim.stage1.warmup optim.stage2.dropout optim.stage2.epochs
