@@ -175,8 +175,8 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
       f'GiB sent are those of {compiler}, and by a model. step = max(compute, memory) + '
       'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
-      (f'Compiled for {target} in {took} s ({versions(target)})' if target else 'Compiled for as many fake devices '
-       f'of this CPU, attention as shared_prefix, in {took} s')
+      (f'Compiled for {target} in {took} s ({versions(target)})' if target else
+       f'Compiled for as many fake devices of this CPU, attention as shared_prefix, in {took} s')
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 
