@@ -106,7 +106,7 @@ plan() {
 planned() {
   local remat target model attention
   for attention in shared_prefix cudnn; do
-    for remat in none dots full; do
+    for remat in full dots none; do
       plan "GPT-2 124M, 128 × 384, gpu:h100, $attention, remat $remat" "${gpt2[@]}" \
         --target=gpu:h100 --config.model.attention=$attention --config.model.remat=$remat
       [ ! "$short" ] || return 0
@@ -116,7 +116,7 @@ planned() {
     for model in Llama-3.2-1B Llama-3.2-3B Llama-3.1-8B; do
       plan "$model, $target, fsdp 4, splash" --config=configs/rim_gsm8k.py:llama1b \
         --config.model.init_from="meta-llama/$model" --target=$target --config.mesh.fsdp=-1 \
-        --config.mesh.data=1 --config.model.attention=splash --search
+        --config.mesh.data=1 --config.model.attention=splash --config.model.remat=full --search
     done
   done
 }

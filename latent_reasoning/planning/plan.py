@@ -19,6 +19,7 @@ from latent_reasoning.report import markdown
 from latent_reasoning.train import hardware
 
 CHILD = 'LATENT_REASONING_PLAN'  # set in the process that has the fake devices
+REMAT = typing.get_args(typing.get_type_hints(ModelConfig)['remat'])
 MOST_ROWS = 1 << 16  # of a search
 MOST_COMPILED = 10  # batches, of a policy
 
@@ -38,11 +39,12 @@ def _measured(argv: Sequence[str], environment: dict[str, str], *more: str) -> d
 
 
 def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float | None,
-        target: str = '', searched: int = 0) -> int:
+        target: str = '', searched: int = 0, remat: str = '') -> int:
   """Measures for a target, or on each number of devices, each in a process; prints tables.
 
   Args:
     searched: the batch to begin a search with, for a target; 0: none.
+    remat: the policy to search with; '': all.
   """
   if searched and not target:
     raise InputError('--search asks the compiler of a --target, such as gpu:h100; give one')
@@ -62,7 +64,7 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
         print(f'{target}: remat {remat}, {rows:,} rows …', file=sys.stderr, flush=True)
         return _measured(argv, environments[0], f'--config.model.remat={remat}',
                          f'--config.optim.batch_size={rows}')
-      print(search(measured, searched, peak, memory_gb, target))
+      print(search(measured, searched, peak, memory_gb, target, (remat,) if remat else REMAT))
       return 0
     found = [_measured(argv, own) for own in environments]
   except _Failed as error:
@@ -116,10 +118,10 @@ def fits(one: dict[str, Any], limit: float) -> bool:
 
 
 def search(measured: Callable[[str, int], dict[str, Any]], start: int, peak: hardware.Peak,
-           memory_gb: float, target: str) -> str:
+           memory_gb: float, target: str, policies: Sequence[str] = REMAT) -> str:
   """The largest batch that fits under each config.model.remat, and the flags of the fastest."""
   rows, best = [['remat', 'rows', 'GiB', 'TFLOP a device', 'step ms', 'tokens/s']], None
-  for remat in typing.get_args(typing.get_type_hints(ModelConfig)['remat']):
+  for remat in policies:
     one = largest_batch(functools.partial(measured, remat), start, memory_gb * 1e9)
     start = one['rows'][0] if one else start  # the next one keeps less
     if one is None:
@@ -176,7 +178,8 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
       f'GiB sent are those of {compiler}, and by a model. step = max(compute, memory) + '
       'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
       (f'Compiled for {target} in {took} s ({versions(target)})' if target else
-       f'Compiled for as many fake devices of this CPU, attention as shared_prefix, in {took} s')
+       'Compiled for as many fake devices of this CPU, attention as shared_prefix, in '
+       f'{took} s')
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
 
 
