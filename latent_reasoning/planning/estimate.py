@@ -120,7 +120,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
 
   Args:
     target: as targets.parse; '': the devices there are, where no kernel runs.
-    shapes: also the shapes of all float32 arrays in the compiled program.
+    shapes: also those of all arrays in the compiled program, such as 'f32[128,384]'.
   """
   began = time.monotonic()
   run = planned(config, targets.parse(target).devices() if target else ())
@@ -152,7 +152,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
   found = {
       'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
       'row_unit': _row_unit(config, mesh), 'refused': refused,
-      'rows_seen': run.seen,
+      'rows_seen': run.seen, 'readouts': batch.anchors.shape[1],
       'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),
       'parameter_bytes': _bytes(own) + _bytes(frozen),
       'optimizer_bytes': _bytes(state.opt_state),
@@ -165,8 +165,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
       'traffic_bytes': traffic(config, state, mesh, kept),
       'vocabulary': run.tokenizer.vocab_size}
   if shapes:
-    found['shapes'] = sorted({tuple(map(int, one.split(',')))
-                              for one in re.findall(r'f32\[([\d,]+)\]', text)})
+    found['shapes'] = sorted(set(re.findall(r'[a-z]+\d*\[\d+(?:,\d+)+\]', text)))
   return {**found, 'seconds_to_plan': time.monotonic() - began,
           'total_bytes': sum(found[f'{part}_bytes'] for part in (
               'parameter', 'optimizer', 'gradient', 'temporary'))}
