@@ -105,14 +105,14 @@ plan() {
 }
 planned() {
   local remat target model attention
-  for attention in shared_prefix cudnn; do
-    for remat in full dots none; do
+  for remat in full dots none; do
+    for attention in shared_prefix cudnn; do
       plan "GPT-2 124M, 128 × 384, gpu:h100, $attention, remat $remat" "${gpt2[@]}" \
         --target=gpu:h100 --config.model.attention=$attention --config.model.remat=$remat
       [ ! "$short" ] || return 0
     done
   done
-  for target in tpu:v5p:2x2x1 tpu:v6e:2x2; do
+  for target in tpu:v6e:2x2 tpu:v5p:2x2x1; do
     for model in Llama-3.2-1B Llama-3.2-3B Llama-3.1-8B; do
       plan "$model, $target, fsdp 4, splash" --config=configs/rim_gsm8k.py:llama1b \
         --config.model.init_from="meta-llama/$model" --target=$target --config.mesh.fsdp=-1 \
