@@ -92,10 +92,7 @@ VARIED = {
     'width': lambda c: _mapped('width', MAPPED, {
         n: f'model.embed_dim={n} model.mlp_dim={4 * n}' for n in (32, 64, 128)}),
     'blocks': lambda c: _mapped('blocks', ('rim', 'pause_steps'), {
-        n: f'rim.blocks={n} baselines.pause_tokens={4 * n} '
-        f'data.buckets.prefix=(10,{10 + 4 * n}) '
-        f'data.buckets.count={(*range(1, max(4, n) + 1),)}'.replace(', ', ',')
-        for n in (1, 2, 4, 6, 8)}),
+        n: f'rim.blocks={n} baselines.pause_tokens={4 * n}' for n in (1, 2, 4, 6, 8)}),
     'scale': lambda c: _mapped('size', MAPPED, {
         size: f'model.num_layers={layers} model.embed_dim={width} model.num_heads={heads} '
         f'model.mlp_dim={4 * width}' for size, (layers, width, heads) in SIZES.items()})}
@@ -104,17 +101,18 @@ VARIANTS = ('', 'short', 'four', 'smoke', 'controls', *VARIED)
 
 def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
   """The methods, where those with parts have nine tenths of the same steps for them, at a
-  constant rate: each part begins anew, and the first, chain of thought, must be learned."""
+  constant rate: each part begins anew, and goes on until it is learned."""
   total = c.optim.stage1.steps + c.optim.stage2.steps
   own = (f' optim.stage1.steps={total * 9 // 10} optim.stage2.steps={total - total * 9 // 10} '
-         'optim.stage1.schedule=constant')
+         f'optim.stage1.schedule=constant train.eval_every={max(5, total // 26)} '
+         'baselines.part_accuracy=0.95 baselines.part_patience=8')
   return tuple(run + own * (run.split()[0] in PARTS) for run in c.sweep.runs)
 
 
 def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
   """All that a chain of another length changes, as overrides."""
   new, old = (config.to_dict() for config in (base(str(steps)), c))
-  keys = [('data', 'arithmetic'), ('data', 'buckets'), ('rim',), ('baselines',), ('eval',)]
+  keys = [('data', 'arithmetic'), ('rim',), ('baselines',), ('eval',)]
   kept = ('test_size',)  # as in this config
   found = []
   for path in keys:
@@ -129,7 +127,6 @@ def _chain(steps: int, c: ml_collections.ConfigDict) -> str:
 def _smoke(c: ml_collections.ConfigDict) -> None:
   """One seed of a toy model, a few steps."""
   c.model.update(num_layers=2, embed_dim=32, mlp_dim=64)
-  c.data.buckets.update(prefix=(26,), readout=(6, 30), count=(1, 4))  # few to compile
   c.optim.stage1.steps, c.optim.stage2.steps = 30, 20
   c.train.update(log_every=5, eval_every=20, save_every=0)
   c.data.arithmetic.test_size = 64

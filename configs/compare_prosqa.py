@@ -42,4 +42,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     c.train.update(log_every=2, eval_every=10, save_every=0)
     c.data.graphs.test_size = 32
     c.eval.update(batch_size=16, valid_problems=16, test_problems=32, latency_repeats=3)
+  if variant != 'controls':
+    c.sweep.runs = methods['_longer_parts'](c)
   return c

@@ -98,6 +98,7 @@ class Batch:
     decoder_targets: for a reasoning decoder; None: there is none.
     latents: how many stand at the beginning of each readout (models.latents).
     started: whether the first token of each readout is given.
+    mark: tokens of the answer's mark that the text of each readout begins with, of 'codi'.
     teacher: rows that objective 'codi' learns from; None: there are none.
     loops: the passes over the end of the prefix; None: one.
     unseen_from, unseen_until: int32 [B, L], with loops: what a readout does not see of the
@@ -116,6 +117,7 @@ class Batch:
   decoder_targets: DecoderTargets | None = None
   latents: int = flax.struct.field(pytree_node=False, default=0)
   started: bool = flax.struct.field(pytree_node=False, default=False)
+  mark: int = flax.struct.field(pytree_node=False, default=0)
   teacher: 'Batch | None' = None
   loops: sequences.Loops | None = flax.struct.field(pytree_node=False, default=None)
   unseen_from: np.ndarray | None = None
@@ -206,6 +208,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
                visible_until, anchors, prefix,
                latents=max((out.latents for out in outs), default=0),
                started=bool(outs) and all(out.start is not None for out in outs),
+               mark=max((out.mark for out in outs), default=0),
                loops=loops, causal_prefix=not loops and all(
                    [*row.visible_until] == [*range(1, len(row.prefix) + 1)] for row in rows),
                **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
@@ -234,6 +237,50 @@ def bucketed(rows: Sequence[sequences.PackedSequence], buckets: BucketConfig,
   p, k, r = sizes(rows)
   return collate(rows, fit(p, buckets.prefix, 'prefix'), fit(k, buckets.count, 'count'),
                  fit(r, buckets.readout, 'readout'), pad)
+
+
+MOMENTS = (0.0, 0.25, 0.5, 0.75, 1 - 1e-6)  # of stage 1, whose readouts may be annealed away
+
+
+def buckets(config: Config, method: sequences.Method,
+            encoded: Sequence[sequences.TokenizedExample], ids: sequences.SpecialTokens,
+            sampled: bool) -> Config:
+  """The configuration with the buckets that it does not state: the largest row of each moment
+  of training, of the method and of its teacher.
+
+  Args:
+    encoded: training problems; rows longer than the model's positions do not count.
+    sampled: whether there are others, for which a bucket a quarter larger is added.
+  """
+  stated = config.data.buckets
+  if stated.prefix and stated.readout and stated.count:
+    return config
+  parts = method.parts(config) if method.parts else 0
+  moments = [(1, part / parts) for part in range(parts)] or [(1, s) for s in MOMENTS]
+  found = {'prefix': set(), 'count': set(), 'readout': set()}
+  for moment in [*moments, (2, 0.0)]:
+    for rows in zip(*(_rows(config, method, e, moment, ids) for e in encoded), strict=True):
+      fitting = [row for row in rows if _last(row) <= config.model.max_positions]
+      for sizes_of, size in zip(found.values(), sizes(fitting or rows), strict=True):
+        sizes_of.add(size)
+  if sampled:
+    for name in ('prefix', 'readout'):
+      found[name].add(-(-max(found[name]) * 5 // 32) * 8)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=BucketConfig(
+      **{name: getattr(stated, name) or tuple(sorted(own)) for name, own in found.items()})))
+
+
+def _rows(config: Config, method: sequences.Method, encoded: sequences.TokenizedExample,
+          moment: tuple[int, float], ids: sequences.SpecialTokens
+          ) -> list[sequences.PackedSequence]:
+  """The row of a method at a moment (stage, progress), and its teacher's."""
+  own = [method.sequence(encoded, *moment, config, ids)]
+  return own + ([method.teacher(encoded, moment[1], config, ids)] if method.teacher else [])
+
+
+def _last(row: sequences.PackedSequence) -> int:
+  """Positions that a row needs."""
+  return max(len(row.prefix), *(o.visible_until + len(o.inputs) for o in row.readouts))
 
 
 def collate_decoder_targets(
@@ -319,7 +366,7 @@ class Batches(Stepwise):
     """As `Stepwise.shapes`, by a sample of the problems."""
     index = np.linspace(0, len(self.examples) - 1, min(SAMPLED, len(self.examples))).astype(int)
     encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
-    parts = self.config.baselines.parts if self.method.parts and stage == 1 else 1
+    parts = self.method.parts(self.config) if self.method.parts and stage == 1 else 1
     found = [{self._size(e, stage, part / parts) for e in encoded} for part in range(parts)]
     if self.config.optim.batch_size > 1:
       found = [_joined(rows) for rows in found]
@@ -411,8 +458,8 @@ def every_sequence(config: Config, method: sequences.Method,
                    encoded: sequences.TokenizedExample, ids: sequences.SpecialTokens
                    ) -> list[sequences.PackedSequence]:
   """The sequences that an example has in the course of training, each length once."""
-  parts = config.baselines.parts
-  moments = [(1, part / parts) for part in range(parts if method.parts else 1)] + [(2, 0.0)]
+  parts = method.parts(config) if method.parts else 1
+  moments = [(1, part / parts) for part in range(parts)] + [(2, 0.0)]
   own = [method.sequence(encoded, *moment, config, ids) for moment in moments]
   return own + ([method.teacher(encoded, 0.0, config, ids)] if method.teacher else [])
 
@@ -431,7 +478,7 @@ def check(config: Config, rows: Sequence[sequences.PackedSequence], steps: int) 
     fit(p, buckets.prefix, 'prefix')
     fit(k, buckets.count, 'count')
     fit(r, buckets.readout, 'readout')
-    last = max(len(row.prefix), *(o.visible_until + len(o.inputs) for o in row.readouts))
+    last = _last(row)
     if last > config.model.max_positions:
       raise InputError(f'a row needs {last} positions, more than config.model.max_positions '
                        f'{config.model.max_positions}{window(config)}')

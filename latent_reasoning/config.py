@@ -53,11 +53,12 @@ class GraphConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
-  """Static sizes that a batch is padded to: the smallest that holds it."""
-  prefix: tuple[int, ...] = key((256,), 'tokens of question and memory blocks')
+  """Static sizes that a batch is padded to: the smallest that holds it; (): what the method's
+  rows of the training problems need (batching.buckets)."""
+  prefix: tuple[int, ...] = key((), 'tokens of question and memory blocks')
   readout: tuple[int, ...] = key(
-      (256,), 'input tokens of one readout: an answer, a step, a chain of thought')
-  count: tuple[int, ...] = key((1,), 'readouts of a sequence')
+      (), 'input tokens of one readout: an answer, a step, a chain of thought')
+  count: tuple[int, ...] = key((), 'readouts of a sequence')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +191,26 @@ class BaselinesConfig:
   """The methods that RiM is compared with (methods)."""
   pause_tokens: int = key(8, 'pause, pause_steps: tokens behind the question')
   parts: int = key(
-      4, 'icot, coconut, lotus: equal parts of stage 1; in part i, i steps are gone', 1)
+      4, 'icot, coconut, lotus: parts of stage 1; in part i, i steps are gone', 1)
+  part_accuracy: float = key(
+      0.0, 'icot, coconut: a part goes on until validation, asked as the part trains, is so '
+      'right, or as part_patience says; both 0: parts are equally long')
+  part_patience: int = key(
+      0, 'icot, coconut: a part ends after so many validations in a row without a better one; '
+      '0: never')
+  reset: Literal['published', 'part'] = key(
+      'published', "when a new optimizer state begins, beside the stages, where a stage's "
+      'reset_optimizer: coconut at each part and epoch, icot at each part; or each part alone')
+  keep_mark: bool = key(
+      True, 'icot, coconut, codi: the answer has its mark also where no step is left')
+  removal: Literal['tokens', 'steps'] = key(
+      'tokens', 'icot: what is removed, as published tokens; or i steps in part i, unsmoothed '
+      'in part 0')
+  remove_tokens: int = key(8, 'icot: tokens that each part removes more', 1)
+  remove_all_beyond: int = key(
+      39, 'icot: a part that would remove more tokens than this removes all; 0: none does')
   smoothing: float = key(
-      4.0, 'icot: o steps more are removed, P(o) ∝ exp(-smoothing·o); 0: none')
+      4.0, 'icot: o tokens more are removed, P(o) ∝ exp(-smoothing·o); 0: none')
   latents: int = key(
       1, 'continuous thoughts: of coconut and lotus for each step gone, of codi in all', 1)
   rounds: int = key(

@@ -75,9 +75,17 @@ def _check(config: Config) -> None:
         f'{data.graphs.max_hops} and {data.graphs.nodes} nodes; expected min_hops <= max_hops '
         '< nodes - 2')
   for name, sizes in dataclasses.asdict(data.buckets).items():
-    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+    if list(sizes) != sorted(set(sizes)) or sizes and sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
                        'increasing sizes of at least 1')
+  b = config.baselines
+  if (b.part_accuracy or b.part_patience) and not config.train.eval_every:
+    raise InputError('config.train.eval_every is 0, and parts of stage 1 go on until a '
+                     'validation ends them (config.baselines.part_accuracy, part_patience); '
+                     'expected steps between validations, or both of these 0')
+  if not b.part_accuracy <= 1:
+    raise InputError(f'config.baselines.part_accuracy is {b.part_accuracy}; expected a share, '
+                     'at most 1')
   size = model.head_dim or model.embed_dim // model.num_heads
   few = model.num_kv_heads or model.num_heads
   if model.fused_qkv and (model.head_dim or model.num_kv_heads or model.qk_norm):

@@ -185,9 +185,15 @@ class Experiment:
           model.config.loop, count=config.eval.loops)))
     return Predictor(config, model, params, self.tokenizer)
 
-  def validate(self, params) -> tuple[dict[str, Any], float, str]:
-    """Values to log, a score of which more is better, and a line to print."""
+  def validate(self, params, part: int | None = None) -> tuple[dict[str, Any], float, str]:
+    """Values to log, a score of which more is better, and a line to print.
+
+    Args:
+      part: of stage 1, as which the model is asked; None: as at inference.
+    """
     config = self.config
+    if part is not None:
+      config = self.batches.method.asks(config, part)
     if self.batches.method.is_text:
       found = self.loss(params, 'valid')
       mark = '' if config.causal else ' (NOT CAUSAL)'
@@ -197,8 +203,10 @@ class Experiment:
     greedy = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=0))
     accuracy = evaluate(self.predictor(params, greedy), examples, config.data.name,
                         'valid', self.splits.report['rules']['valid'])[0]['accuracy']
-    return ({**accuracy, 'n': count}, accuracy['final'],
-            f'on {count} problems: final {accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
+    of = {} if part is None else {'part': part}
+    return ({**accuracy, 'n': count, **of}, accuracy['final'],
+            f'{f"as part {part} trains, " if of else ""}on {count} problems: final '
+            f'{accuracy["final"]:.1%}, any {accuracy["any"]:.1%}')
 
   def watch(self, params, batch) -> dict[str, float]:
     """The memory's failure signatures on a batch; empty without memory."""
@@ -236,6 +244,17 @@ class Experiment:
     finally:
       checkpoints.close()
 
+  def follow(self, meta: dict[str, Any] | None) -> None:
+    """Puts the parts of stage 1 where a checkpoint says that they began; without one, none
+    has begun yet, where they are not equally long."""
+    b, batches = self.config.baselines, self.batches
+    starts = () if b.part_accuracy or b.part_patience else None
+    if batches.curriculum.parts == 1:
+      starts = None
+    elif starts is not None and meta:
+      starts = tuple(meta.get('parts', {}).get('starts', ()))
+    batches.curriculum = dataclasses.replace(batches.curriculum, starts=starts)
+
   def restore(self) -> Restored | None:
     """The checkpoint that `eval.checkpoint` names, or None before the first.
 
@@ -254,6 +273,7 @@ class Experiment:
     checkpoints.close()
     if restored:
       self.same_sources(restored.meta)
+      self.follow(restored.meta)
     return restored
 
   def kept(self) -> Iterator[Restored]:
@@ -361,7 +381,8 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   method = methods.check(config)
   if method.is_text:
     return _build_text(config, workdir)
-  parts = config.baselines.parts if method.parts else 1
+  parts = method.parts(config) if method.parts else 1
+  epochs = method.resets_epochs and config.baselines.reset == 'published'
   if method.has_latents and (config.imm.write_policy or config.reasoning_decoder.source):
     raise InputError(f"method {config.method} has continuous thoughts, which neither a memory "
                      'nor a reasoning decoder reads; expected config.imm.write_policy and '
@@ -371,6 +392,7 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)
   tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
+  config = sized(config, splits.train, tokenizer)
   train = check(config, splits.train, tokenizer)
   too_long = len(splits.train) - len(train)
   splits = dataclasses.replace(splits, train=train,
@@ -378,7 +400,7 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   decoder = config.reasoning_decoder
   batches = batching.Batches(config, method, train, tokenizer,
                              curriculum.build(config.optim, len(train), parts,
-                                              config.train.extend),
+                                              config.train.extend, epochs),
                              decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
                    {entry: data.load_set(entry, config.data) for entry in config.eval.sets
@@ -430,6 +452,21 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
   length = curriculum.build(config.optim, crops, extend=config.train.extend)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Experiment(config, workdir, ids, tokenizer, batches, {})
+
+
+def sized(config: Config, train: Sequence[Example], tokenizer) -> Config:
+  """The configuration with the buckets that it does not state, by a sample of the problems."""
+  sample = _sample(train)
+  return batching.buckets(
+      config, methods.get(config.method), sequences.encode(sample, tokenizer),
+      sequences.special_tokens(tokenizer), sampled=len(sample) < len(train))
+
+
+def _sample(train: Sequence[Example]) -> Sequence[Example]:
+  """Training problems by which sizes are chosen: the longest, of generated ones the first."""
+  if isinstance(train, (list, tuple)) and len(train) > SAMPLED:
+    train = sorted(train, key=lambda e: -len(e.question) - sum(map(len, e.steps)))
+  return [train[i] for i in range(min(SAMPLED, len(train)))]
 
 
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:

@@ -67,6 +67,7 @@ class Readout:
   start: int | None = None
   latents: int = 0
   reads: int = 1  # which pass over the end of the prefix (Loops), from 1
+  mark: int = 0  # of its tokens, those of the answer's mark that it begins with
 
   @property
   def inputs(self) -> list[int]:
@@ -140,11 +141,15 @@ def causal(tokens: Sequence[int], readouts: Sequence[Readout]) -> PackedSequence
   return PackedSequence(tokens, range(1, len(tokens) + 1), readouts)
 
 
+def lines(steps: Sequence[Sequence[int]], ids: SpecialTokens) -> list[int]:
+  """Steps line by line."""
+  return [i for step in steps for i in (*ids.newline, *step)][len(ids.newline):]
+
+
 def chain_of_thought(steps: Sequence[Sequence[int]], answer: Sequence[int],
                      ids: SpecialTokens) -> list[int]:
   """Steps line by line, then the marked answer."""
-  out = [i for step in steps for i in (*ids.newline, *step)][len(ids.newline):]
-  return [*out, *ids.answer, *answer, ids.end]
+  return [*lines(steps, ids), *ids.answer, *answer, ids.end]
 
 
 def question_prompt(question: Sequence[int], blocks: int, config: Config,
@@ -158,8 +163,7 @@ def chain_targets(example: TokenizedExample, row: PackedSequence, config: Config
   """Without blocks, a reasoning decoder says all steps out of the prefix's last token."""
   if not example.steps:
     return []
-  text = [i for step in example.steps for i in (*ids.newline, *step)][len(ids.newline):]
-  return [DecoderTarget([len(row.prefix) - 1], [*text, ids.end])]
+  return [DecoderTarget([len(row.prefix) - 1], [*lines(example.steps, ids), ids.end])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +182,9 @@ class Method:
     teacher: as a stage, of the sequences that this method learns from in its loss.
     check: config -> None; raises InputError for what the method cannot do.
     trace: whether its answer comes after a generated chain of thought.
-    parts: whether stage 1 has `baselines.parts` (train.curriculum).
+    marked: whether its answer comes after its mark, unless not baselines.keep_mark.
+    parts: config -> how many stage 1 has (train.curriculum); None: it is one.
+    resets_epochs: whether its published recipe begins each epoch with a new optimizer state.
     has_latents: whether its readouts begin with latents.
     has_blocks: whether its prefix has memory blocks, each with a readout.
     is_text: whether it models plain text and answers no questions.
@@ -192,7 +198,9 @@ class Method:
   teacher: Stage | None = None
   check: Callable[[Config], None] | None = None
   trace: bool = False
-  parts: bool = False
+  marked: bool = False
+  parts: Callable[[Config], int] | None = None
+  resets_epochs: bool = False
   has_latents: bool = False
   has_blocks: bool = False
   is_text: bool = False
@@ -201,3 +209,11 @@ class Method:
                ids: SpecialTokens) -> PackedSequence:
     """A training sequence of a stage, 1 or 2."""
     return self.stages[stage - 1](example, progress, config, ids)
+
+  def asks(self, config: Config, part: int) -> Config:
+    """The configuration whose prompts are those of a part of stage 1."""
+    return config.replace(**{'baselines.parts': part + 1})
+
+  def speaks_first(self, config: Config) -> bool:
+    """Whether it generates tokens before the answer's own."""
+    return self.trace or self.marked and config.baselines.keep_mark

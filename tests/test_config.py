@@ -253,7 +253,7 @@ def test_no_negative_numbers(raw):
     ({'model.attention': 'cudnn', 'model.dtype': 'float32'}, "'cudnn', which has no float32"),
     ({'data.arithmetic.operations': '+/'}, 'one or more of the characters'),
     ({'data.buckets.prefix': (32, 12)}, 'buckets.prefix is .*increasing sizes'),
-    ({'data.buckets.prefix': ()}, 'buckets.prefix is .*increasing sizes'),
+    ({'data.buckets.prefix': (0,)}, 'buckets.prefix is .*increasing sizes'),
     ({'data.buckets.count': (1, 1)}, 'buckets.count is .*increasing sizes'),
     ({'data.buckets.readout': (0, 1)}, 'buckets.readout is .*at least 1'),
     ({'model.embed_dim': 64, 'model.num_heads': 3}, 'embed_dim 64 is not a multiple '
@@ -261,6 +261,8 @@ def test_no_negative_numbers(raw):
     ({'model.position_embedding': 'rotary', 'model.embed_dim': 12, 'model.num_heads': 4},
      'rotary .* even head size; found 3'),
     ({'optim.batch_size': 10, 'optim.grad_accum_steps': 4}, 'batch_size 10 is not a multiple'),
+    ({'baselines.part_patience': 2, 'train.eval_every': 0}, 'eval_every is 0, and parts .*end'),
+    ({'baselines.part_accuracy': 1.5}, 'part_accuracy is 1.5; expected a share'),
     ({'optim.stage1.dropout': 1.0}, 'stage1.dropout is 1.0; expected less than 1'),
     ({'optim.stage2.warmup': 1.5}, 'stage2.warmup is 1.5; expected a share'),
     ({'data.graphs.max_hops': 2}, 'min_hops 3, max_hops 2 and 28 nodes; expected min_hops <='),

@@ -18,6 +18,7 @@ from latent_reasoning import methods
 from latent_reasoning.cli import sweep
 from latent_reasoning.config import Config, flatten
 from latent_reasoning.config_loading import from_dict
+from latent_reasoning.train import curriculum
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'depth', 'width',
@@ -121,6 +122,26 @@ def test_methods_of_the_comparisons_exist():
   """Those that this version has are rows of the table."""
   assert {'direct', 'direct_steps', 'cot', 'pause', 'pause_steps', 'rim'} <= set(
       methods.METHODS)
+
+
+@pytest.mark.parametrize('name', ['compare_arithmetic', 'compare_prosqa'])
+@pytest.mark.parametrize('method', ['icot', 'coconut'])
+def test_parts_have_a_constant_rate(name, method):
+  """The last part of stage 1 learns as fast as the first, and parts go on until learned."""
+  path, = (f for f in FILES if f.stem == name)
+  config = from_dict(load(path, ''))
+  flags, = (f for n, f in sweep.parse(config.sweep).items() if n == method)
+  changes = dict(f.removeprefix('--config.').split('=', 1) for f in flags)
+  numbers = {k: v if k in ('method', 'optim.stage1.schedule') else float(v)
+             for k, v in changes.items()}
+  numbers.update({k: int(v) for k, v in numbers.items() if k.endswith(('steps', 'patience',
+                                                                       'every'))})
+  config = config.replace(**numbers)
+  total = curriculum.build(config.optim, 1_000_000)
+  peak, (one, _) = config.optim.stage1.learning_rate, total.lengths
+  assert [total.learning_rate(s) for s in range(one // 10, one, one // 50)] == [
+      pytest.approx(peak)] * len(range(one // 10, one, one // 50))
+  assert config.baselines.part_accuracy and 10 * config.train.eval_every < one
 
 
 if __name__ == '__main__':

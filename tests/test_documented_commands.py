@@ -356,7 +356,8 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
   monkeypatch.setattr(decoding, 'SHAPES', ((1, 16, 2),))
   monkeypatch.setattr(eval_latency, 'BATCHES', (1,))
 
-  def python(module, flags, log):  # in this process: importing JAX takes longer than a run
+  def python(module, flags, log, environment=None):
+    # In this process: importing JAX takes longer than a run.
     module = importlib.import_module(module)
     return module.main(flags if module is latency else ['main', *flags])
   monkeypatch.setattr(sweep, '_python', python)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from llama import LLAMA
 
-from latent_reasoning import config_loading, methods
+from latent_reasoning import config_loading, methods, sequences
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
@@ -217,3 +217,61 @@ def test_parameters_by_estimate(tiny_config, make_run, tmp_path):
     made = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.fresh).params))
     assert parameter_count(run.config.model, run.tokenizer.vocab_size) == pytest.approx(
         made, rel=0.06)
+
+
+UNSTATED = {'data.buckets.prefix': (), 'data.buckets.readout': (), 'data.buckets.count': ()}
+
+
+@pytest.mark.parametrize('method', [m for m in methods.METHODS if m != 'language_model'])
+def test_buckets_follow_from_method_and_data(tiny_config, make_run, tmp_path, method):
+  """Without any stated, no batch is larger than the largest row of its moment in the data."""
+  config = tiny_config(**{**ONE_LAYER, **UNSTATED, 'method': method, 'baselines.parts': 2,
+                          'rim.schedule': 'relative', 'optim.stage1.steps': 6,
+                          'optim.stage2.steps': 2})
+  run = make_run(config, tmp_path)
+  found, ids, own = run.config.data.buckets, run.batches.special, run.batches.method
+  encoded = sequences.encode([run.splits.train[i] for i in range(40)], run.tokenizer)
+  for step in range(run.curriculum.total):
+    batch, moment = run.batches.at(step), run.curriculum.at(step)
+    rows = [own.sequence(e, moment.stage, 0.5 * (moment.progress >= 0.5), run.config, ids)
+            for e in encoded]
+    for made, like in ((batch, rows), (batch.teacher, own.teacher and [
+        own.teacher(e, moment.progress, run.config, ids) for e in encoded])):
+      if made is not None:
+        later = (made.loops.passes - 1) * made.loops.size if made.loops else 0
+        assert made.prefix - later == max(len(row.prefix) for row in like)
+        assert made.anchors.shape[1] <= max(len(row.readouts) for row in like)
+        assert made.tokens.shape[1] <= made.prefix + made.anchors.shape[1] * max(
+            len(out.inputs) for row in like for out in row.readouts)
+  assert make_run(config, tmp_path / 'again').config == run.config
+  stated = make_run(tiny_config(**{**ONE_LAYER, 'method': method}), tmp_path / 'stated')
+  assert stated.config == tiny_config(**{**ONE_LAYER, 'method': method})
+  assert all(sizes == tuple(sorted(set(sizes))) for sizes in (found.prefix, found.count))
+
+
+def test_buckets_of_the_default_job(make_run, default_config, tmp_path, monkeypatch):
+  """Coconut's and CODI's prefix is one token more than the question, not RiM's blocks."""
+  monkeypatch.setattr(run_lib, 'SAMPLED', 60)
+  expected = {'rim': {26}, 'direct': {10}, 'coconut': {11}, 'codi': {11}}
+  for method, prefixes in expected.items():
+    config = default_config()
+    config.method = method
+    run = make_run(config_loading.from_dict(config), tmp_path / method)
+    steps = range(0, run.curriculum.total, 400)
+    batches = [run.batches.at(step) for step in steps]
+    assert {b.prefix for b in batches} == prefixes, method
+    assert {b.teacher.prefix for b in batches if b.teacher} <= {10}
+    longest = max(b.tokens.shape[1] for b in batches)
+    print(method, longest)
+    assert longest <= {'rim': 26 + 4 * 6, 'direct': 12, 'coconut': 11 + 31 + 4, 'codi': 24}[
+        method]
+
+
+def test_a_row_beyond_the_sample_has_a_bucket(tiny_config, make_run, tmp_path, monkeypatch):
+  """Sizes are chosen by some problems; a few that are longer train too."""
+  monkeypatch.setattr(run_lib, 'SAMPLED', 1)
+  run = make_run(tiny_config(**{**ONE_LAYER, **UNSTATED, 'method': 'cot'}), tmp_path)
+  longest = max(len(e.question) for e in run.batches.examples) + 1
+  assert max(run.config.data.buckets.prefix) >= longest
+  for step in range(run.curriculum.total):
+    assert run.batches.at(step).prefix in run.config.data.buckets.prefix

@@ -1,14 +1,16 @@
 """Rows of every method, written out by hand."""
 
 import dataclasses
+import math
 
+import numpy as np
 import pytest
 
 from latent_reasoning import methods, sequences
 from latent_reasoning.data import tokenizers
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
-from latent_reasoning.methods import rim
+from latent_reasoning.methods import icot, rim
 from latent_reasoning.sequences import Readout, TokenizedExample
 
 # <b> = 92, <m> = 93, </b> = 94; a block with one memory token is 92 93 94.
@@ -253,52 +255,101 @@ def peers(config, **changes):
 
 
 TRACES = {0: [3, 4, 10, 5, 6, 10, 7, 10, 35, 8, 9, 91], 1: [5, 6, 10, 7, 10, 35, 8, 9, 91],
-          2: [7, 10, 35, 8, 9, 91], 3: [8, 9, 91]}  # with the first n steps gone
+          2: [7, 10, 35, 8, 9, 91], 3: [10, 35, 8, 9, 91]}  # with the first n steps gone
+BARE = {**TRACES, 3: [8, 9, 91]}  # without baselines.keep_mark
 
 
-def test_icot(config):
-  """In part i of stage 1 the first i steps are gone; the answer alone has no mark."""
-  config = peers(config, parts=4, smoothing=0.0)
-  for part in range(4):
-    for progress in (part / 4, part / 4 + 0.2):
-      check(train('icot', config, progress=progress), [1, 2], [Readout(2, TRACES[part])])
-  for steps in (0, 3):
-    check(train('icot', config, steps, stage=2), [1, 2], [Readout(2, [8, 9, 91])])
+def test_icot_removes_tokens(config):
+  """In part i of stage 1 the first i·d tokens are gone, all beyond a number, the mark never."""
+  trace, rest = TRACES[0][:7], TRACES[3]
+  for size, beyond, parts in ((2, 0, 4), (3, 0, 4), (2, 3, 3), (2, 4, 4), (1, 2, 4),
+                              (8, 39, 4)):
+    own = peers(config, parts=4, smoothing=0.0, remove_tokens=size, remove_all_beyond=beyond)
+    count = methods.get('icot').parts(own)
+    assert count == parts
+    for part in range(count):
+      gone = part * size
+      left = [] if beyond and gone > beyond else trace[gone:]
+      for progress in (part / count, (part + 0.9) / count):
+        check(train('icot', own, progress=progress), [1, 2], [Readout(2, left + rest)])
+    assert not beyond or (count - 1) * size > beyond or count == 4
+    check(train('icot', own, stage=2), [1, 2], [Readout(2, rest)])
+  check(train('icot', own, 0, stage=2), [1, 2], [Readout(2, rest)])
+
+
+def test_parts_by_progress():
+  """Part p begins at p / parts, whatever rounding does to it."""
+  for parts in range(1, 60):
+    assert [icot.passed(p / parts, parts) for p in range(parts)] == [*range(parts)]
+    assert icot.passed(1 - 1e-6, parts) == parts - 1
 
 
 def test_removal_smoothing(config):
-  """o more steps are gone, P(o >= n) = exp(-λ n); none before the first removal."""
-  config = peers(config, parts=4, smoothing=0.5)
-  def gone(draw, progress):
+  """o more tokens are gone, P(o >= n) = exp(-λ n), before the first removal, too."""
+  config = peers(config, parts=4, smoothing=0.5, remove_tokens=2, remove_all_beyond=0)
+  def gone(draw, progress, config=config):
     row = methods.get('icot').sequence(dataclasses.replace(example(), draw=draw), 1, progress,
                                        config, IDS)
-    return next(n for n, out in TRACES.items() if list(row.readouts[0].out) == out)
+    return len(TRACES[0]) - len(row.readouts[0].out)
+  assert [gone(draw, 0.0) for draw in (0.0, 0.39, 0.40, 0.63, 0.64)] == [0, 0, 1, 1, 2]
+  assert [gone(draw, 0.25) for draw in (0.0, 0.39, 0.40, 0.63, 0.64)] == [2, 2, 3, 3, 4]
+  draws = (np.arange(4000) + 0.5) / 4000
+  found = np.array([gone(draw, 0.0) for draw in draws])
+  for n in range(1, 5):
+    assert (found >= n).mean() == pytest.approx(math.exp(-0.5 * n), abs=1e-3)
+
+
+def test_icot_by_steps(config):
+  """Ours: in part i the first i steps are gone, smoothed by steps from part 1 on."""
+  own = peers(config, parts=4, smoothing=0.0, removal='steps', keep_mark=False)
+  for part in range(4):
+    for progress in (part / 4, part / 4 + 0.2):
+      check(train('icot', own, progress=progress), [1, 2], [Readout(2, BARE[part])])
+  for steps in (0, 3):
+    check(train('icot', own, steps, stage=2), [1, 2], [Readout(2, [8, 9, 91])])
+  own = peers(own, smoothing=0.5)
+  def gone(draw, progress):
+    row = methods.get('icot').sequence(dataclasses.replace(example(), draw=draw), 1, progress,
+                                       own, IDS)
+    return next(n for n, out in BARE.items() if list(row.readouts[0].out) == out)
   assert [gone(draw, 0.25) for draw in (0.0, 0.39, 0.40, 0.63, 0.64)] == [1, 1, 2, 2, 3]
   assert gone(0.99, 0.0) == 0
 
 
-def test_coconut(config):
+@pytest.mark.parametrize('keep_mark', [True, False])
+def test_coconut(config, keep_mark):
   """n·c latents stand between brackets for n steps, also where there are fewer steps."""
-  config = peers(config, parts=4, latents=2)
+  config = peers(config, parts=4, latents=2, keep_mark=keep_mark)
+  outs = TRACES if keep_mark else BARE
   for part in range(4):
     check(train('coconut', config, progress=part / 4), [1, 2, 92],
-          [Readout(3, TRACES[part], start=94, latents=2 * part)])
+          [Readout(3, outs[part], start=94, latents=2 * part)])
   check(train('coconut', config, 1, progress=0.5), [1, 2, 92],
-        [Readout(3, [8, 9, 91], start=94, latents=4)])
+        [Readout(3, outs[3], start=94, latents=4)])
   check(train('coconut', config, stage=2), [1, 2, 92],
-        [Readout(3, [8, 9, 91], start=94, latents=6)])
+        [Readout(3, outs[3], start=94, latents=6)])
   check(methods.METHODS['coconut'].prompt([1, 2], 9, config, IDS), [1, 2, 92],
         [Readout(3, [], start=94, latents=6)])
 
 
+def test_coconut_is_asked_as_a_part_trains(config):
+  """The prompt of a part has its latents, and no other's."""
+  config, method = peers(config, parts=4, latents=2), methods.METHODS['coconut']
+  for part in range(4):
+    row = train('coconut', config, progress=part / 4)
+    prompt = method.prompt(QUESTION, 3, method.asks(config, part), IDS)
+    check(prompt, list(row.prefix), [dataclasses.replace(row.readouts[0], out=[])])
+
+
 def test_codi(config):
   """The student has latents; its teacher is the chain of thought but for its last step."""
-  config = peers(config, latents=2)
-  for stage in (1, 2):
-    check(train('codi', config, stage=stage), [1, 2, 92],
-          [Readout(3, [8, 9, 91], start=94, latents=2)])
-  check(methods.METHODS['codi'].teacher(example(), 0.0, config, IDS), [1, 2],
-        [Readout(2, [3, 4, 10, 5, 6, 10, 35, 8, 9, 91])])
+  for keep_mark, mark in ((True, [10, 35]), (False, [])):
+    own = peers(config, latents=2, keep_mark=keep_mark)
+    for stage in (1, 2):
+      check(train('codi', own, stage=stage), [1, 2, 92],
+            [Readout(3, [*mark, 8, 9, 91], start=94, latents=2, mark=len(mark))])
+    check(methods.METHODS['codi'].teacher(example(), 0.0, own, IDS), [1, 2],
+          [Readout(2, [3, 4, 10, 5, 6, 10, 35, 8, 9, 91])])
   assert Readout(3, [8, 9, 91], start=94, latents=2).inputs == [94, 94, 94, 8, 9]
 
 

@@ -120,7 +120,7 @@ class Frozen(Experiment):
   def init(self, stage: int | None = None) -> step_lib.TrainState:
     return self.fresh(stage)
 
-  def validate(self, params) -> tuple[dict[str, Any], float, str]:
+  def validate(self, params, part: int | None = None) -> tuple[dict[str, Any], float, str]:
     count = min(self.config.eval.valid_problems, len(self.splits.valid))
     examples = [self.splits.valid[i] for i in range(count)]
     found = score(Verbalizer(self.base, self.base_params, params), examples)

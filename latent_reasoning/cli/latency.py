@@ -38,8 +38,10 @@ def subject(path: str, name: str) -> Subject:
   special = sequences.special_tokens(run.tokenizer)
   answer = lengths(examples, special)[1]
   before = max(0, round(results['tokens']['median']) - answer)
+  if not methods.get(config.method).speaks_first(config):
+    before = 0
   return Subject(name, config, config.method, run.model(), found.state.params, examples,
-                 special, before if methods.get(config.method).trace else 0, answer)
+                 special, before, answer)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -44,8 +44,9 @@ class Subject:
   def rows(self, stage: int) -> list[sequences.PackedSequence]:
     """Training rows of a stage, at its beginning: no readout is annealed away. Of a method
     whose stage 1 has parts, the last, where it has its latents."""
-    method, parts = methods.get(self.config.method), self.config.baselines.parts
-    progress = (parts - 1) / parts if method.parts else 0.0
+    method = methods.get(self.config.method)
+    parts = method.parts(self.config) if method.parts else 1
+    progress = (parts - 1) / parts
     return [method.sequence(e, stage, progress, self.config, self.special)
             for e in self.examples]
 

@@ -12,6 +12,7 @@ from latent_reasoning.sequences import (
   SpecialTokens,
   TokenizedExample,
   causal,
+  lines,
 )
 
 
@@ -21,25 +22,27 @@ def internalize(example: TokenizedExample, progress: float, config: Config,
   has fewer steps.
 
     L = -log p(r_{n+1} … r_T y | x, h_1 … h_{n·c})
+
+  The answer has its mark in every part, and in stage 2 (baselines.keep_mark).
   """
-  gone = passed(progress, config)
-  return _sequence(example, gone, gone * config.baselines.latents, ids)
+  gone = passed(progress, config.baselines.parts)
+  return _sequence(example, gone, gone * config.baselines.latents, config, ids)
 
 
 def answer(example: TokenizedExample, progress: float, config: Config,
            ids: SpecialTokens) -> PackedSequence:
   """Stage 2: no step is left."""
-  return _sequence(example, len(example.steps), _all(config), ids)
+  return _sequence(example, len(example.steps), _all(config), config, ids)
 
 
 def _all(config: Config) -> int:
   return (config.baselines.parts - 1) * config.baselines.latents
 
 
-def _sequence(example: TokenizedExample, gone: int, latents: int,
+def _sequence(example: TokenizedExample, gone: int, latents: int, config: Config,
               ids: SpecialTokens) -> PackedSequence:
-  x = [*example.question, ids.block_open]
-  return causal(x, [Readout(len(x), rest(example, gone, ids), start=ids.block_close,
+  x, trace = [*example.question, ids.block_open], lines(example.steps[gone:], ids)
+  return causal(x, [Readout(len(x), rest(trace, example, config, ids), start=ids.block_close,
                             latents=latents)])
 
 
@@ -52,5 +55,5 @@ def prompt(question: Sequence[int], blocks: int, config: Config,
 
 COCONUT = Method(
     'coconut', 'Coconut: hidden states are fed back as continuous thoughts, one after another, '
-    'in place of steps (arXiv 2412.06769).', (internalize, answer), prompt, parts=True,
-    has_latents=True)
+    'in place of steps (arXiv 2412.06769).', (internalize, answer), prompt, marked=True,
+    parts=lambda config: config.baselines.parts, resets_epochs=True, has_latents=True)

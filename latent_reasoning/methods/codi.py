@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config
+from latent_reasoning.methods.icot import rest
 from latent_reasoning.models import latents
 from latent_reasoning.sequences import (
   Method,
@@ -23,10 +24,18 @@ from latent_reasoning.train.losses import BatchLoss, of_hidden
 
 def student(example: TokenizedExample, progress: float, config: Config,
             ids: SpecialTokens) -> PackedSequence:
-  """x <b> h … h </b> y, in both stages; its teacher is the same model on `teacher`."""
-  x = [*example.question, ids.block_open]
-  return causal(x, [Readout(len(x), [*example.answer, ids.end], start=ids.block_close,
-                            latents=config.baselines.latents)])
+  """x <b> h … h </b> #### y, in both stages; its teacher is the same model on `teacher`.
+
+  The mark stands in for the published prompt "The answer is:", whose end both rows have.
+  """
+  return _row(example.question, rest([], example, config, ids), config, ids)
+
+
+def _row(question: Sequence[int], out: Sequence[int], config: Config,
+         ids: SpecialTokens) -> PackedSequence:
+  x, b = [*question, ids.block_open], config.baselines
+  return causal(x, [Readout(len(x), out, start=ids.block_close, latents=b.latents,
+                            mark=len(ids.answer) * b.keep_mark)])
 
 
 def teacher(example: TokenizedExample, progress: float, config: Config,
@@ -40,8 +49,7 @@ def teacher(example: TokenizedExample, progress: float, config: Config,
 def prompt(question: Sequence[int], blocks: int, config: Config,
            ids: SpecialTokens) -> PackedSequence:
   """The question and its latents."""
-  x = [*question, ids.block_open]
-  return causal(x, [Readout(len(x), start=ids.block_close, latents=config.baselines.latents)])
+  return _row(question, (), config, ids)
 
 
 def loss(config: Config) -> BatchLoss:
@@ -50,21 +58,21 @@ def loss(config: Config) -> BatchLoss:
     L = CE_student + w_t · CE_teacher + w_d · mean_l smooth_L1(h_l, sg h*_l) / σ_l
 
   w_t and w_d are baselines.teacher_weight and distill_weight. Each CE is the mean over its own
-  tokens. h_l and h*_l are the states after layer l, the last one normed, of student and
-  teacher at the token that predicts the answer; smooth L1 is the mean over problems and
-  width, σ_l the standard deviation of h*_l over both.
+  tokens. h_l and h*_l, l = 0 … L, are embedding with position, and the states after layer l,
+  the last one normed, of student and teacher at the token that predicts the answer, the end of
+  its mark in both; smooth L1 is the mean over problems and width, σ_l the standard deviation
+  of h*_l over both.
 
   The sums have those of the student, 'teacher_loss' and 'distance'.
   """
   def teach(model, params, batch: Batch, rng):
     rng = None if rng is None else jax.random.split(rng)[1]
     out = latents.forward(model, params, batch.teacher, rng)
-    hidden, layers = out.hidden, out.layers.hidden
     # An answer is as long in both rows, the last tokens of the chain of thought.
-    length = jnp.sum(batch.weights > 0, axis=1)
-    said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # before the answer
-    place = jnp.where(said == 0, batch.teacher.anchors[:, 0], batch.teacher.prefix + said - 1)
-    return hidden, jax.lax.stop_gradient(_states(hidden, layers, place))
+    length = jnp.sum(batch.weights > 0, axis=1) - batch.mark
+    said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # steps and mark
+    states = _states(model, params, batch.teacher, out, batch.teacher.prefix + said - 1)
+    return out.hidden, jax.lax.stop_gradient(states)
 
   def statistics(model, params, batch: Batch, rng):
     return {'states': jnp.swapaxes(teach(model, params, batch, rng)[1], 0, 1),
@@ -74,9 +82,8 @@ def loss(config: Config) -> BatchLoss:
   def terms(model, params, batch: Batch, rng, whole, first):
     own_rng = None if rng is None else jax.random.split(rng)[0]
     out = latents.forward(model, params, batch, own_rng)
-    hidden, layers = out.hidden, out.layers.hidden
-    loss, sums = of_hidden(model, params, batch, hidden)
-    own = _states(hidden, layers, batch.prefix + batch.latents)
+    loss, sums = of_hidden(model, params, batch, out.hidden)
+    own = _states(model, params, batch, out, batch.prefix + batch.latents + batch.mark)
     hidden, theirs = teach(model, params, batch, rng)
     taught, _ = of_hidden(model, params, batch.teacher, hidden)
     weight = whole['weight'].sum()  # by which the sums will be divided
@@ -96,15 +103,19 @@ def _smooth_l1(difference: chex.Array) -> chex.Array:
   return jnp.where(size < 1, 0.5 * size**2, size - 0.5)
 
 
-def _states(hidden: chex.Array, layers, place) -> chex.Array:
-  """States behind each layer, the last one normed, at one position of each row: float32
-  [layers, B, D]."""
-  layers = [*layers][:-1] + [hidden]
-  place = jnp.broadcast_to(place, hidden.shape[0])[:, None, None]
-  return jnp.stack([jnp.take_along_axis(x, place, axis=1)[:, 0] for x in layers]).astype(
-      jnp.float32)
+def _states(model, params, batch: Batch, out, place) -> chex.Array:
+  """What goes into the layers, and the states behind each, the last one normed, at one
+  position of each row: float32 [layers + 1, B, D]."""
+  place = jnp.broadcast_to(place, len(batch.tokens))[:, None]
+  tokens, positions = (jnp.take_along_axis(a, place, axis=1)
+                       for a in (batch.tokens, batch.positions))
+  first = model.apply({'params': params}, tokens, positions, method='inputs')
+  later = [jnp.take_along_axis(x, place[..., None], axis=1)
+           for x in (*[*out.layers.hidden][:-1], out.hidden)]
+  return jnp.stack([first, *later])[:, :, 0].astype(jnp.float32)
 
 
 CODI = Method(
     'codi', 'CODI: continuous thoughts, distilled from the chain of thought of the same model '
-    '(arXiv 2502.21074).', (student, student), prompt, loss, teacher=teacher, has_latents=True)
+    '(arXiv 2502.21074).', (student, student), prompt, loss, teacher=teacher, marked=True,
+    has_latents=True)

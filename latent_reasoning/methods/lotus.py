@@ -24,6 +24,7 @@ from latent_reasoning.sequences import (
   Readout,
   SpecialTokens,
   TokenizedExample,
+  lines,
 )
 from latent_reasoning.train.losses import BatchLoss, of_hidden, under_head
 
@@ -31,7 +32,7 @@ from latent_reasoning.train.losses import BatchLoss, of_hidden, under_head
 def internalize(example: TokenizedExample, progress: float, config: Config,
                 ids: SpecialTokens) -> PackedSequence:
   """Part n of stage 1: n steps are gone, n·c latents stand for them, and there are n rounds."""
-  return _sequence(example, passed(progress, config), config, ids)
+  return _sequence(example, passed(progress, config.baselines.parts), config, ids)
 
 
 def answer(example: TokenizedExample, progress: float, config: Config,
@@ -44,7 +45,7 @@ def _sequence(example: TokenizedExample, gone: int, config: Config,
               ids: SpecialTokens) -> PackedSequence:
   row = _prompt(example.question, gone, config, ids)
   read, = row.readouts
-  out = rest(example, gone, ids)
+  out = rest(lines(example.steps[gone:], ids), example, config, ids)
   return PackedSequence(
       row.prefix, row.visible_until,
       [Readout(read.visible_until, out, start=read.start, reads=read.reads)], row.loops,
@@ -106,4 +107,5 @@ def loss(config: Config) -> BatchLoss:
 
 LOTUS = Method(
     'lotus', 'LOTUS: latents are read in several passes, and say all steps at once (arXiv '
-    '2606.31779).', (internalize, answer), prompt, loss, parts=True)
+    '2606.31779).', (internalize, answer), prompt, loss, marked=True,
+    parts=lambda config: config.baselines.parts)

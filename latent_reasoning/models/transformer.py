@@ -232,6 +232,15 @@ class Transformer(nn.Module):
     new = self.new_embedding[jnp.maximum(tokens - self.pretrained_vocab, 0)].astype(dtype)
     return jnp.where(tokens[..., None] < self.pretrained_vocab, old, new)
 
+  def inputs(self, tokens: chex.Array, positions: chex.Array) -> chex.Array:
+    """What the first layer reads, but for dropout: [B, T] -> [B, T, D]."""
+    return self._with_positions(self.embed(tokens), positions)
+
+  def _with_positions(self, x: chex.Array, positions: chex.Array) -> chex.Array:
+    if self.config.position_embedding != 'learned':
+      return x
+    return x + self.position_embedding[positions].astype(x.dtype)
+
   @nn.compact
   def __call__(self, tokens: chex.Array, positions: chex.Array, mask: Mask,
                cache: Cache | None = None, step: chex.Array | None = None, *,
@@ -255,8 +264,7 @@ class Transformer(nn.Module):
     x = self.embed(tokens) if embeddings is None else embeddings
     if self.is_initializing():
       self.latent_input(x)  # its parameters are made here
-    if c.position_embedding == 'learned':
-      x = x + self.position_embedding[positions].astype(x.dtype)
+    x = self._with_positions(x, positions)
     x = by_batch(nn.Dropout(self.dropout, deterministic=deterministic)(x))
     block = Block if c.remat == 'none' else nn.remat(
         Block, prevent_cse=not c.scan, policy=REMAT[c.remat])

@@ -99,6 +99,7 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   """A run whose batches are the largest rows of its data or method (rows), as many as the
   mesh can cut."""
   config, known = resolve(config)
+  config, batch, seen = rows.of(config)
   need = known + len(SPECIAL) + config.rim.max_steps
   tokenizer = SimpleNamespace(
       size=known, used=need,
@@ -107,7 +108,6 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   mesh = sharding.make(config.mesh, devices)
   cut = _row_unit(config, mesh)
   size = -(-config.optim.batch_size // cut) * cut
-  batch, seen = rows.of(config)
   batch = jax.tree.map(lambda a: np.broadcast_to(a[:1], (size, *a.shape[1:])), batch)
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),

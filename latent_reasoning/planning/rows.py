@@ -12,7 +12,7 @@ import numpy as np
 from latent_reasoning import batching, data, experiment, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data import splits, tokenizers
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.hf import init_from as pretrained
 from latent_reasoning.train import curriculum
 
@@ -20,19 +20,23 @@ SAMPLED = 48  # batches, evenly over the curriculum
 MOST = 256  # rows of each
 
 
-def of(config: Config) -> tuple[batching.Batch, list[tuple[int, float]]]:
-  """The batch whose rows take most, or a row, and [(tokens of a row, share of the batches)]:
-  empty where no data are here."""
+def of(config: Config) -> tuple[Config, batching.Batch, list[tuple[int, float]]]:
+  """The configuration with buckets, the batch whose rows take most, or a row, and [(tokens of
+  a row, share of the batches)]: empty where no data are here.
+
+  Raises:
+    InputError: neither the configuration nor data say buckets, or no problem fits them.
+  """
   if methods.get(config.method).is_text:
-    return text(config), []
-  seen = real(config)
+    return config, text(config), []
+  config, seen = real(config)
   if not seen:
-    return largest(config), []
+    return config, largest(config), []
   count = collections.Counter()
   for batch in seen:
     count[batch.tokens.shape[1]] += 1 / len(seen)
   most = max(seen, key=_tokens)
-  return most, sorted(count.items())
+  return config, most, sorted(count.items())
 
 
 def _tokens(batch: batching.Batch) -> int:
@@ -40,31 +44,35 @@ def _tokens(batch: batching.Batch) -> int:
   return batch.tokens.shape[1] + teacher
 
 
-def real(config: Config) -> list[batching.Batch]:
-  """A sample of the batches of a training; none where data or tokenizer are not on this
-  machine, or no problem fits the buckets."""
+def real(config: Config) -> tuple[Config, list[batching.Batch]]:
+  """The configuration with buckets, and a sample of the batches of a training; none where data
+  or tokenizer are not on this machine, or no problem fits the buckets."""
   start, d = config.model.init_from, config.data
   here = d.name in splits.GENERATED or any((d.dir, d.train))
   if not here or (start and not pathlib.Path(start).is_dir()):
-    return []
-  config = dataclasses.replace(config, optim=dataclasses.replace(
+    return config, []
+  sampled = dataclasses.replace(config, optim=dataclasses.replace(
       config.optim, batch_size=min(MOST, config.optim.batch_size)))
   try:
-    config = pretrained.resolve(config)
+    sampled = pretrained.resolve(sampled)
     train = data.load(config.data, config.seed).train
     with tempfile.TemporaryDirectory() as folder:
-      tokenizer = tokenizers.build(config.tokenizer, lambda: experiment.texts(train),
+      tokenizer = tokenizers.build(sampled.tokenizer, lambda: experiment.texts(train),
                                    pathlib.Path(folder) / 'tokenizer.json',
-                                   config.rim.max_steps)
-    train = experiment.check(config, train, tokenizer)
-    method = methods.get(config.method)
-    parts = config.baselines.parts if method.parts else 1
-    batches = batching.Batches(config, method, train, tokenizer,
-                               curriculum.build(config.optim, len(train), parts))
+                                   sampled.rim.max_steps)
+    sampled = experiment.sized(sampled, train, tokenizer)
+    train = experiment.check(sampled, train, tokenizer)
+    method = methods.get(sampled.method)
+    parts = method.parts(sampled) if method.parts else 1
+    batches = batching.Batches(sampled, method, train, tokenizer,
+                               curriculum.build(sampled.optim, len(train), parts))
   except InputError:
-    return []
+    return config, []
+  config = dataclasses.replace(config, data=dataclasses.replace(
+      config.data, buckets=sampled.data.buckets))
   total = batches.curriculum.total
-  return [batches.at(step) for step in sorted({k * total // SAMPLED for k in range(SAMPLED)})]
+  return config, [batches.at(step)
+                  for step in sorted({k * total // SAMPLED for k in range(SAMPLED)})]
 
 
 def text(config: Config) -> batching.Batch:
@@ -82,6 +90,10 @@ def largest(config: Config) -> batching.Batch:
     InputError: no problem fits the buckets.
   """
   method, buckets = methods.get(config.method), config.data.buckets
+  ensure(buckets.prefix and buckets.count and buckets.readout,
+         'config.data.buckets are (), which only the data and its tokenizer can fill; expected '
+         'the sizes to plan with, such as --config.data.buckets.prefix="(256,)" '
+         '--config.data.buckets.readout="(128,)" --config.data.buckets.count="(8,)"')
   ids = dict.fromkeys((f.name for f in dataclasses.fields(sequences.SpecialTokens)), 0)
   ids = sequences.SpecialTokens(**{**ids, 'steps': (0,) * config.rim.max_steps,
                                    'newline': (0,), 'answer': (0, 0)})

@@ -1,16 +1,19 @@
-"""Where a training step stands: its stage, its progress, its learning rate.
+"""Where a training step stands: its stage, its part, its progress, its learning rate.
 
-All of it is a function of the step alone, so resuming restores it for free.
+All of it is a function of the step alone, so resuming restores it for free; but for the steps
+at which parts of stage 1 began, where each goes on until it has converged: those are a field
+of the curriculum, and of every checkpoint.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import optax
 
-from latent_reasoning.config import OptimConfig, StageConfig
+from latent_reasoning.config import BaselinesConfig, OptimConfig, StageConfig
 from latent_reasoning.errors import InputError
 
 
@@ -20,19 +23,35 @@ class StageProgress:
   stage: int  # 1, 2
   step: int  # steps since the stage began
   steps: int  # length of the stage, without what is added to it
+  part: int = 0  # of stage 1, from 0
+  parts: int = 0  # how many there are, where they are not equally long
 
   @property
   def progress(self) -> float:
-    """s / S of the annealing schedules, in [0, 1); steps added have that of the last."""
-    return min(self.step, self.steps - 1) / self.steps
+    """s / S of the annealing schedules, in [0, 1), or n / N in part n of N that are not equally
+    long; steps added have that of the last."""
+    return (self.part / self.parts if self.parts else
+            min(self.step, self.steps - 1) / self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
+  """Stages, and the parts of stage 1 of methods that change in its course.
+
+  Attributes:
+    stages: their configuration.
+    lengths: steps of each.
+    parts: how many parts stage 1 has.
+    starts: steps at which parts 1, 2, … have begun; None: all parts are equally long.
+    epoch: steps after which the optimizer state begins anew; 0: never.
+    added: steps of the last stage that extend it, each time.
+  """
   stages: tuple[StageConfig, ...]
-  lengths: tuple[int, ...]  # steps of each stage
-  parts: int = 1  # equal ones of stage 1, of methods that change in its course
-  added: tuple[int, ...] = ()  # steps of the last stage that extend it, each time
+  lengths: tuple[int, ...]
+  parts: int = 1
+  starts: tuple[int, ...] | None = None
+  epoch: int = 0
+  added: tuple[int, ...] = ()
 
   @property
   def total(self) -> int:
@@ -44,9 +63,19 @@ class Curriculum:
     for stage, length in enumerate(self.lengths, 1):
       if step < start + length:
         own = length - sum(self.added) * (start + length == self.total)
-        return StageProgress(stage, step - start, own)
+        moment = StageProgress(stage, step - start, own)
+        if stage > 1:
+          return moment
+        if self.starts is None:  # 1/49 · 49 is below 1
+          return dataclasses.replace(moment, part=int(moment.progress * self.parts + 1e-9))
+        part = sum(start <= step for start in self.starts)
+        return dataclasses.replace(moment, part=part, parts=self.parts)
       start += length
     raise IndexError(f'step {step} is past the last one, {self.total - 1}')
+
+  def with_part(self, step: int) -> 'Curriculum':
+    """The same with a part that begins at a step."""
+    return dataclasses.replace(self, starts=(*(self.starts or ()), step))
 
   def stage(self, step: int) -> StageConfig:
     return self.stages[self.at(step).stage - 1]
@@ -56,9 +85,13 @@ class Curriculum:
     moment = self.at(step)
     if moment.stage > 1 or not moment.step:
       return step > 0 and moment.step == 0
-    part, before = (int(StageProgress(1, s, moment.steps).progress * self.parts)
-                    for s in (moment.step, moment.step - 1))
-    return part > before
+    return moment.part > self.at(step - 1).part
+
+  def resets(self, step: int) -> bool:
+    """Whether a new optimizer state begins at this step, other than the first."""
+    moment = self.at(step)
+    anew = bool(self.epoch) and moment.step > 0 and moment.step % self.epoch == 0
+    return self.stage(step).reset_optimizer and (anew or self.begins(step))
 
   def learning_rate(self, step: int) -> float:
     """Linear warm-up from lr / n, then constant, or a half cosine towards 0.
@@ -98,10 +131,22 @@ def _rates(stage: StageConfig, steps: int) -> np.ndarray:
   return np.broadcast_to(np.asarray(schedule(np.arange(steps))), (steps,))
 
 
-def build(config: OptimConfig, examples: int, parts: int = 1,
-          extend: tuple[int, ...] = ()) -> Curriculum:
+def converged(scores: Sequence[float], config: BaselinesConfig) -> bool:
+  """Whether a part of stage 1 is done, by the scores of its validations."""
+  if config.part_accuracy and scores[-1] >= config.part_accuracy:
+    return True
+  best = max(range(len(scores)), key=lambda i: (scores[i], -i))  # the first of the best
+  return bool(config.part_patience) and len(scores) - 1 - best >= config.part_patience
+
+
+def build(config: OptimConfig, examples: int, parts: int = 1, extend: tuple[int, ...] = (),
+          reset_epochs: bool = False) -> Curriculum:
   """Turns epochs into steps, at most config.max_epochs a stage; a partial batch at an epoch's
   end is not trained on. The last stage has `extend` steps more.
+
+  Args:
+    parts: of stage 1, equally long.
+    reset_epochs: whether each epoch begins with a new optimizer state.
 
   Raises:
     InputError: no stage has a step, or there are fewer examples than a batch.
@@ -120,4 +165,4 @@ def build(config: OptimConfig, examples: int, parts: int = 1,
                      'those of stage2, above 0')
   last = max(i for i, length in enumerate(lengths) if length)
   lengths = tuple(n + sum(extend) * (i == last) for i, n in enumerate(lengths))
-  return Curriculum(stages, lengths, parts, extend)
+  return Curriculum(stages, lengths, parts, epoch=per_epoch * reset_epochs, added=extend)

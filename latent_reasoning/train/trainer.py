@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,9 +16,11 @@ from latent_reasoning import report
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.models import imm
 from latent_reasoning.parallel import multihost, programs, sharding
+from latent_reasoning.train import curriculum as curriculum_lib
 from latent_reasoning.train import flops, resume, versions, workdir
 from latent_reasoning.train import loggers as loggers_lib
 from latent_reasoning.train import train_step as step_lib
+from latent_reasoning.train.curriculum import StageProgress
 from latent_reasoning.train.metrics import Metrics, Progress
 from latent_reasoning.train.profiler import Profile, Speed
 from latent_reasoning.train.train_step import TrainState
@@ -153,9 +155,12 @@ def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainSta
     state = restored.state if restored else run.init()
   start = int(state.step)
   loggers = multihost.primary_first(lambda: loggers_lib.more(config, run.workdir, loggers))
+  run.follow(restored and restored.meta)
   metrics = Metrics(run.workdir, start, config.causal, loggers)
   progress = Progress(curriculum.total, start, config.train.log_every, config.causal)
   loop = _Loop(run, checkpoints, metrics, progress)
+  if restored:
+    loop.scores = list(restored.meta.get('parts', {}).get('scores', ()))
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
                     progress.say)
   progress.say(report.data(run.splits.report))
@@ -215,6 +220,7 @@ class _Loop:
     self.pending: _Pending | None = None
     self.timer = (time.monotonic(), 0)  # when, and predictions since
     self.warned: set[str] = set()
+    self.scores: list[float] = []  # of the validations since this part began
     self.watch = multihost.Watch(run.config.train.peer_timeout)
     self.shapes: set[Any] = set()  # of batches, by stage: each is a program of its own
     self.expected = {stage: run.batches.shapes(stage)
@@ -238,11 +244,11 @@ class _Loop:
 
   def run_from(self, state: TrainState, start: int, signals: Signals,
                profile: Profile) -> TrainState:
-    config, curriculum = self.run.config, self.run.curriculum
-    steppers = {}
-    for step, batch in enumerate(self.run.batches.iterate(start), start):
+    config, steppers = self.run.config, {}
+    for step, batch in self.batches(start):
+      curriculum = self.run.curriculum
       moment, stage = curriculum.at(step), curriculum.stage(step)
-      if curriculum.begins(step) and stage.reset_optimizer:
+      if curriculum.resets(step):
         fresh = self.run.begin(state.params, moment.stage)
         state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
@@ -268,16 +274,20 @@ class _Loop:
       accuracy = None
       if last or _due(step + 1, config.train.eval_every):
         self.read()
-        accuracy = self.validate(state, step + 1, moment.stage)
+        accuracy = self.validate(state, step + 1, moment)
+      if not last and curriculum.parts > 1:
+        self.parts(step + 1, accuracy)
       if last or stop or accuracy is not None or _due(
           step + 1, config.train.save_every):
         self.read()  # nothing is saved after a loss that was not looked at
         # Only the last stage trains what is asked at inference, so only its
         # checkpoints compete: RiM's stage 1 reads steps, not answers, out of blocks.
-        final = moment.stage == curriculum.at(curriculum.total - 1).stage
+        final = moment.stage == curriculum.at(curriculum.total - 1).stage and (
+            moment.stage > 1 or moment.part == curriculum.parts - 1)
         self.checkpoints.save(
             state, accuracy if final else None, stage=moment.stage, method=config.method,
             curriculum=curriculum.lengths, config=dataclasses.asdict(config),
+            parts={'starts': self.run.curriculum.starts or (), 'scores': self.scores},
             data=self.run.fingerprint, sources=self.run.sources)
         self.run.workdir.push()
       if stop and not last:
@@ -285,6 +295,33 @@ class _Loop:
         raise Interrupted(stop, step + 1)
     self.checkpoints.wait()
     return state
+
+  def batches(self, step: int) -> Iterator[tuple[int, Any]]:
+    """Every step from one on with its batch; those made ahead of a part are made again."""
+    while step < self.run.curriculum.total:
+      curriculum = self.run.curriculum
+      for batch in self.run.batches.iterate(step):
+        yield step, batch
+        step += 1
+        if self.run.curriculum is not curriculum:
+          break
+
+  def parts(self, step: int, accuracy: float | None) -> None:
+    """Begins the next part of stage 1 at a step where the one before it has converged, and
+    logs every part that begins there."""
+    curriculum = self.run.curriculum
+    before, now = curriculum.at(step - 1), curriculum.at(step)
+    if curriculum.starts is not None and accuracy is not None and now.stage == 1:
+      self.scores.append(accuracy)
+      if now.part < curriculum.parts - 1 and curriculum_lib.converged(
+          self.scores, self.run.config.baselines):
+        self.run.batches.curriculum = curriculum.with_part(step)
+        now, self.scores = self.run.curriculum.at(step), []
+    if now.stage == 1 and now.part > before.part:
+      self.read()
+      self.metrics.write(step, 1, 'part', part=now.part)
+      self.progress.say(f'step {step + 1} begins part {now.part} of stage 1, of '
+                        f'{curriculum.parts}: other tokens are predicted')
 
   def read(self) -> None:
     """Reads the metrics of the step in flight, checks and logs them."""
@@ -333,12 +370,13 @@ class _Loop:
         self.warned.add(text)
         self.progress.say(f'warning: {text}')
 
-  def validate(self, state: TrainState, step: int, stage: int) -> float:
-    """Logs the validation and returns its score."""
+  def validate(self, state: TrainState, step: int, moment: StageProgress) -> float:
+    """Logs the validation and returns its score; in a part of stage 1, as that is trained."""
+    of_part = moment.stage == 1 and self.run.curriculum.parts > 1
     with multihost.explained(self.run.config):
-      values, score, words = self.run.validate(state.params)
+      values, score, words = self.run.validate(state.params, moment.part if of_part else None)
     programs.keep_few()
-    self.metrics.write(step, stage, 'valid', **values)
+    self.metrics.write(step, moment.stage, 'valid', **values)
     self.progress.say(f'step {step} validation {words}')
     return score
 

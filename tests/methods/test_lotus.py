@@ -45,7 +45,8 @@ def test_rows_part_by_part(tiny_config):
   assert last.readouts[0].out == [1, 10, 11, 8, 21] and last.readouts[0].reads == 3
   assert last == lotus.answer(EXAMPLES[0], 0.0, config, IDS)
   short = lotus.internalize(EXAMPLES[1], 0.9, config, IDS)
-  assert short.labels == [5, 5, 10, -1, -1, -1, -1] and short.readouts[0].out == [9, 1, 21]
+  assert short.labels == [5, 5, 10, -1, -1, -1, -1]
+  assert short.readouts[0].out == [10, 11, 9, 1, 21]  # behind its mark
   prompt = lotus.prompt(EXAMPLES[0].question, 1, config, IDS)
   assert (prompt.prefix, prompt.loops) == (last.prefix, last.loops)
   assert [(r.start, r.reads, r.visible_until) for r in prompt.readouts] == [

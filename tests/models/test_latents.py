@@ -167,23 +167,32 @@ def test_codi_terms(one, codi):
 
 @pytest.mark.integration
 def test_codi_distance_by_hand(one, codi):
-  """Smooth L1 over the spread of the teacher's states, means over layers, rows and width."""
+  """Smooth L1 over the spread of the teacher's states, means over rows, width and L + 1 states,
+  embeddings in."""
   objective, batch = codi()
-  rows = {}
+  rows, entropy = {}, {}
   for name, own in (('student', batch), ('teacher', batch.teacher)):
     out = latents.forward(one.model, one.params, own)
     hidden, layers = out.hidden, out.layers.hidden
-    own_length = (np.asarray(batch.weights) > 0).sum(1)
-    said = (np.asarray(own.weights) > 0).sum(1) - own_length
-    at = own.prefix + (batch.latents if name == 'student' else said - 1)
-    states = np.stack([*np.asarray(layers)[:-1], hidden])
-    rows[name] = np.stack([states[:, b, p] for b, p in enumerate(
-        np.broadcast_to(at, len(states[0])))], 1).astype(np.float64)
+    # Both rows end in the answer, so the mark's last token is as far from their ends.
+    at = [own.prefix + np.flatnonzero(np.asarray(own.weights)[b, own.prefix:])[-1]
+          - len(EXAMPLES[b].answer) for b in range(len(EXAMPLES))]
+    table, places = (np.asarray(one.params[k]) for k in ('embedding', 'position_embedding'))
+    first = table[np.asarray(own.tokens)] + places[np.asarray(own.positions)]
+    assert all(own.tokens[b, p] == IDS.answer[-1] for b, p in enumerate(at))
+    states = np.stack([first, *np.asarray(layers)[:-1], hidden])
+    rows[name] = np.stack([states[:, b, p] for b, p in enumerate(at)], 1).astype(np.float64)
+    logits = np.asarray(hidden, np.float64) @ table.T.astype(np.float64)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    logp = np.take_along_axis(logits, np.asarray(own.targets)[..., None], -1)[..., 0]
+    entropy[name] = -(logp * own.weights).sum() / own.weights.sum()
   d = np.abs(rows['student'] - rows['teacher'])
   smooth = np.where(d < 1, d**2 / 2, d - 0.5).mean((1, 2))
   expected = (smooth / rows['teacher'].std((1, 2))).mean()
-  sums = evaluate(objective, one.model, one.params, batch)[1]
+  loss, sums = evaluate(objective, one.model, one.params, batch)
   assert float(sums['distance'] / sums['weight']) == pytest.approx(expected, rel=1e-4)
+  total = sum(entropy.values()) + expected  # each mean over its own tokens, all weights 1
+  assert float(loss / sums['weight']) == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.integration
@@ -196,7 +205,7 @@ def test_codi_compares_where_the_answer_is_predicted(one, codi):
   def changed(tokens, b, at):
     return np.where(np.arange(tokens.size).reshape(tokens.shape) == b * tokens.shape[1] + at,
                     tokens + 1, tokens)
-  teacher, first = batch.teacher, batch.prefix + batch.latents
+  teacher, first = batch.teacher, batch.prefix + batch.latents + batch.mark
   said = [int((np.asarray(teacher.weights[b]) > 0).sum()) - len(e.answer) - 1
           for b, e in enumerate(EXAMPLES)]
   base = distance(batch)

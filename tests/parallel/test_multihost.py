@@ -126,6 +126,8 @@ def test_two_processes_equal_one(cache, tmp_path):
   results = [json.loads((tmp_path / name / 'results.json').read_text())['accuracy']
              for name in ('one', 'two')]
   assert results[0] == results[1]
+  answers = [(tmp_path / name / 'predictions.jsonl').read_text() for name in ('one', 'two')]
+  assert answers[0] == answers[1] and len(answers[0].splitlines()) == 12
   one = Group(tmp_path / 'two', cache, 1, 'verify')  # another mesh, another number
   assert one.statuses() == [0], one.errors()
 

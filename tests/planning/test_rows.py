@@ -35,7 +35,7 @@ def test_rows_of_real_batches(tiny_config, make_run, tmp_path):
   config = tiny_config(**{'optim.stage1.steps': 8, 'optim.stage2.steps': 6})
   run = make_run(config, tmp_path)
   widths = [run.batches.at(step).tokens.shape[1] for step in range(14)]
-  planned, seen = rows.of(config)
+  _, planned, seen = rows.of(config)
   assert dict(seen) == pytest.approx({w: widths.count(w) / 14 for w in set(widths)})
   assert planned.tokens.shape[1] == max(widths) <= rows.largest(config).tokens.shape[1]
   shown = estimate.planned(config)
@@ -50,7 +50,7 @@ def test_rows_of_files(tiny_config, tmp_path):
   config = tiny_config(**{'method': 'direct', 'data.name': 'files', 'data.dir': str(tmp_path),
                           'data.buckets.prefix': (6, 64), 'data.valid_size': 2,
                           'optim.batch_size': 2})
-  assert rows.of(config)[0].prefix == 6 and rows.largest(config).prefix == 64
+  assert rows.of(config)[1].prefix == 6 and rows.largest(config).prefix == 64
 
 
 @pytest.mark.parametrize('changes', [
@@ -59,7 +59,7 @@ def test_rows_of_files(tiny_config, tmp_path):
 def test_without_data_it_is_the_largest(tiny_config, changes):
   """Nothing is fetched to plan, and no data are no error."""
   config = tiny_config(**{'data.valid_size': 2, **changes})
-  planned, seen = rows.of(config)
+  _, planned, seen = rows.of(config)
   assert seen == [] and planned.tokens.shape == rows.largest(config).tokens.shape
 
 

@@ -50,6 +50,44 @@ def test_parts(make):
   assert [int(c.at(s).progress * 4) for s in (2, 3, 4, 5, 8)] == [0, 1, 1, 2, 3]
 
 
+def test_parts_that_converge(make):
+  """Parts begin where they are said to; stage 2 where it always does."""
+  c = dataclasses.replace(make(**{'stage1.steps': 9, 'stage2.steps': 3}), parts=4, starts=())
+  assert [s for s in range(c.total) if c.begins(s)] == [9]
+  assert {c.at(s).progress for s in range(9)} == {0}
+  c = c.with_part(2).with_part(3)
+  assert c.starts == (2, 3) and [s for s in range(c.total) if c.begins(s)] == [2, 3, 9]
+  assert [c.at(s).part for s in range(12)] == [0, 0, 1, *[2] * 6, 0, 0, 0]
+  assert [c.at(s).progress for s in (1, 2, 8, 10)] == [0, 0.25, 0.5, pytest.approx(1 / 3)]
+  assert [c.learning_rate(s) for s in range(12)] == [
+      dataclasses.replace(c, starts=None).learning_rate(s) for s in range(12)]
+
+
+@pytest.mark.parametrize('scores, accuracy, patience, done', [
+    ([0.2], 0.9, 0, False), ([0.2, 0.9], 0.9, 0, True), ([0.2, 0.1], 0.0, 0, False),
+    ([0.2], 0.0, 1, False), ([0.2, 0.2], 0.0, 1, True), ([0.2, 0.3, 0.25], 0.9, 2, False),
+    ([0.2, 0.3, 0.25, 0.3], 0.9, 2, True), ([0.2, 0.3, 0.25, 0.31], 0.9, 2, False)])
+def test_converged(tiny_config, scores, accuracy, patience, done):
+  """Right enough, or not better than the best for as many validations."""
+  b = tiny_config(**{'baselines.part_accuracy': accuracy,
+                     'baselines.part_patience': patience}).baselines
+  assert curriculum.converged(scores, b) == done
+
+
+def test_resets(make, tiny_config):
+  """The optimizer begins anew with a stage, a part and, for Coconut, an epoch of a stage."""
+  keys = {'stage1.steps': 12, 'stage2.steps': 9, 'batch_size': 8}
+  c = dataclasses.replace(make(**keys), parts=3)
+  assert [s for s in range(c.total) if c.resets(s)] == [4, 8, 12]
+  c = dataclasses.replace(c, epoch=5)
+  assert [s for s in range(c.total) if c.resets(s)] == [4, 5, 8, 10, 12, 17]
+  kept = make(**keys, **{'stage1.reset_optimizer': False, 'stage2.reset_optimizer': False})
+  assert not any(dataclasses.replace(kept, parts=3, epoch=5).resets(s) for s in range(21))
+  optim = tiny_config(**{f'optim.{k}': v for k, v in keys.items()}).optim
+  assert curriculum.build(optim, 43, 2, reset_epochs=True).epoch == 5
+  assert curriculum.build(optim, 43, 2).epoch == 0
+
+
 @pytest.mark.parametrize('one,two', [(0, 3), (4, 0)])
 def test_a_stage_without_steps(make, one, two):
   """A stage of no steps is skipped, and nothing begins."""

@@ -26,8 +26,11 @@ KINDS = {
     'lifted': 'train.extend',
     'refused': '''
         aux.align aux.smooth aux.temperature baselines.distill_weight baselines.latents
-        baselines.parts baselines.pause_tokens baselines.projection baselines.rounds
-        baselines.smoothing baselines.step_weight eval.loops eval.passes model.loop.count
+        baselines.keep_mark baselines.part_accuracy baselines.part_patience baselines.parts
+        baselines.pause_tokens baselines.projection baselines.removal
+        baselines.remove_all_beyond baselines.remove_tokens baselines.reset
+        baselines.rounds baselines.smoothing
+        baselines.step_weight eval.loops eval.passes model.loop.count
         model.loop.layers model.loop.mix model.loop.norm rim.pass_attention rim.passes
         baselines.teacher_weight data.arithmetic.max_steps data.arithmetic.max_value
         data.arithmetic.min_steps data.arithmetic.modulus data.arithmetic.operations
