@@ -37,6 +37,8 @@ class Mask:
     count: K, the rest is K readouts of equal length; 0 for a plain prefix.
     unseen_from, unseen_until: int32 [B, T]; a part of the visible prefix that is not seen.
       None: there is none.
+    causal_prefix: whether each token of the prefix sees those up to itself, which a kernel
+      then need not be told; of padding, which no token sees, nothing is said.
     own: bool [B, R, S], what each of R tokens sees of the S of its own readout, in place of
       those before it; None: those.
   """
@@ -49,6 +51,7 @@ class Mask:
   unseen_from: chex.Array | None = None
   unseen_until: chex.Array | None = None
   own: chex.Array | None = None
+  causal_prefix: bool = flax.struct.field(pytree_node=False, default=False)
 
   def cut(self, how: Callable[[chex.Array], chex.Array]) -> 'Mask':
     """The same of some positions: `how` takes them from [B, T]."""
@@ -108,6 +111,7 @@ class Batch:
     loops: the passes over the end of the prefix; None: one.
     unseen_from, unseen_until: int32 [B, L], with loops: what a readout does not see of the
       prefix before its visible_until, which is the blocks of other passes.
+    causal_prefix: as Mask.causal_prefix.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -127,6 +131,7 @@ class Batch:
   loops: sequences.Loops | None = flax.struct.field(pytree_node=False, default=None)
   unseen_from: np.ndarray | None = None
   unseen_until: np.ndarray | None = None
+  causal_prefix: bool = flax.struct.field(pytree_node=False, default=False)
 
   def real(self, pad: int) -> int:
     """How many of its tokens are no padding, a teacher's included."""
@@ -139,7 +144,8 @@ class Batch:
     readout = max(1, (self.tokens.shape[1] - self.prefix) // max(1, count))
     until = self.visible_until[:, self.prefix::readout]
     return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
-                count, self.unseen_from, self.unseen_until)
+                count, self.unseen_from, self.unseen_until,
+                causal_prefix=self.causal_prefix)
 
 
 def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,
@@ -215,8 +221,10 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
                own_latents=own_latents if any(out.mixed for out in outs) else None,
                started=bool(outs) and all(out.start is not None for out in outs),
                mark=max((out.mark for out in outs), default=0),
-               loops=loops, **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
-                               if loops else {}))
+               loops=loops, causal_prefix=not loops and all(
+                   [*row.visible_until] == [*range(1, len(row.prefix) + 1)] for row in rows),
+               **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
+                  if loops else {}))
 
 
 def sizes(rows: Sequence[sequences.PackedSequence]) -> tuple[int, int, int]:

@@ -105,7 +105,8 @@ def plan(args, config, argv: Sequence[str]) -> int:
     print(json.dumps(estimate.measure(config, args.target)))
     return 0
   return planner.run(argv, planner.parse_devices(args.devices), args.device_kind,
-                     args.memory_gb, args.target, args.search and config.optim.batch_size)
+                     args.memory_gb, args.target, args.search and config.optim.batch_size,
+                     flag(argv, 'config.model.remat') and config.model.remat)
 
 
 def call(mode: str, run, args: flags.FlagValues) -> int:

@@ -96,18 +96,27 @@ speed() { into "$out/speed.md" 'Speed beside references' tables; }
 
 gpt2=(--config=configs/rim_gsm8k.py '--config.data.buckets.prefix=(128,)'
   '--config.data.buckets.count=(8,)' '--config.data.buckets.readout=(32,)')
-plan() { main --mode=plan "$@"; }
+# plan TITLE FLAG ...: a part of the page, with the command it is by.
+# shellcheck disable=SC2016
+plan() {
+  [ "$dry_run" ] ||
+    printf '\n## %s\n\n```sh\n%s\n```\n\n' "$1" "$(dry_run=1; main --mode=plan "${@:2}" 3>&1)"
+  main --mode=plan "${@:2}"
+}
 planned() {
-  local remat target model
-  for remat in none dots full; do
-    plan "${gpt2[@]}" --target=gpu:h100 --config.model.remat=$remat
-    [ ! "$short" ] || return 0
+  local remat target model attention
+  for remat in full dots none; do
+    for attention in shared_prefix cudnn; do
+      plan "GPT-2 124M, 128 × 384, gpu:h100, $attention, remat $remat" "${gpt2[@]}" \
+        --target=gpu:h100 --config.model.attention=$attention --config.model.remat=$remat
+      [ ! "$short" ] || return 0
+    done
   done
-  for target in tpu:v5p:2x2x1 tpu:v6e:2x2; do
+  for target in tpu:v6e:2x2 tpu:v5p:2x2x1; do
     for model in Llama-3.2-1B Llama-3.2-3B Llama-3.1-8B; do
-      plan --config=configs/rim_gsm8k.py:llama1b --config.model.init_from="meta-llama/$model" \
-        --target=$target --config.mesh.fsdp=-1 --config.mesh.data=1 --config.model.remat=full \
-        --search
+      plan "$model, $target, fsdp 4, splash" --config=configs/rim_gsm8k.py:llama1b \
+        --config.model.init_from="meta-llama/$model" --target=$target --config.mesh.fsdp=-1 \
+        --config.mesh.data=1 --config.model.attention=splash --config.model.remat=full --search
     done
   done
 }

@@ -54,7 +54,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
   flags.DEFINE_string('target', '', 'of --mode=plan: devices whose own compiler is asked, such '
                       'as tpu:v5p:2x2x1 or gpu:h100', flag_values=values)
   flags.DEFINE_boolean('search', False, 'of --mode=plan: the largest batch that fits a '
-                       '--target under each model.remat', flag_values=values)
+                       '--target under each model.remat, or the given one',
+                       flag_values=values)
   flags.DEFINE_string('devices', '1', 'numbers of devices, of --mode=plan', flag_values=values)
   flags.DEFINE_string('device_kind', 'v5p', 'of --mode=plan: a name of hardware.PEAKS, or here',
                       flag_values=values)

@@ -42,7 +42,7 @@ def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> batching.Batch:
   zeros = np.zeros((size, length), np.int32)
   weights = np.ones((size, length), np.float32) if weights is None else weights
   return batching.Batch(ids[:, :-1], place, ids[:, 1:], weights, zeros, zeros, place + 1,
-                        np.zeros((size, 0), np.int32), length)
+                        np.zeros((size, 0), np.int32), length, causal_prefix=True)
 
 
 class Batches(batching.Stepwise):

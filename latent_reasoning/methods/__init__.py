@@ -40,7 +40,8 @@ def check(config: Config) -> Method:
   thinking = [name for name, one in METHODS.items() if one.has_latents and not one.passes]
   ensure(decoder.source != 'latents' or method.name in thinking,
          'config.reasoning_decoder.source=latents is of continuous thoughts, and method '
-         f'{method.name} has none that follow one another; expected one that has: {", ".join(thinking)}')
+         f'{method.name} has none that follow one another; expected one of '
+         f'{", ".join(thinking)}')
   joint = bool(decoder.source) and decoder.joint
   ensure(not (joint and (aux.align or aux.smooth)), 'config.aux.align and smooth cannot be '
          'trained with config.reasoning_decoder.joint; expected one of them')

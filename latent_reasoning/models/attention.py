@@ -6,6 +6,7 @@ each serve N / M of q's in order, and do their softmax in float32.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -80,15 +81,26 @@ def shared_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> ch
   A readout's own keys are R instead of K·R, and the prefix has none of them:
   P² + K·R·(P + R) logits instead of (P + K·R)². One softmax over both parts.
   """
+  return _by_parts(dense_prefix, q, k, v, mask)
+
+
+def dense_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+  """The prefix to itself: all [B, P, N or M, H]."""
+  k, v = _serve(k, q), _serve(v, q)
+  weights = _softmax(_logits('BTNH,BSNH->BNTS', q, k),
+                     masks.sees_prefix(mask, q.shape[1])[:, None])
+  return jnp.einsum('BNTS,BSNH->BTNH', weights.astype(v.dtype), v)
+
+
+def _by_parts(prefix: Callable[..., chex.Array], q: chex.Array, k: chex.Array, v: chex.Array,
+              mask: Mask) -> chex.Array:
+  """The prefix to itself by a function as `dense_prefix`, then the readouts."""
   p, count = mask.prefix, mask.count
+  out = prefix(q[:, :p], k[:, :p], v[:, :p], mask.part(0, p))
+  if not count:
+    return out
   batch, length, heads, size = q.shape
   k, v = _serve(k, q), _serve(v, q)
-  before = mask.part(0, p)
-  logits = _logits('BTNH,BSNH->BNTS', q[:, :p], k[:, :p])
-  weights = _softmax(logits, masks.sees_prefix(before, p)[:, None]).astype(v.dtype)
-  prefix = jnp.einsum('BNTS,BSNH->BTNH', weights, v[:, :p])
-  if not count:
-    return prefix
   r = (length - p) // count
   own = (batch, count, r, heads, size)
   sees = masks.sees_prefix(mask.part(p, length), p).reshape(batch, count, r, p)
@@ -96,7 +108,7 @@ def shared_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> ch
   readouts = _readouts(
       q[:, p:].reshape(own), k[:, :p], v[:, :p], k[:, p:].reshape(own),
       v[:, p:].reshape(own), sees, causal)
-  return jnp.concatenate([prefix, readouts.reshape(batch, length - p, heads, size)], axis=1)
+  return jnp.concatenate([out, readouts.reshape(batch, length - p, heads, size)], axis=1)
 
 
 def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache,
@@ -160,69 +172,95 @@ def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
 
 def cudnn(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
           implementation: str = 'cudnn') -> chex.Array:
-  """The same by cuDNN's fused kernel, prefix and readouts in turn; keeps no weights.
+  """The same with cuDNN's fused kernel over the prefix; readouts as in `shared_prefix`.
 
-  cuDNN takes the mask as a bias and skips nothing, so the prefix is kept from the keys of
-  the readouts, as in `shared_prefix`. Our tests have no GPU: they run what is handed to it with
-  `implementation` 'xla', not the kernel.
+  A causal prefix needs no mask: its padding is on the right, where no token sees it, and the
+  kernel skips what is above the diagonal. Any other mask (bidirectional blocks) is a bias to
+  cuDNN, which then skips nothing. Our tests have no GPU: they run what is handed to it with
+  `implementation` 'xla', and compile it for one.
   """
-  may, p, length = masks.allowed(mask), mask.prefix, q.shape[1]
-  parts = []
-  for start, stop, keys in ((0, p, p), (p, length, length))[:2 if mask.count else 1]:
-    padded = _pad(q[:, start:stop], k[:, :keys], v[:, :keys], may[:, start:stop, :keys], 2)
-    *own, seen = padded  # its backward pass wants even lengths
-    parts.append(jax.nn.dot_product_attention(
-        *own, mask=seen[:, None], implementation=implementation)[:, :stop - start])
-  return jnp.concatenate(parts, axis=1)
+  def prefix(q, k, v, mask):
+    p = q.shape[1]
+    attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    if mask.causal_prefix:
+      return attend(*_pad(2, q, k, v), is_causal=True)[:, :p]  # its backward pass: even lengths
+    *qkv, may = _pad(2, q, k, v, masks.sees_prefix(mask, p))
+    return attend(*qkv, mask=may[:, None])[:, :p]
+  return _by_parts(prefix, q, k, v, mask)
 
 
 def splash(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
            interpret: bool = False) -> chex.Array:
-  """The same by splash attention, the TPU kernel of Pallas, over the whole row.
+  """The same with splash attention, the TPU kernel of Pallas, over the prefix; readouts as in
+  `shared_prefix`.
 
-  It skips the tiles of 128 × 128 in which nothing is seen and keeps no weights. Each row
-  has a mask of its own (a dynamic mask of the kernel): rows take the place of the kernel's
-  heads, and heads are mapped over, so that a mask serves all of them. On a mesh each device
-  runs it on its rows and heads. Our tests run it with `interpret` alone, not on a TPU.
+  It skips tiles in which nothing is seen and keeps no weights. The mask of a causal prefix
+  is static, an object of the kernel: padding is on the right, where no token sees it. Any other
+  mask (bidirectional blocks) is an array, of each row its own: rows then take the place of
+  the kernel's heads, and heads are mapped over, so that a mask serves all of them. On a mesh
+  each device runs it on its rows and heads. Our tests run it with `interpret`, and compile
+  it for a TPU.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  call = functools.partial(_splash, interpret=interpret)
-  may = masks.allowed(mask)
-  if not mesh.empty and mesh.size > 1:
-    rows = ('data', 'fsdp') if not q.shape[0] % (
-        mesh.shape['data'] * mesh.shape['fsdp']) else None
-    heads = 'tensor' if not k.shape[2] % mesh.shape['tensor'] else None
-    place = PartitionSpec(rows, None, heads)
-    call = jax.shard_map(call, in_specs=(place, place, place, PartitionSpec(rows)),
-                         out_specs=place, check_vma=False)
-  return call(q, k, v, may)
+  def prefix(q, k, v, mask):
+    mesh = jax.sharding.get_abstract_mesh()
+    call, more = functools.partial(_static_splash, interpret=interpret), ()
+    if not mask.causal_prefix:
+      call = functools.partial(_dynamic_splash, interpret=interpret)
+      more = (masks.sees_prefix(mask, q.shape[1]),)
+    if not mesh.empty and mesh.size > 1:
+      rows = ('data', 'fsdp') if not q.shape[0] % (
+          mesh.shape['data'] * mesh.shape['fsdp']) else None
+      heads = 'tensor' if not k.shape[2] % mesh.shape['tensor'] else None
+      place = PartitionSpec(rows, None, heads)
+      call = jax.shard_map(call, in_specs=(place, place, place, *[PartitionSpec(rows)] * len(
+          more)), out_specs=place, check_vma=False)
+    return call(q, k, v, *more)
+  return _by_parts(prefix, q, k, v, mask)
 
 
-def _splash(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array,
-            interpret: bool) -> chex.Array:
-  from jax.experimental.pallas.ops.tpu import splash_attention  # 0.3 s to import
+def _static_splash(q: chex.Array, k: chex.Array, v: chex.Array, interpret: bool) -> chex.Array:
+  from jax.experimental.pallas.ops.tpu import splash_attention as lib  # 0.3 s to import
+  length = q.shape[1]
+  q, k, v = (a.swapaxes(1, 2) for a in _pad(128, q, k, v))  # a TPU's tiles need T, H last
+  tile = next(n for n in (512, 384, 256, 128) if not q.shape[2] % n)
+  one = lib.CausalMask((q.shape[2],) * 2)
+  kernel = lib.make_splash_mha_single_device(
+      lib.MultiHeadMask([one] * q.shape[1]), interpret=interpret,
+      block_sizes=lib.BlockSizes(*[tile] * 8))
+  return jax.vmap(kernel)(_scaled(q), k, v).swapaxes(1, 2)[:, :length]
+
+
+def _dynamic_splash(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array,
+                    interpret: bool) -> chex.Array:
+  from jax.experimental.pallas.ops.tpu import splash_attention as lib
   length, served = q.shape[1], k.shape[2]
-  q, k, v, may = _pad(q, k, v, may, 128)
-  kernel = splash_attention.make_splash_mha_single_device(may, interpret=interpret)
+  q, k, v, may = _pad(128, q, k, v, may)
+  kernel = lib.make_splash_mha_single_device(may, interpret=interpret)
   # Under jit it makes a traced array of this flag, which it then asks in Python.
   kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-  q = (q * q.shape[-1]**-0.5).astype(q.dtype).reshape(
+  q = _scaled(q).reshape(
       *q.shape[:2], served, -1, q.shape[-1]).transpose(2, 3, 0, 1, 4)  # [M, G, B, T, H]
-  k, v = (a.transpose(2, 0, 1, 3) for a in (k, v))  # a TPU's tiles need T, H last
+  k, v = (a.transpose(2, 0, 1, 3) for a in (k, v))
   one_key = jax.vmap(kernel, in_axes=(0, None, None))  # G queries of a key
   out = jax.vmap(one_key)(q, k, v).transpose(2, 3, 0, 1, 4)
   return out.reshape(*out.shape[:2], -1, out.shape[-1])[:, :length]
 
 
-def _pad(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array, multiple: int):
-  """Lengthens queries and keys to a multiple; what is added sees the first key, for a
-  softmax over nothing is no number, and is seen by none."""
+def _scaled(q: chex.Array) -> chex.Array:
+  return (q * q.shape[-1]**-0.5).astype(q.dtype)
+
+
+def _pad(multiple: int, q: chex.Array, k: chex.Array, v: chex.Array,
+         may: chex.Array | None = None) -> list[chex.Array]:
+  """Lengthens queries and keys to a multiple. Under a mask [B, T, T], what is added sees the
+  first key, for a softmax over nothing is no number, and is seen by none."""
   def lengthen(a, axis=1):
     return jnp.pad(a, [(0, -a.shape[axis] % multiple if i == axis else 0)
                        for i in range(a.ndim)])
-  real = may.shape[1]
-  q, k, v, may = lengthen(q), lengthen(k), lengthen(v), lengthen(lengthen(may), 2)
-  return q, k, v, may.at[:, real:, 0].set(True)
+  padded = [lengthen(a) for a in (q, k, v)]
+  if may is None:
+    return padded
+  return [*padded, lengthen(lengthen(may), 2).at[:, may.shape[1]:, 0].set(True)]
 
 
 def check(name: str) -> None:

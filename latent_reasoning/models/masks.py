@@ -10,7 +10,7 @@ def plain(batch: int, length: int) -> Mask:
   """Causal rows without readouts."""
   place = jnp.broadcast_to(jnp.arange(length), (batch, length))
   zeros = jnp.zeros_like(place)
-  return Mask(zeros, zeros, place + 1, zeros[:, :0], length, 0)
+  return Mask(zeros, zeros, place + 1, zeros[:, :0], length, 0, causal_prefix=True)
 
 
 def sees_prefix(query: Mask, keys: int) -> chex.Array:

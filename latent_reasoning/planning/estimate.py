@@ -33,7 +33,7 @@ from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import families, init_from, native
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import attention, lora
-from latent_reasoning.parallel import sharding
+from latent_reasoning.parallel import device_errors, sharding
 from latent_reasoning.planning import communication, rows, targets
 from latent_reasoning.train import flops, hardware
 from latent_reasoning.train import train_step as step_lib
@@ -106,7 +106,7 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
       vocab_size=-(-need // config.tokenizer.pad_to) * config.tokenizer.pad_to)
   method = methods.check(config)
   mesh = sharding.make(config.mesh, devices)
-  cut = mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
+  cut = _row_unit(config, mesh)
   size = -(-config.optim.batch_size // cut) * cut
   batch = jax.tree.map(lambda a: np.broadcast_to(a[:1], (size, *a.shape[1:])), batch)
   stages = (config.optim.stage1, config.optim.stage2)
@@ -120,7 +120,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
 
   Args:
     target: as targets.parse; '': the devices there are, where no kernel runs.
-    shapes: also the shapes of all float32 arrays in the compiled program.
+    shapes: also those of all arrays in the compiled program, such as 'f32[128,384]'.
   """
   began = time.monotonic()
   run = planned(config, targets.parse(target).devices() if target else ())
@@ -142,17 +142,17 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
   with jax.set_mesh(mesh):
     rate = jax.ShapeDtypeStruct((), jnp.float32,
                                 sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    compiled = stepper.lower(state, batch, rate).compile()
-  text = compiled.as_text()
-  sent, unknown = communication.of_hlo(text)
+    lowered = stepper.lower(state, batch, rate)
+    temporary, text, refused = _compiled(lowered)
+  sent, unknown = (None, 0) if refused else communication.of_hlo(text)
   own, frozen = lora.split(state.params, run.trained)
   gradients = _bytes(own)
-  temporary = compiled.memory_analysis().temp_size_in_bytes
   params = sum(a.size for a in jax.tree.leaves(like.params))
   tokens = batch.tokens.shape
   found = {
       'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
-      'rows_seen': run.seen,
+      'row_unit': _row_unit(config, mesh), 'refused': refused,
+      'rows_seen': run.seen, 'readouts': batch.anchors.shape[1],
       'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),
       'parameter_bytes': _bytes(own) + _bytes(frozen),
       'optimizer_bytes': _bytes(state.opt_state),
@@ -165,11 +165,31 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
       'traffic_bytes': traffic(config, state, mesh, kept),
       'vocabulary': run.tokenizer.vocab_size}
   if shapes:
-    found['shapes'] = sorted({tuple(map(int, one.split(',')))
-                              for one in re.findall(r'f32\[([\d,]+)\]', text)})
+    found['shapes'] = sorted(set(re.findall(r'[a-z]+\d*\[\d+(?:,\d+)+\]', text)))
   return {**found, 'seconds_to_plan': time.monotonic() - began,
           'total_bytes': sum(found[f'{part}_bytes'] for part in (
               'parameter', 'optimizer', 'gradient', 'temporary'))}
+
+
+def _row_unit(config: Config, mesh) -> int:
+  """The rows of a batch are a multiple of this."""
+  return mesh.shape['data'] * mesh.shape['fsdp'] * config.optim.grad_accum_steps
+
+
+def _compiled(lowered: jax.stages.Lowered) -> tuple[float, str, bool]:
+  """(bytes of temporaries, the program's text, whether the compiler refuses it for memory).
+
+  The compiler of a TPU makes no program that its memory cannot hold, and says how many
+  bytes that would have taken.
+  """
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    said = re.search(r'(?:temporaries \(|[Uu]sed )([\d.]+)([KMGT])', str(error))
+    if device_errors.kind(error) != 'memory' or not said:
+      raise
+    return float(said[1]) * 1024**(1 + 'KMGT'.index(said[2])), '', True
+  return compiled.memory_analysis().temp_size_in_bytes, compiled.as_text(), False
 
 
 def activations(config: Config, mesh, batch: batching.Batch) -> int:

@@ -1,6 +1,7 @@
 """--mode=plan: a process for each number of devices, target or batch, and what they found."""
 
 import functools
+import importlib.metadata
 import json
 import math
 import os
@@ -18,7 +19,9 @@ from latent_reasoning.report import markdown
 from latent_reasoning.train import hardware
 
 CHILD = 'LATENT_REASONING_PLAN'  # set in the process that has the fake devices
+REMAT = typing.get_args(typing.get_type_hints(ModelConfig)['remat'])
 MOST_ROWS = 1 << 16  # of a search
+MOST_COMPILED = 10  # batches, of a policy
 
 
 class _Failed(Exception):
@@ -36,11 +39,12 @@ def _measured(argv: Sequence[str], environment: dict[str, str], *more: str) -> d
 
 
 def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float | None,
-        target: str = '', searched: int = 0) -> int:
+        target: str = '', searched: int = 0, remat: str = '') -> int:
   """Measures for a target, or on each number of devices, each in a process; prints tables.
 
   Args:
     searched: the batch to begin a search with, for a target; 0: none.
+    remat: the policy to search with; '': all.
   """
   if searched and not target:
     raise InputError('--search asks the compiler of a --target, such as gpu:h100; give one')
@@ -60,7 +64,7 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
         print(f'{target}: remat {remat}, {rows:,} rows …', file=sys.stderr, flush=True)
         return _measured(argv, environments[0], f'--config.model.remat={remat}',
                          f'--config.optim.batch_size={rows}')
-      print(search(measured, searched, peak, memory_gb, target))
+      print(search(measured, searched, peak, memory_gb, target, (remat,) if remat else REMAT))
       return 0
     found = [_measured(argv, own) for own in environments]
   except _Failed as error:
@@ -71,29 +75,55 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
 
 def largest_batch(measured: Callable[[int], dict[str, Any]], start: int, limit: float
                   ) -> dict[str, Any] | None:
-  """What is measured of the largest batch that fits, `start` doubled or halved until then.
+  """What is measured of the largest batch that fits, to within a sixteenth of it or the least
+  that the mesh divides; None: not even that fits.
+
+  Bytes grow about linearly in rows, from those of parameters, optimizer and gradients: what is
+  measured says where the limit is reached, and only what lies there is compiled.
 
   Args:
-    measured: rows -> `measure`.
+    measured: rows, or the next number that the mesh divides -> `measure`.
     limit: bytes of a device.
   """
-  best, rows, one = None, start, measured(start)
-  while one['total_bytes'] < limit and rows < MOST_ROWS:
-    best, rows = one, 2 * rows
+  found, rows = {}, start
+  while rows and rows not in found and len(found) < MOST_COMPILED:
     one = measured(rows)
-  while best is None and rows > 1:
-    rows //= 2
-    one = measured(rows)
-    best = one if one['total_bytes'] < limit else None
-  return best
+    found[one['rows'][0]] = one
+    rows = _next_rows(found, one['rows'][0], one['row_unit'], limit)
+  return max((one for one in found.values() if fits(one, limit)), default=None,
+             key=lambda one: one['rows'][0])
+
+
+def _next_rows(found: dict[int, dict[str, Any]], last: int, unit: int, limit: float) -> int:
+  """How many rows to compile after these; 0: the limit is known."""
+  low = max((rows for rows, one in found.items() if fits(one, limit)), default=0)
+  high = min((rows for rows, one in found.items() if not fits(one, limit)),
+             default=MOST_ROWS + unit)
+  one = found[last]
+  sizes = {0: one['total_bytes'] - one['temporary_bytes']} | {
+      rows: one['total_bytes'] for rows, one in found.items()}
+  a, b = sorted(sorted(sizes, key=lambda rows: abs(sizes[rows] - limit))[:2])
+  slope = (sizes[b] - sizes[a]) / (b - a)
+  guess = max(0, int(a + (limit - sizes[a]) / slope)) if slope > 0 else 2 * last
+  guess = min(guess, 8 * low) if low else guess
+  step = max(unit, (1 << max(0, guess.bit_length() - 5)) // unit * unit)
+  if low and (high - low <= step or sizes[low] + slope * step > limit):
+    return 0  # the next would not fit
+  guess = (guess if guess < high else (low + high) // 2) // step * step
+  return next((rows for rows in (guess, low + step, low + unit) if low < rows < high), 0)
+
+
+def fits(one: dict[str, Any], limit: float) -> bool:
+  return not one['refused'] and one['total_bytes'] < limit
 
 
 def search(measured: Callable[[str, int], dict[str, Any]], start: int, peak: hardware.Peak,
-           memory_gb: float, target: str) -> str:
+           memory_gb: float, target: str, policies: Sequence[str] = REMAT) -> str:
   """The largest batch that fits under each config.model.remat, and the flags of the fastest."""
   rows, best = [['remat', 'rows', 'GiB', 'TFLOP a device', 'step ms', 'tokens/s']], None
-  for remat in typing.get_args(typing.get_type_hints(ModelConfig)['remat']):
+  for remat in policies:
     one = largest_batch(functools.partial(measured, remat), start, memory_gb * 1e9)
+    start = one['rows'][0] if one else start  # the next one keeps less
     if one is None:
       rows.append([remat, 'none fits', *[''] * 4])
       continue
@@ -108,8 +138,8 @@ def search(measured: Callable[[str, int], dict[str, Any]], start: int, peak: har
   if best:
     flags = (f'fastest by the written model: --config.model.remat={best[1]} '
              f'--config.optim.batch_size={best[2]}')
-  return (f"{markdown(rows)}\n\nbatches that fit {memory_gb:g} GB by {target}'s compiler, each "
-          f'twice the one before\n{flags}')
+  return (f"{markdown(rows)}\n\nlargest batches that fit {memory_gb:g} GB by {target}'s "
+          f'compiler ({versions(target)}), to within a sixteenth; {flags}')
 
 
 def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
@@ -126,10 +156,10 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
     memory.append([
         f"{one['devices']} ({' × '.join(str(n) for n in one['mesh'].values())})",
         *(f"{one[f'{part}_bytes'] / GIB:.2f}" for part in parts),
-        'yes' if one['total_bytes'] < memory_gb * 1e9 else 'NO'])
+        'yes' if fits(one, memory_gb * 1e9) else 'NO'])
     speed.append([
         str(one['devices']), str(one['rows'][0]), f"{one['flops'] / one['devices'] / 1e12:.3g}",
-        *(f'{sum(one[key].values()) / GIB:.3g}'
+        *('' if one[key] is None else f'{sum(one[key].values()) / GIB:.3g}'
           for key in ('collectives', 'expected_collectives')),
         *(f'{1e3 * t[part]:.3g}' for part in ('compute', 'memory', 'collectives', 'step')),
         f"{math.prod(one['rows']) / t['step']:.3g}", f"{100 * t['mfu']:.1f}"])
@@ -147,9 +177,22 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
       f'among {peak.pod} devices, {peak.network / 1e9:.3g} GB/s beyond. Per device and step, '
       f'GiB sent are those of {compiler}, and by a model. step = max(compute, memory) + '
       'collectives, as if nothing were hidden; tokens with padding', markdown(speed),
-      (f'Compiled for {target} in {took} s' if target else 'Compiled for as many fake devices '
-       f'of this CPU, attention as shared_prefix, in {took} s')
+      (f'Compiled for {target} in {took} s ({versions(target)})' if target else
+       'Compiled for as many fake devices of this CPU, attention as shared_prefix, in '
+       f'{took} s')
       + (f'; {loops} loops do not say how often they run, and count once' if loops else '')])
+
+
+def versions(target: str) -> str:
+  """Of JAX and a target's compiler, where it is installed."""
+  package = {'tpu': 'libtpu', 'gpu': 'jax-cuda13-plugin'}[targets.parse(target).platform]
+  found = []
+  for name in ('jax', package):
+    try:
+      found.append(f'{name} {importlib.metadata.version(name)}')
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return ', '.join(found)
 
 
 def parse_devices(text: str) -> list[int]:

@@ -78,7 +78,7 @@ def real(config: Config) -> tuple[Config, list[batching.Batch]]:
 def text(config: Config) -> batching.Batch:
   ints = np.zeros((1, config.data.seq_len), np.int32)
   return batching.Batch(ints, ints, ints, ints.astype(np.float32), ints, ints, ints,
-                        ints[:, :0], config.data.seq_len)
+                        ints[:, :0], config.data.seq_len, causal_prefix=True)
 
 
 def largest(config: Config) -> batching.Batch:

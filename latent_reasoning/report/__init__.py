@@ -28,6 +28,5 @@ __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
            'contamination', 'interventions', 'leakage', 'data',
            'document', 'verbalized',
            'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
-           'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'searches', 'slots', 'summarize',
-           'table',
-           'text', 'write']
+           'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'searches', 'slots',
+           'summarize', 'table', 'text', 'write']

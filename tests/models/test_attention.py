@@ -90,18 +90,21 @@ KERNELS = {
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps', 'cot'])
 @pytest.mark.parametrize('name', KERNELS)
-def test_kernels_are_dense(tiny_config, name):
-  """Forward and gradient, of the kernel on a CPU or of what is handed to it: rows longer than
-  a tile, of odd length, and fewer heads for keys."""
-  config = tiny_config(**VARIANTS['rim, bidirectional, blind'])
+def test_kernels_are_dense(tiny_config, name, variant):
+  """Forward and gradient at all tokens, of the kernel on a CPU or of what is handed to it: rows
+  longer than a tile, of odd length, and fewer heads for keys."""
+  config = tiny_config(**{k: v for k, v in VARIANTS[variant].items() if k != 'shape'})
   batch = random_batch(config, 0, shape=(139, 2, 50))
+  assert batch.causal_prefix == ('bidirectional' not in variant)
   q, k, v = qkv(0, batch.tokens.shape[1])
-  direction = qkv(1, q.shape[1])[0]
+  real = is_real(batch)[..., None, None]
+  direction = qkv(1, q.shape[1])[0] * real
 
   @functools.partial(jax.jit, static_argnums=0)
   def both(call, *given):
-    out, vjp = jax.vjp(lambda *a: call(*a, batch.mask), *given)
+    out, vjp = jax.vjp(lambda *a: call(*a, batch.mask) * real, *given)
     return out, *vjp(direction)
   given = q, k[:, :, :1], v[:, :, :1]
   for found, expected in zip(both(KERNELS[name], *given), both(attention.dense, *given),
@@ -110,10 +113,62 @@ def test_kernels_are_dense(tiny_config, name):
     assert np.abs(expected).max() > 1e-2
 
 
+def is_real(batch) -> np.ndarray:
+  """bool [B, L], whether a place is a token's."""
+  return batch.tokens != 0  # no text of random_batch has a 0
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional'])
+@pytest.mark.parametrize('name', [*PLAIN, *KERNELS])
+def test_padding_changes_no_number(tiny_config, name, variant):
+  """Forward and gradient of the tokens are those of rows in larger buckets."""
+  config = tiny_config(**VARIANTS[variant])
+  call = KERNELS.get(name, attention.IMPLEMENTATIONS[name])
+  found, rng = [], np.random.default_rng(2)
+  for shape in (SHAPE, (150, 4, 9)):
+    batch = random_batch(config, 0, shape=shape)
+    real = is_real(batch)
+    x, direction = np.split(rng.normal(size=(4, *real.shape, N, H)).astype(np.float32), [3])
+    if found:  # tokens follow each other in the same order
+      x[:, real], direction[:, real] = found[0][:2]
+    own = x[:, real], direction[:, real]
+    direction = direction[0] * real[..., None, None]
+    out, vjp = jax.vjp(lambda a, b=batch: call(*a, b.mask), x)
+    found.append((*own, np.asarray(out)[real], np.asarray(vjp(direction)[0])[:, real]))
+  for one, other in zip(*(f[2:] for f in found), strict=True):
+    assert_close(one, other, tol=2e-5)
+    assert np.abs(one).max() > 1e-2
+
+
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional'])
+def test_a_causal_prefix_has_no_mask(make, tiny_config, variant):
+  """Splash attention is handed no array of P x P; of any other prefix, one."""
+  batch = random_batch(tiny_config(**VARIANTS[variant]), 0, shape=(130, 2, 5))
+  x = qkv(0, batch.tokens.shape[1])
+  found = {a.aval.shape for a in arrays(jax.make_jaxpr(
+      lambda a: attention.splash(*a, batch.mask))(x).jaxpr)}
+  wide = [shape for shape in found if len(shape) > 1 and min(shape[-2:]) > 128]
+  assert batch.causal_prefix == (not wide), wide
+
+
+def arrays(jaxpr):
+  """All that a jaxpr computes, and those inside of it but for kernels."""
+  for equation in jaxpr.eqns:
+    yield from equation.outvars
+    if equation.primitive.name != 'pallas_call':
+      for inner in jax.tree.leaves(list(equation.params.values()),
+                                   is_leaf=lambda x: hasattr(x, 'eqns')):
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from arrays(inner)
+
+
 @pytest.mark.slow
-def test_splash_compiles_for_a_tpu(make):
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional'])
+def test_splash_compiles_for_a_tpu(make, variant):
   """As far as it goes without one: tiles and layouts that the kernel's compiler accepts."""
-  batch = make('rim')
+  batch = make(variant)
   q, k = (jax.ShapeDtypeStruct((2, batch.tokens.shape[1], n, 64), jnp.bfloat16) for n in (4, 2))
 
   def both(q, k, v):
