@@ -245,7 +245,7 @@ def test_unknown_method():
   """The error names the nearest method, and all."""
   with pytest.raises(InputError, match="unknown; did you mean 'direct_steps'"):
     methods.get('direct_step')
-  with pytest.raises(InputError, match='known: coconut, .*, pause_steps, rim'):
+  with pytest.raises(InputError, match='known: coconut, .*, pause_steps, pccot, rim'):
     methods.get('xyz')
 
 

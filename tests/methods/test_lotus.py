@@ -77,7 +77,7 @@ def test_without_rounds_and_step_loss_it_is_pause(subject, tiny_config):
     out = row.readouts[0].out
     expected -= found[np.arange(len(tokens) - len(out), len(tokens)), out].sum()
   assert_close(float(total), float(expected))
-  assert batch.loops is None and float(sums['step_loss']) == 0
+  assert batch.loops is None and float(sums['step_loss']) > 0  # which has no weight
 
 
 @pytest.mark.integration

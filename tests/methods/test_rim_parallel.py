@@ -41,7 +41,7 @@ def test_rows(tiny_config, passes):
 def test_loss_by_hand(tiny_config, random_params, stage, passes):
   """Both means over their own tokens; stage 2 is RiM's loss, without step labels."""
   config = tiny_config(**{'method': 'rim_parallel', 'rim.blocks': 2, 'rim.passes': passes,
-                          'rim.max_steps': 2, 'model.num_layers': 1})
+                          'rim.max_steps': 2, 'rim.block_tokens': 2, 'model.num_layers': 1})
   model = Transformer(config.model, 32)
   two = batching.collate([sequences.causal([1, 2], ())], 2, 0, 0)
   subject = leakage.Subject(config, model, random_params(model, two), None, EXAMPLES)
