@@ -309,7 +309,11 @@ class Experiment(experiment.Experiment):
 
 
 def _exported(path: str | pathlib.Path) -> native.Source | None:
-  """The export at a path or hub id, where it is one of this package's own format."""
+  """The export at a path or hub id, where it is one of this package's own format.
+
+  Raises:
+    InputError: it is a model of others, which has no configuration of an experiment.
+  """
   here = pathlib.Path(path).expanduser()
   if here.is_dir() and not (here / 'config.json').is_file():
     return None  # `reopen` says so
@@ -317,7 +321,10 @@ def _exported(path: str | pathlib.Path) -> native.Source | None:
                             or here.parent.is_dir()):
     return None
   found = native.find(str(path))
-  return found if found and found.kind == 'native' else None
+  ensure(found, f'{path} holds a model and no experiment; give it to one, which need not be '
+         "trained: Experiment(load_config('rim_gsm8k', **{'model.init_from': "
+         f'{str(path)!r}}}), workdir)')
+  return found if found.kind == 'native' else None
 
 
 def _parts(opened: experiment.Experiment) -> dict[str, Any]:

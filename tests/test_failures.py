@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -159,12 +160,16 @@ def test_a_machine_that_is_gone(tiny_config, make_run, tmp_path, quick_compilati
     trainer.train(on('c', **{'optim.stage2.learning_rate': 0.5}))
 
 
-def test_bucket_without_its_library(tmp_path, capsys, monkeypatch):
-  """gs:// needs an extra, and the error names it."""
+@pytest.mark.parametrize('scheme, library, extra', [
+    ('gs', 'gcsfs', 'gcs'), ('s3', 's3fs', 's3')])
+def test_bucket_without_its_library(scheme, library, extra, tmp_path, capsys, monkeypatch):
+  """An address needs an extra, which the error names; no folder for its copies is left."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setitem(sys.modules, 'gcsfs', None)
-  assert main.main(['main', f'--config={CONFIG}', '--workdir=gs://nowhere/run']) == 2
-  assert ".[gcs]" in capsys.readouterr().err
+  monkeypatch.setitem(sys.modules, library, None)
+  assert main.main(['main', f'--config={CONFIG}', f'--workdir={scheme}://nowhere/run']) == 2
+  error, = re.findall('error: .*', capsys.readouterr().err)
+  assert f"{scheme}://nowhere/run" in error and f".[{extra}]" in error
+  assert not any((tmp_path / 'runs').iterdir())
 
 
 @pytest.mark.slow

@@ -156,7 +156,8 @@ def test_a_lease_in_a_bucket(monkeypatch):
 
 @pytest.mark.parametrize('path, message', [
     ('', '--workdir= is empty'), ('~nosuchuser/x', 'home directory of nobody'),
-    ('file:///tmp/x', 'expected a path on this machine')])
+    ('file:///tmp/x', 'expected a path on this machine'),
+    ('nowhere://b/x', "--workdir is 'nowhere://b/x'; expected .*gs://")])
 def test_workdirs_that_are_none(path, message):
   with pytest.raises(InputError, match=message):
     workdir.locate(path)

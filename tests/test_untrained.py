@@ -111,6 +111,10 @@ def test_load_of_others(source, tmp_path):
   for path in (tmp_path, tmp_path / 'none', tmp_path / 'a/b'):
     with pytest.raises(InputError, match='no config.json|holds no|no directory'):
       api.Experiment.load(path)
+  for values in ({'model_type': 'gpt2', 'n_layer': 1}, {'model_type': 'whatever'}, {}):
+    (tmp_path / 'config.json').write_text(json.dumps(values))
+    with pytest.raises(InputError, match='no experiment; give it to one.*model.init_from'):
+      api.Experiment.load(tmp_path)
 
 
 def test_shared_without_its_data(source, tmp_path, capsys):

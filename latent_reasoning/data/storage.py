@@ -28,6 +28,13 @@ def is_address(text: str | pathlib.Path) -> bool:
   return '://' in str(text)
 
 
+def library(address: Any) -> str:
+  """What has to be installed for an address, in brackets; '': nothing, or nobody knows."""
+  scheme, found, _ = str(address).partition('://')
+  extra = EXTRAS.get(scheme) if found else None
+  return f" ({scheme}://… needs pip install -e '.[{extra}]')" if extra else ''
+
+
 def copies() -> pathlib.Path:
   """The folder of copies: in the user's cache, wherever the system has it."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'

@@ -26,6 +26,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
+from latent_reasoning.data import storage
 from latent_reasoning.errors import InputError, TrainingError
 from latent_reasoning.parallel import multihost
 from latent_reasoning.train import attempts, copied, hashes, seals, versions
@@ -108,8 +109,7 @@ class Checkpoints:
       self.path.mkdir(parents=True, exist_ok=True)
     except (OSError, ImportError) as error:
       raise InputError(f'cannot use {path} for checkpoints: {error}; give another '
-                       "--workdir=DIR (gs://… needs pip install -e '.[gcs]')"
-                       ) from None
+                       f'--workdir=DIR{storage.library(path)}') from None
     multihost.check_shared(self.path)
     self._manager = ocp.CheckpointManager(
         self.path, options=ocp.CheckpointManagerOptions(

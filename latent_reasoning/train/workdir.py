@@ -134,7 +134,7 @@ class Workdir:
 
 def _cannot_use(place: Any, error: Exception) -> InputError:
   return InputError(f'cannot use {place} as a workdir: {error}; give a folder that can be '
-                    "written with --workdir=DIR (gs://… needs pip install -e '.[gcs]')")
+                    f'written with --workdir=DIR{storage.library(place)}')
 
 
 _writing: set[pathlib.Path] = set()  # folders whose lock this process holds
@@ -170,11 +170,11 @@ OPENED = ('config.json', 'tokenizer.json', 'commands.txt')  # before anything is
 def nothing_left(path: str | pathlib.Path) -> Iterator[None]:
   """Removes a folder that was not there before and in which nothing was found, where a
   mistake ends what was to be done in it."""
-  fresh = '://' not in str(path) and not os.path.lexists(path)
+  folder = locate(path).path  # of one in a bucket, the copy here
+  fresh = not os.path.lexists(folder)
   try:
     yield
   except InputError:
-    folder = pathlib.Path(path)
     if fresh and folder.is_dir() and all(
         file.name in OPENED if file.is_file() else not any(file.iterdir())
         for file in folder.iterdir() if not file.name.startswith('.')):

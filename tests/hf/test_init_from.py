@@ -200,6 +200,17 @@ def test_addresses_that_are_none(address):
     native.find(address)
 
 
+def test_an_address_of_a_run(source, begun, monkeypatch, tmp_path):
+  """Its small files are copied, its checkpoints read where they are."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  run, params = source()
+  new = begun(f'file://{run.workdir.path}', method='cot')
+  found, expected = plain(new, new.pretrained_params()), plain(run, params)
+  for path, value in expected.items():
+    np.testing.assert_array_equal(found[path], value)
+  assert native.find(f'file://{run.workdir.path}').path.is_relative_to(tmp_path / 'cache')
+
+
 def test_plan(source, tiny_config):
   """A training that begins with a run is planned with its sizes."""
   run, _ = source(**{'model.num_layers': 1})
