@@ -66,6 +66,7 @@ def _curves(groups, lines, label, dots, switches):
               label=name if causal else f'{name} (NOT CAUSAL)')
   _stage_begins(axis, switches)
   axis.set(xlabel='training step', ylabel=label)
+  axis.xaxis.get_major_locator().set_params(integer=True)
   if label.endswith('%'):
     axis.set_ylim(-2, 103)
   legend(figure, axis)
@@ -108,7 +109,8 @@ def learning(folder: Folder):
   stages = sorted({r['stage'] for r in train})
   for stage in stages:
     own = [r for r in train if r['stage'] == stage]
-    left.plot([r['step'] for r in own], [r['loss'] for r in own])
+    left.plot([r['step'] for r in own], [r['loss'] for r in own],
+              marker='' if len(own) > 1 else 'o')  # one point makes no line
   valid = [r for r in folder.metrics if r['split'] == 'valid' and 'per_block' in r]
   steps = [r['step'] for r in valid]
   count = len(valid[-1]['per_block']) if valid else 0
@@ -124,6 +126,8 @@ def learning(folder: Folder):
   left.set(xlabel='training step', ylabel='nats a token', title='training loss')
   right.set(xlabel='training step', ylabel='exact match %', ylim=(-2, 103),
             title='validation, answer read after each block' if count > 1 else 'validation')
+  for axis in (left, right):
+    axis.xaxis.get_major_locator().set_params(integer=True)
   legend(figure, right)
   return figure
 

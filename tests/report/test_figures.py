@@ -64,6 +64,7 @@ def test_learning_before_any_validation():
   found = report.learning(Folder('rim', pathlib.Path(), {}, {}, [
       {'step': 1, 'stage': 1, 'split': 'train', 'loss': 1.0}], [], {}))
   assert not found.figure.axes[1].lines
+  assert found.figure.axes[0].lines[0].get_marker() == 'o'  # a single point can be seen
 
 
 def test_accuracy_and_time():
