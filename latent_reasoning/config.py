@@ -223,8 +223,14 @@ class BaselinesConfig:
   step_weight: float = key(
       0.05, 'lotus, rim_parallel: of the loss of the steps that latents or blocks say')
   projection: bool = key(False, 'an MLP between a latent and the next input, as codi has')
-  teacher_weight: float = key(1.0, "codi: of the chain of thought's loss")
-  distill_weight: float = key(1.0, 'codi: of the distance of hidden states')
+  teacher_weight: float = key(1.0, "codi, pccot: of the chain of thought's loss")
+  distill_weight: float = key(1.0, 'codi, pccot: of the distance of hidden states')
+  kv_weight: float = key(
+      0.0, "codi, pccot: of the distance of latents' keys and values from those that are kept of the "
+      'chain of thought (KaVa, arXiv 2510.02312; 1 there); 0: none')
+  kv_importance: float = key(
+      0.1, 'λ of the score by which they are kept: what the answer attends to; the rest is '
+      'unlikeness of keys')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ CASES |= {
     **{f'{name}, SIM-CoT': {'method': name, 'reasoning_decoder.source': 'latents',
                             'reasoning_decoder.joint': True, 'baselines.latents': 2}
        for name in ('coconut', 'codi')},
+    'codi, KaVa': {'method': 'codi', 'baselines.latents': 2, 'baselines.kv_weight': 1.0},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
     'reasoning decoder': {'reasoning_decoder.source': 'blocks',
                           'reasoning_decoder.joint': True},

@@ -3,6 +3,8 @@
 SIM-CoT (arXiv 2509.20317) is a switch, reasoning_decoder.source 'latents' and joint: the input
 of latent k also says step k, as long as there are steps. The loss is a mean over tokens, added
 with reasoning_decoder.weight (1 in the paper); inference has no decoder.
+
+KaVa's loss on keys and values (arXiv 2510.02312) is another, baselines.kv_weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config
+from latent_reasoning.methods import kava
 from latent_reasoning.methods.coconut import said
 from latent_reasoning.methods.icot import rest
 from latent_reasoning.models import latents
@@ -76,11 +79,14 @@ def loss(config: Config, student_loss: Callable[..., Any] = next_token,
   tokens. h_l and h*_l, l = 0 … L, are embedding with position, and the states after layer l,
   the last one normed, of student and teacher at the token that predicts the answer, the end of
   its mark in both; smooth L1 is the mean over problems and width, σ_l the standard deviation
-  of h*_l over both. States before `from_layer` do not count.
+  of h*_l over both. States before `from_layer` do not count. With baselines.kv_weight, that
+  times L_KV is added (methods.kava).
 
-  The sums have those of the student, 'teacher_loss' and 'distance'. `student_loss` is what
-  stands for CE_student, as `train.losses.next_token`.
+  The sums have those of the student, 'teacher_loss', 'distance' and 'kv_distance'.
+  `student_loss` is what stands for CE_student, as `train.losses.next_token`.
   """
+  b = config.baselines
+
   def teach(model, params, batch: Batch, rng):
     rng = None if rng is None else jax.random.split(rng)[1]
     out = latents.forward(model, params, batch.teacher, rng)
@@ -88,20 +94,25 @@ def loss(config: Config, student_loss: Callable[..., Any] = next_token,
     length = jnp.sum(batch.weights > 0, axis=1) - batch.mark
     said = jnp.sum(batch.teacher.weights > 0, axis=1) - length  # steps and mark
     states = _states(model, params, batch.teacher, out, batch.teacher.prefix + said - 1)
-    return out.hidden, jax.lax.stop_gradient(states[from_layer:])
+    steps = said - batch.mark
+    kv = kava.chosen(out.layers, batch.teacher, steps, kava.count(batch),
+                     b.kv_importance) if b.kv_weight else None
+    return out.hidden, jax.lax.stop_gradient(states[from_layer:]), kv, steps
 
   def statistics(model, params, batch: Batch, rng):
-    return {'states': jnp.swapaxes(teach(model, params, batch, rng)[1], 0, 1),
+    _, states, kv, steps = teach(model, params, batch, rng)
+    return {'states': jnp.swapaxes(states, 0, 1),
             'weight': jnp.sum(batch.weights, axis=1),
-            'teacher_weight': jnp.sum(batch.teacher.weights, axis=1)}
+            'teacher_weight': jnp.sum(batch.teacher.weights, axis=1),
+            **({'kv': kava.moments(kv, steps)} if b.kv_weight else {})}
 
   def terms(model, params, batch: Batch, rng, whole, first):
     own_rng = None if rng is None else jax.random.split(rng)[0]
-    out = latents.forward(model, params, batch, own_rng)
+    out, cache = latents.forward_with_cache(model, params, batch, own_rng)
     loss, sums = student_loss(model, params, batch, own_rng, out)
     own = _states(model, params, batch, out, batch.prefix + batch.latents + batch.mark)
     own = own[from_layer:]
-    hidden, theirs = teach(model, params, batch, rng)
+    hidden, theirs, kv, steps = teach(model, params, batch, rng)
     taught, _ = of_hidden(model, params, batch.teacher, hidden)
     weight = whole['weight'].sum()  # by which the sums will be divided
     spread = jnp.std(whole['states'], axis=(0, 2))[:, None, None] + 1e-6
@@ -109,8 +120,12 @@ def loss(config: Config, student_loss: Callable[..., Any] = next_token,
         len(own) * own.shape[-1] * len(whole['states']))
     sums = {**sums, 'teacher_loss': taught * weight / whole['teacher_weight'].sum(),
             'distance': distance * weight}
-    return (loss + config.baselines.teacher_weight * sums['teacher_loss'] +
-            config.baselines.distill_weight * sums['distance'], sums)
+    loss += b.teacher_weight * sums['teacher_loss'] + b.distill_weight * sums['distance']
+    if b.kv_weight:
+      sums['kv_distance'] = weight * kava.distance(
+          kava.of_latents(cache, batch), kv, steps, whole['kv'])
+      loss += b.kv_weight * sums['kv_distance']
+    return loss, sums
   return BatchLoss(statistics, terms)
 
 

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 
 from latent_reasoning.config import Config
+from latent_reasoning.errors import ensure
 from latent_reasoning.methods import codi
 from latent_reasoning.methods.icot import rest
 from latent_reasoning.sequences import (
@@ -45,6 +46,13 @@ def passes(config: Config) -> int:
   return 1 + (3 if config.baselines.rounds < 0 else config.baselines.rounds)
 
 
+def check(config: Config) -> None:
+  """Raises InputError where keys and values are to be taught to no pass."""
+  ensure(not config.baselines.kv_weight or passes(config) > 1,
+         'config.baselines.kv_weight teaches the latents of a later pass, and '
+         'config.baselines.rounds is 0; expected rounds above 0, or kv_weight 0')
+
+
 def prompt(question: Sequence[int], blocks: int, config: Config,
            ids: SpecialTokens) -> PackedSequence:
   """The question and its latents."""
@@ -55,4 +63,4 @@ PCCOT = Method(
     'pccot', 'PCCoT: continuous thoughts that are refined in parallel, in a few passes, and '
     'distilled from the chain of thought of the same model (arXiv 2506.18582).',
     (student, student), prompt, functools.partial(codi.loss, from_layer=1),
-    teacher=codi.teacher, marked=True, passes=passes, has_latents=True)
+    teacher=codi.teacher, check=check, marked=True, passes=passes, has_latents=True)

@@ -25,8 +25,6 @@ VARIANTS = {
               'model.tie_embeddings': False},
     'icot': {'method': 'icot'},
     'coconut': {'method': 'coconut', 'baselines.parts': 3, 'model.num_layers': 2},
-    'coconut, said': {'method': 'coconut', 'baselines.parts': 2, 'baselines.latents': 2,
-                      'reasoning_decoder.source': 'latents'},
     'coconut, mixed': {'method': 'coconut', 'baselines.parts': 3, 'model.num_layers': 2,
                        'baselines.mix_parts': True},
     'codi': {'method': 'codi', 'baselines.latents': 2, 'baselines.projection': True,

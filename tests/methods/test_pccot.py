@@ -86,10 +86,11 @@ def test_no_pass_is_pause(make):
 
 
 @pytest.mark.integration
-def test_loss_is_codis_without_the_embeddings(make):
+@pytest.mark.parametrize('kv_weight', [0.0, 1.0])
+def test_loss_is_codis_without_the_embeddings(make, kv_weight):
   """Of the same states: as many passes as latents. CODI's own has L + 1 of them."""
   subject = make()
-  config = subject.config.replace(**{'baselines.rounds': 3})
+  config = subject.config.replace(**{'baselines.rounds': 3, 'baselines.kv_weight': kv_weight})
   losses = {}
   for name, method, objective in (('pccot', pccot, pccot.PCCOT.loss(config)),
                                   ('layers', codi, codi.loss(config, from_layer=1)),

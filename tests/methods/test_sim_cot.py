@@ -175,6 +175,7 @@ def test_leak_check(world, monkeypatch):
     special = IDS
   subject = Subject(config, model, params, None, EXAMPLES)
   assert leakage.decoder_sources(subject, rows)[0]
+  assert leakage.decoder_sources in [check for _, check, *_ in leakage._checks(subject)]
   later = dataclasses.replace(method, decoder_targets=lambda e, row, *args: [
       dataclasses.replace(t, at=[a + 4 for a in t.at])
       for t in method.decoder_targets(e, row, *args)])

@@ -27,8 +27,8 @@ KINDS = {
     'lifted': 'train.extend',
     'refused': '''
         aux.align aux.smooth aux.temperature baselines.distill_weight baselines.latents
-        baselines.keep_mark baselines.mix_parts baselines.part_accuracy
-        baselines.part_patience baselines.parts
+        baselines.keep_mark baselines.kv_importance baselines.kv_weight
+        baselines.mix_parts baselines.part_accuracy baselines.part_patience baselines.parts
         baselines.pause_tokens baselines.projection baselines.removal
         baselines.remove_all_beyond baselines.remove_tokens baselines.reset
         baselines.rounds baselines.smoothing

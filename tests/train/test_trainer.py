@@ -135,12 +135,14 @@ PEERS = {**SMALL, 'baselines.parts': 2, 'baselines.latents': 1, 'train.eval_ever
 @pytest.mark.parametrize('changes', [
     {'method': 'coconut'}, {'method': 'coconut', 'baselines.mix_parts': True},
     {'method': 'codi', 'reasoning_decoder.source': 'latents', 'reasoning_decoder.joint': True},
+    {'method': 'rim', 'imm.write_policy': 'gated'},
     pytest.param({'method': 'icot'}, marks=pytest.mark.slow),
     pytest.param({'method': 'codi', 'baselines.projection': True}, marks=pytest.mark.slow)],
     ids=lambda c: ' '.join(map(str, c.values())))
 def test_peers_resume_in_the_middle_of_a_part(tiny_config, make_run, tmp_path, monkeypatch,
                                               changes):
-  """Methods whose stage 1 has parts, or that think: a broken run ends in the same bits."""
+  """Methods whose stage 1 has parts, that think, or RiM with the implicit memory: a broken run
+  ends in the same bits."""
   config = tiny_config(**{**PEERS, **changes})
   run = make_run(config, tmp_path / 'whole')
   state = trainer.train(run)
