@@ -111,6 +111,53 @@ def test_tables_hold_the_numbers(folder):
   assert len(tables['Latency, each on its own model']) == 1 + 4
 
 
+def test_training_and_search_are_said(folder):
+  """Epochs, trained parameters, passes, steps of each part; what was tried, and chosen."""
+  for seed, parts in enumerate(([3, 4], [4, 6])):
+    file = folder / f'rim-{seed}/results.json'
+    found = json.loads(file.read_text())
+    found.update(trained=1000, passes=5)
+    found['training'].update(epochs=1.0 + seed, parts=parts)
+    file.write_text(json.dumps(found))
+  trials = [{'set': {'a.b': '1', 'c': 'x'}, 'score': 0.25, 'diverged': False},
+            {'set': {'a.b': '2', 'c': 'y'}, 'score': None, 'diverged': True}]
+  runs = {'rim': {'chosen': 0, 'trials': trials},
+          'direct': {'chosen': None, 'trials': trials[1:]}}
+  (folder / 'search.json').write_text(json.dumps(
+      {'seed': 0, 'budget': 'patience', 'runs': runs}))
+  found = report.find([folder])
+  assert found.problems == []
+  summary = report.summarize(found)
+  tables = dict(report.document(summary))
+  head, rim, direct = tables['Training']
+  assert dict(zip(head, rim, strict=True)) == {
+      'run': 'rim', 'trained parameters': '1,000', 'epochs': '1.5 ±0.5',
+      'steps of each part': '4 + 5'}
+  assert direct[1:] == ['', '', '']
+  head, rim, _ = tables['Final accuracy and cost']
+  assert rim[head.index('passes')] == '5'
+  assert tables['Search, 2 trials of each run with seed 0, by validation %'] == [
+      ['run', 'searched', 'validation of each trial', 'chosen'],
+      ['rim', 'a.b / c', '1 / x: 25.0, 2 / y: diverged', '1 / x'],
+      ['direct', 'a.b / c', '2 / y: diverged', '']]
+  said = comparison.fairness(found.search)
+  assert 'validation improves no more' in said and 'no test problem' in said
+  assert comparison.fairness({}) == '' and 'tried' not in comparison.fairness(
+      {'budget': 'epochs'})
+  json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize('search', [
+    '{', '[]', '{"seed": 0}', '{"seed": 0, "budget": "steps", "runs": []}',
+    '{"seed": 0, "budget": "steps", "runs": {"rim": {"trials": [], "chosen": 0}}}',
+    '{"seed": 0, "budget": "steps", "runs": {"rim": {"trials": [{"set": 3}]}}}'])
+def test_a_damaged_search_is_named(folder, search):
+  (folder / 'search.json').write_text(search)
+  found = report.find([folder])
+  assert len(found.problems) == 1 and 'search.json' in found.problems[0]
+  assert [t for t, _ in report.document(report.summarize(found)) if 'Search' in t] == []
+
+
 @pytest.mark.parametrize('commits, said', [
     (('1a', '1a', '1a', '1a'), 0), (('', '', '', ''), 0), (('1a', '1a', '2b', '1a+'), 1)])
 def test_results_of_several_commits_are_named(folder, commits, said):
