@@ -226,8 +226,8 @@ class BaselinesConfig:
   teacher_weight: float = key(1.0, "codi, pccot: of the chain of thought's loss")
   distill_weight: float = key(1.0, 'codi, pccot: of the distance of hidden states')
   kv_weight: float = key(
-      0.0, "codi, pccot: of the distance of latents' keys and values from those that are kept of "
-      'the chain of thought (KaVa, arXiv 2510.02312; 1 there); 0: none')
+      0.0, "codi, pccot: of the distance of latents' keys and values from those that are kept "
+      'of the chain of thought (KaVa, arXiv 2510.02312; 1 there); 0: none')
   kv_importance: float = key(
       0.1, 'λ of the score by which they are kept: what the answer attends to; the rest is '
       'unlikeness of keys')
