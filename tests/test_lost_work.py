@@ -154,6 +154,24 @@ def test_a_lease_in_a_bucket(monkeypatch):
       assert files.exists('/bucket/run/lock.json')
 
 
+@pytest.mark.parametrize('error, says', [
+    (RuntimeError('401 Anonymous caller'), 'RuntimeError: 401 Anonymous caller.* login'),
+    (FileNotFoundError('The bucket does not exist'), 'nothing is found'),
+    (ImportError('Please install it'), 'needs a library'),
+    (PermissionError('no access'), 'PermissionError: no access')])
+def test_a_bucket_that_cannot_be_had(error, says, monkeypatch):
+  """Whatever its library raises, each its own kinds: one line that names the address."""
+  def refuse(*_, **__):
+    raise error
+  monkeypatch.setattr(fsspec.filesystem('memory'), 'pipe_file', refuse)
+  with pytest.raises(InputError, match=f"--workdir is 'memory://b/run'.*{says}"):
+    with workdir._lease('memory://b/run/lock.json', {}):
+      pass
+  monkeypatch.setattr(workdir, '_copy', refuse)
+  with pytest.raises(InputError, match=f"--workdir is 's3://b/run'.*{says}"):
+    workdir.Workdir(pathlib.Path('x'), 's3://b/run').pull()
+
+
 @pytest.mark.parametrize('path, message', [
     ('', '--workdir= is empty'), ('~nosuchuser/x', 'home directory of nobody'),
     ('file:///tmp/x', 'expected a path on this machine'),

@@ -56,7 +56,7 @@ def fetch(text: str | pathlib.Path, key: str, wanted: Sequence[str] = ()) -> pat
   if not is_address(text):
     return local_path(text, key)
   address = str(text).rstrip('/')
-  with _reading(address, key):
+  with reading(address, key):
     files, path = _open(address)
     found = files.info(path)
     if is_file := found['type'] != 'directory':
@@ -86,7 +86,7 @@ def names(text: str | pathlib.Path, key: str) -> list[str] | None:
     place = local_path(text, key)
     return [p.name for p in place.iterdir() if p.is_file()] if place.is_dir() else None
   address = str(text).rstrip('/')
-  with _reading(address, key):
+  with reading(address, key):
     files, path = _open(address)
     if files.info(path)['type'] != 'directory':
       return None
@@ -121,7 +121,7 @@ def shared_folder(text: str, key: str) -> str:
   """
   place = folder(text, key)
   if is_address(str(place)):
-    with _reading(text, key):
+    with reading(text, key):
       place.mkdir(parents=True, exist_ok=True)
   return str(place)
 
@@ -158,7 +158,7 @@ def _copy(files: Any, entries: dict[str, dict], target: pathlib.Path, address: s
     temporary = pathlib.Path(tempfile.mkdtemp(prefix='.', dir=target.parent))
     try:
       for name, entry in entries.items():
-        with _reading(address, key):
+        with reading(address, key):
           files.get_file(entry['name'], str(temporary / name))
         here, there = (temporary / name).stat().st_size, entry.get('size')
         ensure(there in (None, here), f'{address}: {name} came with {here:,} bytes of '
@@ -185,7 +185,7 @@ def _keeping(address: str, folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(address: str, key: str) -> Iterator[None]:
+def reading(address: str, key: str) -> Iterator[None]:
   """Turns what the library of a storage raises, each its own kinds, into one line."""
   scheme = address.partition('://')[0]
   extra = (f"pip install -e '.[{EXTRAS[scheme]}]'" if scheme in EXTRAS

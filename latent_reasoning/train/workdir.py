@@ -124,7 +124,8 @@ class Workdir:
   def pull(self) -> None:
     """Fetches what lies in the bucket."""
     if self.remote:
-      _copy(epath.Path(self.remote), epath.Path(self.path))
+      with storage.reading(self.remote, '--workdir'):
+        _copy(epath.Path(self.remote), epath.Path(self.path))
 
   def push(self) -> None:
     """Brings what lies here to the bucket; of several processes, one does."""
@@ -266,28 +267,27 @@ LEASE = 120.0  # seconds that a lease in a bucket holds; it is renewed at a quar
 @contextlib.contextmanager
 def _lease(address: str, owner: dict[str, Any]):
   import fsspec  # of etils' epath
-  try:
-    files, path = fsspec.url_to_fs(address)
-  except (ImportError, ValueError, OSError) as error:  # its library, its account
-    raise _cannot_use(address.rpartition('/')[0], error) from None
-  if '://' not in address:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  place = address.rpartition('/')[0]
 
   def write(mode: str) -> None:
     text = json.dumps({**owner, 'until': time.time() + LEASE}).encode()
     files.pipe_file(path, text, mode=mode)
-  try:
-    write('create')  # fails where there is one: in one request, by its generation
-  except FileExistsError:
-    held = read_object(files.cat_file(path).decode(errors='replace')) or {}
-    until = held.get('until')
-    if isinstance(until, (int, float)) and until > time.time():
-      raise _held(address.rpartition('/')[0], json.dumps(held)) from None
-    files.rm_file(path)  # its holder is gone
+  with storage.reading(place, '--workdir'):  # its library, its account, the bucket itself
+    files, path = fsspec.url_to_fs(address)
+    if '://' not in address:
+      pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-      write('create')
+      write('create')  # fails where there is one: in one request, by its generation
     except FileExistsError:
-      raise _held(address.rpartition('/')[0], '') from None
+      held = read_object(files.cat_file(path).decode(errors='replace')) or {}
+      until = held.get('until')
+      if isinstance(until, (int, float)) and until > time.time():
+        raise _held(place, json.dumps(held)) from None
+      files.rm_file(path)  # its holder is gone
+      try:
+        write('create')
+      except FileExistsError:
+        raise _held(place, '') from None
   done = threading.Event()
 
   def renew():
