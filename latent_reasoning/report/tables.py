@@ -24,8 +24,8 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
 FEW = 4
 
 
-def percent(share: float, error: float | None = None, n: int = 0) -> str:
-  """'93.2' or '93.2 ±0.8', in percent; '' for a share of nothing, which is NaN.
+def percent(share: float | None, error: float | None = None, n: int = 0) -> str:
+  """'93.2' or '93.2 ±0.8', in percent; '' for a share of nothing: NaN, null in JSON.
 
   Args:
     error: its standard error.
@@ -33,7 +33,7 @@ def percent(share: float, error: float | None = None, n: int = 0) -> str:
       standard error means nothing (0 of 3: ±0.0); '0.0 [0.0, 70.8]' has the exact interval of
       95% in its place (Clopper and Pearson, Biometrika 1934).
   """
-  if math.isnan(share):  # of nothing
+  if share is None or math.isnan(share):
     return ''
   text = f'{100 * share:.1f}'
   if n and error is not None and min(right := round(n * share), n - right) < FEW:

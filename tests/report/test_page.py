@@ -163,6 +163,16 @@ def test_one_language_model(tmp_path):
   assert 'against control' not in text and 'mean' not in text.partition('Results')[2]
 
 
+def test_an_analysis_of_a_model_that_answers_nothing(folder):  # noqa: F811
+  """Where no block is ever right, a rule's share of them is null: a blank, no damage."""
+  rule = {'accuracy': 0.0, 'standard_error': 0.0, 'selection': None, 'block': 3.0}
+  (folder / 'rim-0/analysis.json').write_text(json.dumps(
+      {'choice': {'n': 2, 'any': 0.0, 'rules': {'final': rule}}}))
+  report.write([str(folder / 'rim-0')], None, False)
+  text = ' '.join(parsed(folder / 'rim-0').text)
+  assert 'damaged' not in text and '0.0 [0.0, 84.2]' in text
+
+
 def test_one_seed_is_no_mean(folder):  # noqa: F811
   """What is called a mean is one; the columns are explained either way."""
   for paths, said in (([folder], 'mean ± standard error over seeds'),

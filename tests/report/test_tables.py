@@ -33,7 +33,8 @@ def test_percent():
   assert report.percent(0.93249) == '93.2'
   assert report.percent(1.0, 0.0078) == '100.0 ±0.8'
   assert report.percent(0) == '0.0'
-  assert report.percent(float('nan'), 0.1, 3) == ''  # a share of nothing
+  for nothing in (float('nan'), None):  # as measured, and as JSON has it
+    assert report.percent(nothing, 0.1, 3) == ''
 
 
 @pytest.mark.parametrize('right, n', [(0, 3), (3, 3), (0, 2000), (1, 1), (2, 5), (3, 400)])
