@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -84,3 +85,23 @@ def test_times():
   assert found['step'] == pytest.approx(1.2 / estimate.SHARE + 0.3)
   assert found['mfu'] == pytest.approx(0.9 / found['step'])
   assert math.isnan(estimate.times({**one, 'devices': 257}, peak)['step'])  # nothing is stated
+
+
+@pytest.mark.parametrize('text, gib', [
+    ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
+     'required for HLO temporaries (61.80G) exceeds available HBM (31.24G). HLO module: '
+     'jit_train_step.', 61.8),  # libtpu 0.0.52
+    ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space '
+     'hbm. Used 17.50G of 15.48G hbm. Exceeded hbm capacity by 2.02G.', 17.5),
+    ('INTERNAL: Mosaic failed to compile TPU kernel: Used 20.0M of 16.0M vmem', None),
+    ('RESOURCE_EXHAUSTED: something else', None)])
+def test_what_a_compiler_refuses(text, gib):
+  """For the device's memory, it says how much was asked for; anything else is an error."""
+  def compile():
+    raise jax.errors.JaxRuntimeError(text)
+  lowered = SimpleNamespace(compile=compile)
+  if gib is None:
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      estimate._compiled(lowered)
+  else:
+    assert estimate._compiled(lowered) == (gib * 2**30, '', True)
