@@ -134,8 +134,11 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir,
     ready = []
     for i in () if status else [i for i in mine if i >= count]:
       job = seeds[i - count]
-      wrong = found[job.run].lacks(job.run) if job.run in found else ''
-      if wrong and not job.result(workdir):
+      wrong = ''
+      if job.run in found and not (wrong := found[job.run].lacks(job.run)):
+        wrong = sweep_search.unlike(search[job.run][found[job.run].best], job.result(
+            workdir) and _results(_place(workdir, job.folder), 'config.json'))
+      if wrong:
         failed.append(f'{job.folder}: {wrong}')
       else:
         ready.append(i)

@@ -1,7 +1,9 @@
 """The search before a comparison: of each run equally many trials, each with the whole budget
 and one seed, and what is best in validation is taken. No test problem is looked at."""
 
+import ast
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -9,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from latent_reasoning.config import Config, SweepConfig
+from latent_reasoning.config import Config, SweepConfig, flatten
 from latent_reasoning.errors import ensure
 
 Setting = dict[str, str]  # {key: value} of a trial
@@ -100,6 +102,20 @@ class Found:
     if all(r.get('score') is None for r in self.results):
       return f'all its {len(self.results)} trials diverged; expected other candidates'
     return ''
+
+
+def unlike(setting: Setting, config: Mapping[str, Any] | None) -> str:
+  """What a finished run was trained with in place of what is chosen now; '': with that."""
+  trained = flatten(dict(config or {}))
+  for key, text in setting.items():
+    value = text
+    with contextlib.suppress(ValueError, SyntaxError):  # a word
+      value = ast.literal_eval(text)
+    value = list(value) if isinstance(value, tuple) else value
+    if trained.get(key, value) != value:
+      return (f'it was trained with {key}={trained[key]}, and the search now chooses {text}; '
+              'move its folder away to have it trained again')
+  return ''
 
 
 def summary(config: SweepConfig, found: Mapping[str, Found]) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def probability(p: float) -> str:
 def document(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
   """All tables with something in them: (title, rows)."""
   titled = [('Final accuracy and cost', headline(summary)), ('Training', training(summary)),
-            *searches(summary['search']),
+            *searches(summary.get('search', {})),
             ('By number of steps, final %', by_steps(summary)),
             ('By block, %', by_block(summary)),
             (f"Against {summary['control']}, McNemar's exact test", tests(summary)),

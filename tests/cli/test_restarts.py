@@ -68,10 +68,12 @@ def test_what_is_saved(tmp_path, capsys):
   save(tmp_path / 'rim-0', 20)
   (tmp_path / 'rim-1').mkdir()
   (tmp_path / 'rim-1/results.json').write_text('{}')
+  (tmp_path / 'trial-rim-x=1').mkdir()
+  (tmp_path / 'trial-rim-x=1/trial.json').write_text('{}')
   assert restarts.main([str(tmp_path)]) == 0
   assert capsys.readouterr().out.splitlines() == [
       f'{tmp_path}/{name}' for name in ('checkpoints/10', 'rim-0/checkpoints/20',
-                                        'rim-1/results.json')]
+                                        'rim-1/results.json', 'trial-rim-x=1/trial.json')]
   assert restarts.saved(str(tmp_path / 'none')) == []
 
 

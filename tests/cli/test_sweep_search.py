@@ -146,6 +146,29 @@ def test_other_candidates_are_other_trials(tmp_path, monkeypatch):
   assert list(trained.flags) == [f'trial-a-{RATE}=4']
 
 
+def test_more_candidates_after_the_seeds(tmp_path, monkeypatch, capsys):
+  """What was trained at another choice than the table would say is named, and not trained."""
+  trained = Trained(monkeypatch, **{'1e-3': 0.1, '2e-3': 0.5})
+  def config(rates):
+    return SweepConfig(('a x=1',), (3,), '', 'steps', (f'{RATE}={rates}',))
+  for rates, status in (('1e-3', 0), ('1e-3,9', 0), ('1e-3,9,2e-3', 1)):
+    trained.flags.clear()
+    assert sweep.run(config(rates), [], Workdir(tmp_path)) == status
+    (tmp_path / 'a-3/config.json').write_text(json.dumps(
+        {'optim': {'stage1': {'learning_rate': 0.001}}}))
+  assert list(trained.flags) == [f'trial-a-{RATE}=2e-3']
+  assert f'a-3: it was trained with {RATE}=0.001, and the search now chooses 2e-3' in (
+      capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('text, value, same', [
+    ('1e-3', 0.001, True), ('muon', 'muon', True), ('adamw', 'muon', False), ('2', 2, True),
+    ('(0,1)', [0, 1], True), ('(0,)', [0, 1], False), ('True', False, False)])
+def test_unlike(text, value, same):
+  assert (sweep_search.unlike({'a.b': text}, {'a': {'b': value}}) == '') == same
+  assert sweep_search.unlike({'a.b': text}, None) == ''
+
+
 @pytest.mark.parametrize('failed', [
     {'1': 2}, {'1': math.nan, '2': math.nan, '3': math.nan}, {'3': 1}])
 def test_a_run_without_its_trials_is_not_trained(tmp_path, monkeypatch, capsys, failed):
