@@ -54,7 +54,7 @@ class GraphConfig:
 @dataclasses.dataclass(frozen=True)
 class BucketConfig:
   """Static sizes that a batch is padded to: the smallest that holds it; (): what the method's
-  rows of the training problems need (batching.buckets)."""
+  rows of the training problems need (batches.buckets)."""
   prefix: tuple[int, ...] = key((), 'tokens of question and memory blocks')
   readout: tuple[int, ...] = key(
       (), 'input tokens of one readout: an answer, a step, a chain of thought')

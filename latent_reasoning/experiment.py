@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from latent_reasoning import batching, config_loading, data, methods, sequences
 from latent_reasoning import config as config_lib
+from latent_reasoning import config_loading, data, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data import hub, storage, tokenizers
 from latent_reasoning.data import text as data_text
@@ -36,6 +36,7 @@ from latent_reasoning.models import (
 from latent_reasoning.models.transformer import Transformer, parameter_count
 from latent_reasoning.parallel import device_errors, devices, multihost, programs, sharding
 from latent_reasoning.report.runs import below
+from latent_reasoning.train import batches as batches_lib
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
@@ -51,7 +52,7 @@ class Experiment:
   workdir: Workdir
   splits: data.Splits | language_modeling.Ids
   tokenizer: tokenizers.Tokenizer
-  batches: batching.Batches | language_modeling.Batches
+  batches: batches_lib.Batches | language_modeling.Batches
   sets: dict[str, tuple[Sequence[Example], dict[str, Any]]]  # of eval.sets, by path or name
 
   @property
@@ -401,7 +402,7 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
-  batches = batching.Batches(config, method, train, tokenizer,
+  batches = batches_lib.Batches(config, method, train, tokenizer,
                              curriculum.build(config.optim, len(train), parts,
                                               config.train.extend, epochs),
                              decoder_targets=bool(decoder.source) and decoder.joint)
@@ -460,7 +461,7 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
 def sized(config: Config, train: Sequence[Example], tokenizer) -> Config:
   """The configuration with the buckets that it does not state, by a sample of the problems."""
   sample = _sample(train)
-  return batching.buckets(
+  return batches_lib.buckets(
       config, methods.get(config.method), sequences.encode(sample, tokenizer),
       sequences.special_tokens(tokenizer), sampled=len(sample) < len(train))
 
@@ -475,9 +476,10 @@ def _sample(train: Sequence[Example]) -> Sequence[Example]:
 def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:
   """Returns the training problems whose rows fit; generated ones must all fit."""
   if isinstance(train, (list, tuple)):
-    return batching.usable(config, methods.get(config.method), train, tokenizer)
+    return batches_lib.usable(config, methods.get(config.method), train, tokenizer)
   sample = [train[i] for i in range(min(SAMPLED, len(train)))]
-  if len(batching.usable(config, methods.get(config.method), sample, tokenizer)) < len(sample):
+  fitting = batches_lib.usable(config, methods.get(config.method), sample, tokenizer)
+  if len(fitting) < len(sample):
     raise InputError("config.data.too_long is 'drop', but generated problems are never "
                      'dropped; enlarge config.data.buckets')
   return train

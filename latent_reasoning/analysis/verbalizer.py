@@ -27,6 +27,7 @@ from latent_reasoning.experiment import Experiment
 from latent_reasoning.models import reasoning_decoder
 from latent_reasoning.models.reasoning_decoder import ReasoningDecoder
 from latent_reasoning.parallel import sharding
+from latent_reasoning.train import batches as batches_lib
 from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 
@@ -62,7 +63,7 @@ def _by_row(model, params, batch: batching.Batch, kind: str) -> chex.Array:
 class _DecoderBatches:
   """The batches of a run as extracts of its prompts, by step."""
 
-  def __init__(self, batches: batching.Batches, model, params, kind: str):
+  def __init__(self, batches: batches_lib.Batches, model, params, kind: str):
     self.batches, self.method, self.curriculum = batches, batches.method, batches.curriculum
     self._extract = functools.partial(extract, model, params, kind=kind)
 
@@ -143,7 +144,7 @@ def frozen(run: Experiment, params) -> Frozen:
                               learning_rate=e.learning_rate)
   length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
                             len(run.splits.train))
-  batches = batching.Batches(config, methods.get(config.method), run.splits.train,
+  batches = batches_lib.Batches(config, methods.get(config.method), run.splits.train,
                              run.tokenizer, length, decoder_targets=True)
   def prompt(example, progress, config, ids):  # what is read at inference
     return method.prompt(example.question, config.eval.blocks or config.rim.blocks, config, ids)

@@ -14,6 +14,7 @@ from latent_reasoning.errors import InputError
 from latent_reasoning.eval import decoding
 from latent_reasoning.methods import language_model
 from latent_reasoning.parallel import sharding
+from latent_reasoning.train import batches
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.curriculum import Curriculum
 
@@ -45,7 +46,7 @@ def rows(ids: np.ndarray, weights: np.ndarray | None = None) -> batching.Batch:
                         np.zeros((size, 0), np.int32), length, causal_prefix=True)
 
 
-class Batches(batching.Stepwise):
+class Batches(batches.Stepwise):
   """Random crops of the training text, a function of (seed, step), as in nanoGPT; each
   behind `start`, BOS or nothing."""
 
@@ -55,7 +56,7 @@ class Batches(batching.Stepwise):
     self.method = methods.get(config.method)
     if config.data.seq_len > config.model.max_positions:
       raise InputError(f'config.data.seq_len is {config.data.seq_len}, above config.model.'
-                       f'max_positions {config.model.max_positions}{batching.window(config)}')
+                       f'max_positions {config.model.max_positions}{batches.window(config)}')
     if len(ids) <= config.data.seq_len:
       raise InputError(f'the training text has {len(ids)} tokens; expected more than '
                        f'config.data.seq_len {config.data.seq_len}')

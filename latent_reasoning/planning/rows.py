@@ -14,6 +14,7 @@ from latent_reasoning.config import Config
 from latent_reasoning.data import splits, tokenizers
 from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.hf import init_from as pretrained
+from latent_reasoning.train import batches as batches_lib
 from latent_reasoning.train import curriculum
 
 SAMPLED = 48  # batches, evenly over the curriculum
@@ -64,7 +65,7 @@ def real(config: Config) -> tuple[Config, list[batching.Batch]]:
     train = experiment.check(sampled, train, tokenizer)
     method = methods.get(sampled.method)
     parts = method.parts(sampled) if method.parts else 1
-    batches = batching.Batches(sampled, method, train, tokenizer,
+    batches = batches_lib.Batches(sampled, method, train, tokenizer,
                                curriculum.build(sampled.optim, len(train), parts))
   except InputError:
     return config, []

@@ -22,7 +22,8 @@ def test_rows_are_those_that_a_method_reaches(tiny_config, make_run, tmp_path, m
     assert run.batches.at(step).tokens.shape[1] <= planned.tokens.shape[1]
   assert planned.tokens.shape[1] <= 24 + max(40, 4 * 12)
   later = (planned.loops.passes - 1) * planned.loops.size if planned.loops else 0
-  assert planned.prefix - later == 24 and (planned.teacher is not None) == (method == 'codi')
+  assert planned.prefix - later == 24 and (planned.teacher is not None) == (
+      method in ('codi', 'pccot'))
 
 
 def test_no_problem_fits(tiny_config):

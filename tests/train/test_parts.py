@@ -4,9 +4,8 @@ import itertools
 
 import pytest
 
-from latent_reasoning import batching
 from latent_reasoning import experiment as run_lib
-from latent_reasoning.train import metrics, trainer
+from latent_reasoning.train import batches, metrics, trainer
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -47,9 +46,9 @@ def test_a_part_goes_on_until_it_is_right(tiny_config, make_run, tmp_path, score
   said, asked = scores
   said.update({1: 0.9, 4: 0.95})  # the second and the fifth validation, after 4 and 10 steps
   run = make_run(tiny_config(**SMALL, **{'baselines.part_accuracy': 0.9}), tmp_path)
-  latents, real = {}, batching.Batches.at
+  latents, real = {}, batches.Batches.at
 
-  class Spy(batching.Batches):
+  class Spy(batches.Batches):
     def at(self, step):
       batch = real(self, step)
       latents[step] = batch.latents
@@ -90,7 +89,7 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
   whole = make_run(config, tmp_path / 'whole')
   state = trainer.train(whole)
   assert len(begun(whole)) == 2
-  real = batching.Batches.iterate
+  real = batches.Batches.iterate
   for at in (3, begun(whole)[0][1], begun(whole)[1][1] + 1):
     run, killed = make_run(config, tmp_path / str(at)), itertools.count()
 
@@ -100,7 +99,7 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
           raise Break
         yield batch
     with monkeypatch.context() as patch:
-      patch.setattr(batching.Batches, 'iterate', iterate)
+      patch.setattr(batches.Batches, 'iterate', iterate)
       with pytest.raises(Break):
         trainer.train(run)
       run = run_lib.build(config, run.workdir)  # as another process would

@@ -5,11 +5,10 @@ import itertools
 
 import pytest
 
-from latent_reasoning import batching
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.cli import evaluation
 from latent_reasoning.errors import InputError
-from latent_reasoning.train import curriculum, metrics, trainer
+from latent_reasoning.train import batches, curriculum, metrics, trainer
 
 SMALL = {'method': 'direct', 'model.num_layers': 1, 'data.buckets.prefix': (20,),
          'data.buckets.readout': (6,), 'data.buckets.count': (1,), 'optim.stage1.steps': 3,
@@ -83,7 +82,7 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
   config = tiny_config(**{**SMALL, **changes})
   whole = make_run(config, tmp_path / 'whole')
   state = trainer.train(whole)
-  real = batching.Batches.iterate
+  real = batches.Batches.iterate
   for at in (5, end - 3, end - 1):
     run, killed = make_run(config, tmp_path / str(at)), itertools.count()
 
@@ -93,7 +92,7 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
           raise Break
         yield batch
     with monkeypatch.context() as patch:
-      patch.setattr(batching.Batches, 'iterate', iterate)
+      patch.setattr(batches.Batches, 'iterate', iterate)
       with pytest.raises(Break):
         trainer.train(run)
       run = run_lib.build(config, run.workdir)  # as another process would

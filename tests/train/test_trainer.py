@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from latent_reasoning import batching, main
 from latent_reasoning import experiment as run_lib
+from latent_reasoning import main
 from latent_reasoning.errors import TrainingError
-from latent_reasoning.train import metrics, trainer
+from latent_reasoning.train import batches, metrics, trainer
 from latent_reasoning.train import train_step as step_lib
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs/rim_arithmetic.py'
@@ -94,7 +94,7 @@ class Break(Exception):
 
 def breaking_at(monkeypatch, step, act):
   """Calls `act` just before the batch of a global step is handed out."""
-  real = batching.Batches.iterate
+  real = batches.Batches.iterate
 
   def iterate(self, start):
     for at, batch in enumerate(real(self, start), start):
@@ -102,7 +102,7 @@ def breaking_at(monkeypatch, step, act):
         act()
       yield batch
 
-  monkeypatch.setattr(batching.Batches, 'iterate', iterate)
+  monkeypatch.setattr(batches.Batches, 'iterate', iterate)
 
 
 def die():
@@ -244,13 +244,13 @@ def test_validation_and_the_best(tiny_config, make_run, tmp_path, monkeypatch):
 
 def poison(monkeypatch, step):
   """Makes the loss of one global step NaN, by its weights."""
-  real = batching.Batches.iterate
+  real = batches.Batches.iterate
 
   def iterate(self, start):
     for at, batch in enumerate(real(self, start), start):
       yield batch.replace(weights=batch.weights * np.nan) if at == step else batch
 
-  monkeypatch.setattr(batching.Batches, 'iterate', iterate)
+  monkeypatch.setattr(batches.Batches, 'iterate', iterate)
 
 
 @pytest.mark.integration
