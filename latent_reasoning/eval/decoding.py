@@ -65,7 +65,7 @@ def decode_step(model, params, head_DV: chex.Array, batch: Batch, cache: Cache,
   mask = batch.mask.cut(lambda a: a[:, slots])
   out = model.apply({'params': params}, tokens, batch.positions[:, slots] + step, mask, cache,
                     step)
-  return _logits(model, params, out.hidden, head_DV), cache.add(out.layers)
+  return _logits(model, params, out.hidden, head_DV), cache.add(out.layers, step)
 
 
 def _logits(model, params, hidden, head_DV):

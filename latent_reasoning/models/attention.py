@@ -42,14 +42,22 @@ class Cache:
   own_v: chex.Array
   banks: Any = None
 
-  def add(self, layers) -> 'Cache':
-    """This cache with what the model returned of more tokens (transformer.LayerOutput)."""
-    return self.replace(own_k=layers.keys, own_v=layers.values, banks=layers.banks)
+  def add(self, layers, step: chex.Array) -> 'Cache':
+    """This cache with what the model returned of more tokens (transformer.LayerOutput), in the
+    places from `step` on. Layers return these alone, so that a loop changes it in place."""
+    own_k, own_v = (jax.tree.map(functools.partial(_put, step), own, new) for own, new in (
+        (self.own_k, layers.keys), (self.own_v, layers.values)))
+    return self.replace(own_k=own_k, own_v=own_v, banks=layers.banks)
 
   def layer(self, i: int) -> 'Cache':
     """The cache of layer i, of a tuple over layers."""
     return Cache(self.prefix_k[i], self.prefix_v[i], self.own_k[i], self.own_v[i],
                  self.banks[i])
+
+
+def _put(step: chex.Array, own: chex.Array, new: chex.Array) -> chex.Array:
+  """[..., S, H] with [..., R, H] in the places from `step` on."""
+  return jax.lax.dynamic_update_slice_in_dim(own, new, step, axis=own.ndim - 2)
 
 
 def _logits(equation: str, q: chex.Array, k: chex.Array) -> chex.Array:
@@ -122,12 +130,12 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
     step: int32 scalar, tokens that each readout has decoded before these.
 
   Returns:
-    [B, K·R, N, H], and own_k, own_v with these tokens in them.
+    [B, K·R, N, H], and keys and values as the cache has them, [B, K, M, R, H].
   """
   batch, count = cache.own_k.shape[:2]
   q, k, v = (a.reshape(batch, count, -1, *a.shape[2:]) for a in (q, k, v))
-  (own_k, own_v) = (jax.lax.dynamic_update_slice_in_dim(own, a.swapaxes(2, 3), step, axis=3)
-                    for own, a in ((cache.own_k, k), (cache.own_v, v)))
+  new = k.swapaxes(2, 3), v.swapaxes(2, 3)
+  own_k, own_v = _put(step, cache.own_k, new[0]), _put(step, cache.own_v, new[1])
   p, r, served = cache.prefix_k.shape[2], q.shape[2], k.shape[3]
   shared = q.reshape(batch, count, r, served, -1, q.shape[-1])  # G queries of a key
   if mask.own is None:
@@ -143,7 +151,7 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   weights = _softmax(logits, sees[:, :, None, None]).astype(v.dtype)
   out = (jnp.einsum('BKMGRP,BMPH->BKRMGH', weights[..., :p], cache.prefix_v)
          + jnp.einsum('BKMGRS,BKMSH->BKRMGH', weights[..., p:], own_v))
-  return out.reshape(batch, count * r, -1, q.shape[-1]), (own_k, own_v)
+  return out.reshape(batch, count * r, -1, q.shape[-1]), new
 
 
 def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,

@@ -172,7 +172,7 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
       tokens = embeddings[:, p:].reshape(size, count, r, -1)[:, :, t]
       inputs = jnp.where((t < batch.own_latents)[..., None], inputs, tokens)
     out = apply(t + 1, places + t, own_mask, cache, t, inputs)
-    return (out.hidden, cache.add(out.layers)), (out.hidden, out.layers.hidden)
+    return (out.hidden, cache.add(out.layers, t)), (out.hidden, out.layers.hidden)
 
   def rows(a):  # [n, ..., B, K, D] -> [..., B, K, n, D]
     return jnp.moveaxis(a, 0, -2)
@@ -187,4 +187,4 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
     return jnp.concatenate([before, own.reshape(*lead, count * r, width)], axis=-2)
   streams = jax.tree.map(join, prefix.layers.hidden, x, rest.layers.hidden)
   return (Output(join(prefix.hidden, latents, rest.hidden),
-                 LayerOutput(streams, None, None, None)), cache.add(rest.layers))
+                 LayerOutput(streams, None, None, None)), cache.add(rest.layers, n))

@@ -55,7 +55,7 @@ class LayerOutput:
   Attributes:
     hidden: the residual stream behind it, [B, T, D].
     queries: [B, T, N, H], with their positions.
-    keys, values: [B, T, M, H]; with a cache its own_k and own_v with these tokens in them.
+    keys, values: [B, T, M, H]; with a cache as it has them, [B, K, M, R, H].
     banks: of the memory, one a round, at each readout's anchor, or at the sequence's end
       where there is no readout. None without memory.
     reads: what the prefix read of the memory, imm.MemoryReads, one a round. None without.

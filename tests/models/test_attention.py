@@ -11,6 +11,7 @@ from close import assert_close
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import attention, masks
+from latent_reasoning.models.transformer import LayerOutput
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -229,8 +230,8 @@ def test_cached_is_uncached(make, variant, served):
   # The mask of a readout's first query is the mask of all of its queries.
   mask = jax.tree.map(lambda a: a[:, p::r], batch.mask)
   for step in range(r):
-    out, (own_k, own_v) = cached(*(a[:, :, step] for a in own), mask, cache, step)
-    cache = cache.replace(own_k=own_k, own_v=own_v)
+    out, new = cached(*(a[:, :, step] for a in own), mask, cache, step)
+    cache = cache.add(LayerOutput(None, None, *new), step)
     assert_close(out, expected[:, :, step])
   np.testing.assert_array_equal(cache.own_k.swapaxes(2, 3), own[1])
   np.testing.assert_array_equal(cache.own_v.swapaxes(2, 3), own[2])
@@ -250,8 +251,8 @@ def test_several_tokens_at_once(make):
     own_q, own_k, own_v, mask = jax.tree.map(
         lambda a, s=slice(start, stop): a[:, :, s].reshape(2, -1, *a.shape[3:]), parts)
     mask = mask.replace(until=batch.mask.until)
-    out, (own_k, own_v) = cached(own_q, own_k, own_v, mask, cache, start)
-    cache = cache.replace(own_k=own_k, own_v=own_v)
+    out, new = cached(own_q, own_k, own_v, mask, cache, start)
+    cache = cache.add(LayerOutput(None, None, *new), start)
     assert_close(out.reshape(2, count, -1, N, H), expected[:, :, start:stop])
 
 
