@@ -53,13 +53,24 @@ FOUR = ('direct', 'direct_steps', 'pause_steps', 'coconut', 'rim', 'cot')
 
 # Until validation improves no more: how long, and in how many trials each method is tuned.
 # What two stages predict alike is one stage; step supervision is the first half.
-ONE_STAGE = ('direct', 'pause', 'cot', 'codi', 'icot', 'coconut', 'lotus')
-SEARCHED = (*METHODS, 'lotus method=lotus', 'pause_steps method=pause_steps')
+RIVALS = (
+    'coconut_mixed method=coconut baselines.mix_parts=True',
+    'sim_cot method=coconut baselines.latents=2 reasoning_decoder.source=latents '
+    'reasoning_decoder.joint=True reasoning_decoder.weight=1.0',
+    'kava method=codi baselines.latents=4 baselines.projection=True baselines.kv_weight=1.0',
+    'pccot method=pccot baselines.latents=8', 'lotus method=lotus baselines.latents=4',
+    # RiM's blocks in two passes, and under LOTUS's supervision: places for 7+2=9 and its end.
+    'rim_passes method=rim rim.passes=2', 'rim_parallel method=rim_parallel rim.block_tokens=5')
+ONE_STAGE = ('direct', 'pause', 'cot', 'codi', 'icot', 'coconut', 'coconut_mixed', 'sim_cot',
+             'kava', 'pccot', 'lotus')
+SEARCHED = (*METHODS, *RIVALS, 'pause_steps method=pause_steps')
 SEARCH = ('optim.stage1.learning_rate=1e-3,3e-3,6e-3',
           *(f'{name} optim.stage2.learning_rate=2e-4,4e-4,1e-3'
-            for name in ('direct_steps', 'pause_steps', 'rim')),
+            for name in ('direct_steps', 'pause_steps', 'rim', 'rim_passes')),
           'icot baselines.smoothing=2.0,4.0', 'coconut baselines.latents=1,2',
-          'codi baselines.distill_weight=1.0,5.0,20.0', 'lotus baselines.step_weight=0.05,0.5')
+          *(f'{name} baselines.distill_weight=1.0,5.0,20.0' for name in ('codi', 'pccot')),
+          'kava baselines.kv_weight=0.3,1.0,3.0',
+          *(f'{name} baselines.step_weight=0.05,0.5' for name in ('lotus', 'rim_parallel')))
 
 SIZES = {'tiny': (2, 32, 4), 'small': (4, 64, 4), 'medium': (6, 128, 8), 'large': (8, 256, 8)}
 
@@ -138,7 +149,7 @@ def _searched(c: ml_collections.ConfigDict, most: int, names: tuple[str, ...] = 
   parts = ' baselines.part_accuracy=0.95 baselines.part_patience=4'
   one = f' optim.stage1.steps={most} optim.stage2.steps=0'
   c.sweep.runs = tuple(run + one * (run.split()[0] in ONE_STAGE) + parts * (
-      run.split()[0] in (*PARTS, 'lotus')) for run in SEARCHED
+      run.split()[0] in (*PARTS, 'coconut_mixed', 'sim_cot', 'lotus')) for run in SEARCHED
       if not names or run.split()[0] in names)
   c.sweep.search = tuple(entry for entry in SEARCH
                          if not names or '=' in entry.split()[0] or entry.split()[0] in names)

@@ -174,7 +174,8 @@ class Experiment:
     """Shapes and types of the state after some steps."""
     total = self.curriculum.total
     ensure(step <= total, f'a checkpoint of step {step} is past the {total} steps of this '
-           'configuration; use the configuration it was trained with')
+           'configuration; use the configuration it was trained with, its '
+           '--config.train.extend included')
     stage = self.curriculum.at(max(0, step - 1)).stage
     like = jax.eval_shape(lambda: self.fresh(stage))
     placed = self.placed(like)

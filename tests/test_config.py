@@ -204,6 +204,8 @@ def test_choices(raw, key):
     put(raw, key, choice)
     if choice == 'memory':  # something must have been read
       put(raw, 'imm.write_policy', 'gated')
+    if choice == 'patience':
+      put(raw, 'optim.patience', 2)
     if choice == 'cudnn':
       put(raw, 'model.dtype', 'bfloat16')
     if key == 'model.frozen_dtype':  # something must be frozen

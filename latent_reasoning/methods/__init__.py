@@ -17,8 +17,8 @@ from latent_reasoning.methods.rim_parallel import RIM_PARALLEL
 from latent_reasoning.sequences import Method, at_inference
 
 METHODS = {method.name: method for method in (
-    RIM, RIM_PARALLEL, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI,
-    PCCOT, LOTUS, LANGUAGE_MODEL)}
+    RIM, DIRECT, DIRECT_STEPS, COT, PAUSE, PAUSE_STEPS, ICOT, COCONUT, CODI, PCCOT, LOTUS,
+    RIM_PARALLEL, LANGUAGE_MODEL)}
 
 
 def get(name: str) -> Method:

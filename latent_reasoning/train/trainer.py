@@ -255,6 +255,7 @@ class _Loop:
         state = dataclasses.replace(state, opt_state=fresh.opt_state)
       if moment.stage not in steppers:
         if step > start and steppers:
+          self.read()  # what the last stage's last step was comes first
           self.progress.say(f'step {step + 1} begins stage {moment.stage}, which predicts '
                             'other tokens: its loss does not compare with that before')
         steppers = {moment.stage: step_lib.make_train_step(

@@ -184,8 +184,8 @@ def test_leak_check(world, monkeypatch):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'method': 'rim'}, 'expected one that has: coconut, codi'),
-    ({'method': 'lotus'}, 'expected one that has: coconut, codi'),
+    ({'method': 'rim'}, 'expected one of coconut, codi'),
+    ({'method': 'lotus'}, 'expected one of coconut, codi'),
     ({'method': 'codi', 'reasoning_decoder.source': 'blocks'}, 'memory blocks'),
     ({'method': 'coconut', 'imm.write_policy': 'gated'}, 'which no memory reads')])
 def test_refused(tiny_config, make_run, tmp_path, changes, words):
