@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -41,8 +40,6 @@ from latent_reasoning.train import curriculum, losses, optimizer
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Checkpoints, Restored
 from latent_reasoning.train.workdir import Workdir, locate, open_workdir
-
-SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,16 +386,13 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
     return _build_text(config, workdir)
   parts = method.parts(config) if method.parts else 1
   epochs = method.resets_epochs and config.baselines.reset == 'published'
-  if method.has_latents and config.imm.write_policy:
-    raise InputError(f"method {config.method} has continuous thoughts, which no memory reads; "
-                     "expected config.imm.write_policy ''")
   asking = asking and bool(config.model.init_from) and not workdir.metrics.exists()
   load = data.load_or_stand_in if asking else data.load
   splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)
-  tokenizer = tokenizers.build(config.tokenizer, lambda: texts(splits.train),
+  tokenizer = tokenizers.build(config.tokenizer, lambda: batches_lib.texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
-  config = sized(config, splits.train, tokenizer)
-  train = check(config, splits.train, tokenizer)
+  config = batches_lib.sized(config, method, splits.train, tokenizer)
+  train = batches_lib.fitting(config, method, splits.train, tokenizer)
   too_long = len(splits.train) - len(train)
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
@@ -424,7 +418,7 @@ LONGEST = 10_000_000  # positions of a row: more fit no memory
 
 def _check_sizes(config: Config) -> None:
   """Raises InputError, before anything is built, where it cannot fit the memory there is."""
-  model, rim = config.model, config.rim
+  model, rim, method = config.model, config.rim, methods.get(config.method)
   vocab = max(config.tokenizer.at_least, config.tokenizer.vocab_size, config.tokenizer.pad_to)
   count = parameter_count(model, vocab) + model.num_layers * config.imm.slots
   copies = 4 if config.optim.trainable == 'all' else 1  # gradients and two moments
@@ -440,10 +434,7 @@ def _check_sizes(config: Config) -> None:
                       ('rim.max_steps', rim.max_steps),
                       ('baselines.pause_tokens', config.baselines.pause_tokens),
                       ('baselines.latents', config.baselines.latents)):
-    used = methods.get(config.method).has_blocks or key in ('rim.max_steps', {
-        'pause': 'baselines.pause_tokens', 'pause_steps': 'baselines.pause_tokens',
-        'codi': 'baselines.latents', 'pccot': 'baselines.latents',
-        'coconut': 'baselines.latents', 'lotus': 'baselines.latents'}.get(config.method))
+    used = method.has_blocks or key in ('rim.max_steps', method.counts)
     ensure(not used or tokens < longest,
            f'config.{key} is {config_lib.get(config, key)}, which takes {tokens} positions or '
            f'more; config.model.max_positions is {model.max_positions}')
@@ -457,38 +448,3 @@ def _build_text(config: Config, workdir: Workdir) -> Experiment:
   length = curriculum.build(config.optim, crops, extend=config.train.extend)
   batches = language_modeling.Batches(config, ids.train, length, ids.start)
   return Experiment(config, workdir, ids, tokenizer, batches, {})
-
-
-def sized(config: Config, train: Sequence[Example], tokenizer) -> Config:
-  """The configuration with the buckets that it does not state, by a sample of the problems."""
-  sample = _sample(train)
-  return batches_lib.buckets(
-      config, methods.get(config.method), sequences.encode(sample, tokenizer),
-      sequences.special_tokens(tokenizer), sampled=len(sample) < len(train))
-
-
-def _sample(train: Sequence[Example]) -> Sequence[Example]:
-  """Training problems by which sizes are chosen: the longest, of generated ones the first."""
-  if isinstance(train, (list, tuple)) and len(train) > SAMPLED:
-    train = sorted(train, key=lambda e: -len(e.question) - sum(map(len, e.steps)))
-  return [train[i] for i in range(min(SAMPLED, len(train)))]
-
-
-def check(config: Config, train: Sequence[Example], tokenizer) -> Sequence[Example]:
-  """Returns the training problems whose rows fit; generated ones must all fit."""
-  if isinstance(train, (list, tuple)):
-    return batches_lib.usable(config, methods.get(config.method), train, tokenizer)
-  sample = [train[i] for i in range(min(SAMPLED, len(train)))]
-  fitting = batches_lib.usable(config, methods.get(config.method), sample, tokenizer)
-  if len(fitting) < len(sample):
-    raise InputError("config.data.too_long is 'drop', but generated problems are never "
-                     'dropped; enlarge config.data.buckets')
-  return train
-
-
-def texts(train: Sequence[Example]):
-  """Yields the text of the training split, of generated problems a sample."""
-  generated = not isinstance(train, (list, tuple))
-  for example in itertools.islice(train, SAMPLED if generated else None):
-    yield '\n'.join([example.question, *example.steps,
-                     f'{sequences.ANSWER_MARK}{example.answer}'])

@@ -202,6 +202,7 @@ class Method:
     passes: config -> over the end of its prefix, at most (Loops); None: one.
     has_latents: whether it has continuous thoughts, hidden states that are inputs.
     has_blocks: whether its prefix has memory blocks, each with a readout.
+    counts: the key that says how many pause tokens or latents it has, of `config`.
     is_text: whether it models plain text and answers no questions.
   """
   name: str
@@ -220,6 +221,7 @@ class Method:
   passes: Callable[[Config], int] | None = None
   has_latents: bool = False
   has_blocks: bool = False
+  counts: str = ''
   is_text: bool = False
 
   def sequence(self, example: TokenizedExample, stage: int, progress: float, config: Config,

@@ -12,7 +12,7 @@ from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.models.transformer import parameter_count
-from latent_reasoning.train import losses
+from latent_reasoning.train import batches, losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1,
@@ -185,8 +185,8 @@ def test_generated_problems_must_fit(tiny_config, make_run, tmp_path):
 def test_texts_hold_question_steps_and_answer(built):
   """A vocabulary is made from all that a model reads and writes, mark included."""
   example = Example('1+2', ('1+2=3',), '3')
-  assert list(run_lib.texts([example])) == ['1+2\n1+2=3\n####3']
-  assert len(list(run_lib.texts(built.splits.train))) == 40
+  assert list(batches.texts([example])) == ['1+2\n1+2=3\n####3']
+  assert len(list(batches.texts(built.splits.train))) == 40
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -18,11 +18,10 @@ from latent_reasoning import batching, methods, progress, sequences
 from latent_reasoning.batching import Batch
 from latent_reasoning.config import Config, LoopConfig
 from latent_reasoning.data import tokenizers
-from latent_reasoning.eval import decoding
+from latent_reasoning.eval import decoding, one_by_one
 from latent_reasoning.eval.evaluator import prompt_batch
 from latent_reasoning.methods import rim
 from latent_reasoning.models import latents, reasoning_decoder
-from latent_reasoning.train import losses
 from latent_reasoning.train import train_step as step_lib
 
 TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.2, 'float16': 0.05}  # on log-probabilities
@@ -268,39 +267,6 @@ def decoder_sources(subject: Subject, rows):
   return bool(count) and not wrong, f'{wrong} of {count} texts wrong'
 
 
-def _log_probabilities(model, params, batch: Batch):
-  """Log-probabilities of the targets, [B, K + K·R], and their weights."""
-  at, targets, weights = losses.predictions(batch)
-  hidden = latents.forward(model, params, batch).hidden
-  hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
-  logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
-  return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], weights
-
-
-_log_probabilities = jax.jit(_log_probabilities, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _all_log_probabilities(model, params, batch: Batch, embeddings=None):
-  """Log-probabilities at every position, [B, L, V]."""
-  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          embeddings=embeddings).hidden
-  return jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))
-
-
-def _by_readout(subject: Subject, batch: Batch, rows, model=None) -> list[np.ndarray]:
-  """Log-probabilities of each readout's tokens, over all rows in turn."""
-  values, _ = _log_probabilities(model or subject.model, subject.params, batch)
-  values, count = np.asarray(values), batch.anchors.shape[1]
-  r = (batch.tokens.shape[1] - batch.prefix) // count
-  found = []
-  for b, row in enumerate(rows):
-    for k, out in enumerate(row.readouts):
-      own = values[b, count + k * r + out.latents:count + k * r + len(out.inputs)]
-      found.append(own if out.start is not None else np.append(values[b, k], own))
-  return found
-
-
 def _agree(subject: Subject, a: Sequence[np.ndarray], b: Sequence[np.ndarray]):
   worst = max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
   tolerance = TOLERANCE[subject.config.model.dtype]
@@ -314,15 +280,14 @@ def separate(subject: Subject, rows):
   other variants have no causal equal; they are compared to a row of one readout.
   """
   config = subject.config
+  packed = one_by_one.by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
   if rows[0].readouts[0].latents:
-    packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
-    return _agree(subject, packed, [one_by_one(subject, row) for row in rows])
+    return _agree(subject, packed, [one_by_one.latents_of(subject, row) for row in rows])
   if rows[0].loops:
-    packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
-    return _agree(subject, packed, [one for row in rows for one in pass_by_pass(subject, row)])
+    return _agree(subject, packed, [
+        one for row in rows for one in one_by_one.pass_by_pass(subject, row)])
   causal = not methods.get(config.method).has_blocks or (
       config.rim.block_attention == 'causal' and config.rim.readout_sees_question)
-  packed = _by_readout(subject, batching.collate(rows, *batching.sizes(rows)), rows)
   alone = []
   for row in rows:
     for out in row.readouts:
@@ -336,88 +301,15 @@ def separate(subject: Subject, rows):
   if not causal:
     own = [row for row, _ in alone]
     batch = batching.collate(own, *batching.sizes(own))
-    return _agree(subject, packed, _by_readout(subject, batch, own))
+    return _agree(subject, packed, one_by_one.by_readout(subject, batch, own))
   length = max(len(row.prefix) for row, _ in alone)
   batch = batching.collate([row for row, _ in alone], length, 0, 0)
-  logits = np.asarray(_all_log_probabilities(subject.model, subject.params, batch))
+  logits = np.asarray(one_by_one.all_log_probabilities(subject.model, subject.params, batch))
   found = []
   for b, (row, out) in enumerate(alone):
     at = np.arange(len(row.prefix) - len(out.out), len(row.prefix))
     found.append(logits[b, at, np.array(out.out)])
   return _agree(subject, packed, found)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _next_thought(model, params, batch: Batch, embeddings, place):
-  """The embeddings with a latent put after the hidden state that it is, plain forward."""
-  hidden = model.apply({'params': params}, batch.tokens, batch.positions, batch.mask,
-                          embeddings=embeddings).hidden
-  latent = model.apply({'params': params}, hidden[:, place], method='latent_input')
-  return jax.lax.dynamic_update_index_in_dim(embeddings, latent, place + 1, 1)
-
-
-def one_by_one(subject: Subject, row: sequences.PackedSequence) -> np.ndarray:
-  """Log-probabilities of a row with latents: no cache, no batch, no padding, each latent
-  by a pass over all of the row as one plain causal sequence."""
-  model, params, out = subject.model, subject.params, row.readouts[0]
-  tokens = [*row.prefix, *out.inputs]
-  batch = batching.collate([sequences.causal(tokens, ())], len(tokens), 0, 0)
-  embeddings = model.apply({'params': params}, batch.tokens, method='embed')
-  for place in range(len(row.prefix) - 1, len(row.prefix) - 1 + out.latents):
-    embeddings = _next_thought(model, params, batch, embeddings, place)
-  logits = _all_log_probabilities(model, params, batch, embeddings)[0]
-  at = np.arange(len(tokens) - len(out.out), len(tokens))
-  return np.asarray(logits)[at, np.array(out.out)]
-
-
-def pass_by_pass(subject: Subject, row: sequences.PackedSequence) -> list[np.ndarray]:
-  """Log-probabilities of the readouts of a row with several passes: no cache, no batch, no
-  padding. Each pass over the end of the prefix, and each readout behind it, is a sequence
-  of its own that is read whole."""
-  model, params, loops, n = subject.model, subject.params, row.loops, len(row.prefix)
-  begin, place = n - loops.size, np.arange(n)
-  embed = functools.partial(model.apply, {'params': params}, method='embed')
-  first = embed(jnp.asarray([row.prefix]))
-  later = np.array(row.visible_until)
-  unseen = np.zeros((2, n), int)
-  if loops.block:  # blocks see each other, as far as into themselves
-    ends = begin + (1 + np.arange(loops.size) // loops.block) * loops.block
-    unseen[:, begin:] = later[begin:], ends
-    later = np.where(place < begin, later, n)
-
-  def read(embeddings, number, out=None):
-    more = len(out.inputs) if out else 0
-    behind = np.arange(n, n + more)
-    vectors = [np.append(row.visible_until if number == 1 else later, behind + 1)]
-    vectors += [np.append(np.zeros(n, int) if number == 1 else a, behind * 0 + edge)
-                for a, edge in zip(unseen, (out.visible_until if out else 0, n), strict=True)]
-    until, unseen_from, unseen_until = (jnp.asarray(a[None]) for a in vectors)
-    zeros = jnp.zeros_like(until)
-    hides = zeros.at[:, n:].set(out.visible_from if out else 0)
-    mask = batching.Mask(zeros, hides, until, zeros[:, :0], n + more, 0, unseen_from,
-                         unseen_until)
-    positions = np.append(place, (out.visible_until if out else 0) + behind - n)
-    if more:
-      embeddings = jnp.concatenate([embeddings, embed(jnp.asarray([out.inputs]))], axis=1)
-    return model.apply({'params': params}, zeros, jnp.asarray(positions[None]), mask,
-                       embeddings=embeddings).hidden
-
-  inputs = [first]
-  for number in range(1, loops.passes):
-    hidden = read(inputs[-1], number)[:, begin - loops.shift:n - loops.shift]
-    if loops.shift:  # what stands before these tokens is read once
-      hidden = hidden.at[:, 0].set(read(first, 1)[:, begin - 1])
-    hidden = (hidden + first[:, begin:] if loops.mix == 'add' else
-              model.apply({'params': params}, hidden, method='latent_input'))
-    inputs.append(jnp.concatenate([first[:, :begin], hidden], axis=1))
-  found = []
-  for out in row.readouts:
-    hidden = read(inputs[out.reads - 1], out.reads, out)
-    logits = jax.nn.log_softmax(model.apply({'params': params}, hidden, method='head'))[0]
-    at = [*range(n, n + len(out.inputs))]
-    at = [out.visible_until - 1, *at] if out.start is None else at[len(at) - len(out.out):]
-    found.append(np.asarray(logits)[at, np.array(out.out)])
-  return found
 
 
 def fast(subject: Subject) -> str:
@@ -430,28 +322,28 @@ def implementations(subject: Subject, rows):
   batch = batching.collate(rows, *batching.sizes(rows))
   models = [subject.model.clone(config=dataclasses.replace(subject.config.model, attention=a))
             for a in (fast(subject), 'dense')]
-  return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
+  return _agree(subject, *(one_by_one.by_readout(subject, batch, rows, m) for m in models))
 
 
 def memories(subject: Subject, rows):
   batch = batching.collate(rows, *batching.sizes(rows))
   models = [subject.model.clone(imm=dataclasses.replace(subject.config.imm, implementation=i))
             for i in ('chunkwise', 'recurrent')]
-  return _agree(subject, *(_by_readout(subject, batch, rows, m) for m in models))
+  return _agree(subject, *(one_by_one.by_readout(subject, batch, rows, m) for m in models))
 
 
 def padding(subject: Subject, rows):
   p, k, r = batching.sizes(rows)
-  tight = _by_readout(subject, batching.collate(rows, p, k, r), rows)
+  tight = one_by_one.by_readout(subject, batching.collate(rows, p, k, r), rows)
   wide = batching.collate(rows, p + 5, k + 2, r + 3, pad=subject.special.pad)
-  return _agree(subject, tight, _by_readout(subject, wide, rows))
+  return _agree(subject, tight, one_by_one.by_readout(subject, wide, rows))
 
 
 def batch_size(subject: Subject, rows):
   shape = batching.sizes(rows)
-  together = _by_readout(subject, batching.collate(rows, *shape), rows)
+  together = one_by_one.by_readout(subject, batching.collate(rows, *shape), rows)
   alone = [found for row in rows
-           for found in _by_readout(subject, batching.collate([row], *shape), [row])]
+           for found in one_by_one.by_readout(subject, batching.collate([row], *shape), [row])]
   return _agree(subject, together, alone)
 
 
@@ -482,7 +374,7 @@ def caching(subject: Subject, rows):
   full = [dataclasses.replace(row, readouts=[
       dataclasses.replace(out, out=said[b, k].tolist()) for k, out in enumerate(row.readouts)])
       for b, row in enumerate(rows)]
-  uncached = _by_readout(subject, batching.collate(full, *batching.sizes(full)), full)
+  uncached = one_by_one.by_readout(subject, batching.collate(full, *batching.sizes(full)), full)
   cached = [np.take_along_axis(spoken[b, k], said[b, k][:, None], -1)[:, 0]
             for b, row in enumerate(rows) for k in range(len(row.readouts))]
   return _agree(subject, cached, uncached)

@@ -48,6 +48,8 @@ def check(config: Config) -> Method:
   ensure(not (method.loss and (joint and not method.has_latents or aux.align or aux.smooth)),
          f'method {method.name} has a loss of its own, which config.aux and '
          'config.reasoning_decoder.joint would replace; expected neither with it')
+  ensure(not (method.has_latents and config.imm.write_policy), f'method {method.name} has '
+         "continuous thoughts, which no memory reads; expected config.imm.write_policy ''")
   passes = method.passes(at_inference(config)) if method.passes else 1
   for key, used in (('imm.write_policy', config.imm.write_policy),
                     ('reasoning_decoder.source', decoder.source),

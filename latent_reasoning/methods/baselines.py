@@ -98,7 +98,8 @@ DIRECT_STEPS = Method(
 COT = Method('cot', 'Chain of thought: the steps are generated before the answer.',
              (cot, cot), question_prompt, trace=True)
 PAUSE = Method('pause', 'Pause tokens behind the question, then the answer (arXiv '
-               '2310.02226).', (pause, pause), pause_prompt)
+               '2310.02226).', (pause, pause), pause_prompt, counts='baselines.pause_tokens')
 PAUSE_STEPS = Method(
     'pause_steps', 'Pause tokens, whose first stage also predicts each step: the supervision '
-    'and the tokens of RiM without its blocks.', (pause_steps, pause), pause_prompt)
+    'and the tokens of RiM without its blocks.', (pause_steps, pause), pause_prompt,
+    counts='baselines.pause_tokens')

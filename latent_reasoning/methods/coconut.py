@@ -107,4 +107,5 @@ COCONUT = Method(
     'coconut', 'Coconut: hidden states are fed back as continuous thoughts, one after another, '
     'in place of steps (arXiv 2412.06769).', (internalize, answer), prompt,
     decoder_targets=decoder_targets, decoder_mean='texts', marked=True,
-    parts=lambda config: config.baselines.parts, resets_epochs=True, has_latents=True)
+    parts=lambda config: config.baselines.parts, resets_epochs=True, has_latents=True,
+    counts='baselines.latents')

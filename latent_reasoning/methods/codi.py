@@ -151,4 +151,4 @@ CODI = Method(
     'codi', 'CODI: continuous thoughts, distilled from the chain of thought of the same model '
     '(arXiv 2502.21074).', (student, student), prompt, loss, decoder_targets=decoder_targets,
     decoder_mean='tokens', teacher=teacher, marked=True,
-    has_latents=True)
+    has_latents=True, counts='baselines.latents')

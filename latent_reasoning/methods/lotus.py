@@ -110,6 +110,6 @@ def loss(config: Config) -> BatchLoss:
 LOTUS = Method(
     'lotus', 'LOTUS: latents are read in several passes, and say all steps at once (arXiv '
     '2606.31779).', (internalize, answer), prompt, loss, marked=True,
-    parts=lambda config: config.baselines.parts,
+    parts=lambda config: config.baselines.parts, counts='baselines.latents',
     passes=lambda config: (config.baselines.rounds if config.baselines.rounds >= 0 else
                            config.baselines.parts - 1) + 1)

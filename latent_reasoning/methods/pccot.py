@@ -63,4 +63,5 @@ PCCOT = Method(
     'pccot', 'PCCoT: continuous thoughts that are refined in parallel, in a few passes, and '
     'distilled from the chain of thought of the same model (arXiv 2506.18582).',
     (student, student), prompt, functools.partial(codi.loss, from_layer=1),
-    teacher=codi.teacher, check=check, marked=True, passes=passes, has_latents=True)
+    teacher=codi.teacher, check=check, marked=True, passes=passes, has_latents=True,
+    counts='baselines.latents')

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from latent_reasoning import batching, data, experiment, methods, sequences
+from latent_reasoning import batching, data, methods, sequences
 from latent_reasoning.config import Config
 from latent_reasoning.data import splits, tokenizers
 from latent_reasoning.errors import InputError, ensure
@@ -58,12 +58,12 @@ def real(config: Config) -> tuple[Config, list[batching.Batch]]:
     sampled = pretrained.resolve(sampled)
     train = data.load(config.data, config.seed).train
     with tempfile.TemporaryDirectory() as folder:
-      tokenizer = tokenizers.build(sampled.tokenizer, lambda: experiment.texts(train),
+      tokenizer = tokenizers.build(sampled.tokenizer, lambda: batches_lib.texts(train),
                                    pathlib.Path(folder) / 'tokenizer.json',
                                    sampled.rim.max_steps)
-    sampled = experiment.sized(sampled, train, tokenizer)
-    train = experiment.check(sampled, train, tokenizer)
     method = methods.get(sampled.method)
+    sampled = batches_lib.sized(sampled, method, train, tokenizer)
+    train = batches_lib.fitting(sampled, method, train, tokenizer)
     parts = method.parts(sampled) if method.parts else 1
     batches = batches_lib.Batches(sampled, method, train, tokenizer,
                                curriculum.build(sampled.optim, len(train), parts))

@@ -8,6 +8,7 @@ it on its own devices (sharding.batch), whatever the mesh.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ from latent_reasoning.errors import InputError
 if TYPE_CHECKING:
   from latent_reasoning.train.curriculum import Curriculum
 
-SAMPLED = 1000  # problems whose rows say what shapes there are
+SHAPED = 1000  # problems whose rows say what shapes there are
+SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
 
 class Stepwise:
@@ -84,7 +86,7 @@ class Batches(Stepwise):
 
   def shapes(self, stage: int) -> int:
     """As `Stepwise.shapes`, by a sample of the problems."""
-    index = np.linspace(0, len(self.examples) - 1, min(SAMPLED, len(self.examples))).astype(int)
+    index = np.linspace(0, len(self.examples) - 1, min(SHAPED, len(self.examples))).astype(int)
     encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
     if self.method.parts:  # four draws of each, evenly spaced over all
       encoded = [dataclasses.replace(e, draw=(i * 0.618 + j) / 4 % 1)
@@ -259,3 +261,38 @@ def _rows(config: Config, method: sequences.Method, encoded: sequences.Tokenized
 def _last(row: sequences.PackedSequence) -> int:
   """Positions that a row needs."""
   return max(len(row.prefix), *(o.visible_until + len(o.inputs) for o in row.readouts))
+
+
+def sized(config: Config, method: sequences.Method, train: Sequence[Example],
+          tokenizer) -> Config:
+  """The configuration with the buckets that it does not state, by a sample of the problems."""
+  sample = _sample(train)
+  return buckets(config, method, sequences.encode(sample, tokenizer),
+                 sequences.special_tokens(tokenizer), sampled=len(sample) < len(train))
+
+
+def _sample(train: Sequence[Example]) -> Sequence[Example]:
+  """Training problems by which sizes are chosen: the longest, of generated ones the first."""
+  if isinstance(train, (list, tuple)) and len(train) > SAMPLED:
+    train = sorted(train, key=lambda e: -len(e.question) - sum(map(len, e.steps)))
+  return [train[i] for i in range(min(SAMPLED, len(train)))]
+
+
+def fitting(config: Config, method: sequences.Method, train: Sequence[Example],
+            tokenizer) -> Sequence[Example]:
+  """Returns the training problems whose rows fit; generated ones must all fit."""
+  if isinstance(train, (list, tuple)):
+    return usable(config, method, train, tokenizer)
+  sample = [train[i] for i in range(min(SAMPLED, len(train)))]
+  if len(usable(config, method, sample, tokenizer)) < len(sample):
+    raise InputError("config.data.too_long is 'drop', but generated problems are never "
+                     'dropped; enlarge config.data.buckets')
+  return train
+
+
+def texts(train: Sequence[Example]):
+  """Yields the text of the training split, of generated problems a sample."""
+  generated = not isinstance(train, (list, tuple))
+  for example in itertools.islice(train, SAMPLED if generated else None):
+    yield '\n'.join([example.question, *example.steps,
+                     f'{sequences.ANSWER_MARK}{example.answer}'])

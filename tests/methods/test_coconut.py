@@ -8,7 +8,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, methods, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.methods import coconut
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
@@ -96,8 +96,8 @@ def test_short_rows_among_long_ones(subject):
   p, k, r = batching.sizes(own)
   for batch in (batching.collate(own, p, k, r), batching.collate(own, p + 3, k + 1, r + 2)):
     assert batch.latents == 4 and batch.own_latents[:, 0].tolist() == [0, 4, 2, 4]
-    for found, row in zip(leakage._by_readout(subject, batch, own), own, strict=True):
-      assert_close(found, leakage.one_by_one(subject, row))
+    for found, row in zip(one_by_one.by_readout(subject, batch, own), own, strict=True):
+      assert_close(found, one_by_one.latents_of(subject, row))
 
 
 @pytest.mark.integration

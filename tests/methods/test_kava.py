@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latent_reasoning import batching, methods, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import one_by_one
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
 
@@ -69,7 +69,7 @@ def by_hand(model, params, batch, steps):
     row = batching.collate([sequences.causal(tokens, ())], 40, 0, 0)
     embeddings = model.apply({'params': params}, row.tokens, method='embed')
     for place in range(prefix - 1, prefix - 1 + COUNT):
-      embeddings = leakage._next_thought(model, params, row, embeddings, place)
+      embeddings = one_by_one._next_thought(model, params, row, embeddings, place)
     student = forward(model, params, row, None, embeddings).layers
     for layer in range(len(keys)):
       at = kept(queries[layer], keys[layer][:, 0], n, inputs)

@@ -7,7 +7,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.methods import lotus
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
@@ -73,7 +73,8 @@ def test_without_rounds_and_step_loss_it_is_pause(subject, tiny_config):
   for row in rows:
     tokens = [*row.prefix, *row.readouts[0].inputs]
     plain = batching.collate([sequences.causal(tokens, ())], len(tokens), 0, 0)
-    found = np.asarray(leakage._all_log_probabilities(subject.model, subject.params, plain))[0]
+    found = one_by_one.all_log_probabilities(subject.model, subject.params, plain)
+    found = np.asarray(found)[0]
     out = row.readouts[0].out
     expected -= found[np.arange(len(tokens) - len(out), len(tokens)), out].sum()
   assert_close(float(total), float(expected))
@@ -93,7 +94,7 @@ def test_loss_by_hand(subject):
   logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
   said = [logs[b, batch.prefix - 7 + i, label] for b, row in enumerate(rows)
           for i, label in enumerate(row.labels) if label >= 0]
-  spoken = np.concatenate(leakage._by_readout(subject, batch, rows))
+  spoken = np.concatenate(one_by_one.by_readout(subject, batch, rows))
   assert len(said) == 7 + 3
   assert_close(float(total / sums['weight']), -spoken.mean() - 0.05 * np.mean(said))
   assert_close(float(sums['step_loss'] / sums['weight']), -np.mean(said))

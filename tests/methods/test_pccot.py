@@ -7,7 +7,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.methods import codi, pccot
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
@@ -43,7 +43,7 @@ def batch_of(method, config):
 def answers(subject, method, config):
   """Log probabilities of the mark and the answer, problem by problem."""
   rows, batch = batch_of(method, config)
-  return leakage._by_readout(subject, batch, rows)
+  return one_by_one.by_readout(subject, batch, rows)
 
 
 def test_rows(tiny_config):
@@ -77,10 +77,11 @@ def test_no_pass_is_pause(make):
   config = subject.config.replace(**{'baselines.rounds': 0})
   rows, batch = batch_of(pccot, config)
   assert batch.loops is None
-  for row, found in zip(rows, leakage._by_readout(subject, batch, rows), strict=True):
+  for row, found in zip(rows, one_by_one.by_readout(subject, batch, rows), strict=True):
     tokens = [*row.prefix, *row.readouts[0].inputs]
     plain = batching.collate([sequences.causal(tokens, ())], len(tokens), 0, 0)
-    logs = np.asarray(leakage._all_log_probabilities(subject.model, subject.params, plain))[0]
+    logs = one_by_one.all_log_probabilities(subject.model, subject.params, plain)
+    logs = np.asarray(logs)[0]
     out = row.readouts[0].out
     assert_close(found, logs[np.arange(len(tokens) - len(out), len(tokens)), out])
 

@@ -6,7 +6,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.methods import rim, rim_parallel
 from latent_reasoning.methods.rim_parallel import RIM_PARALLEL
 from latent_reasoning.models import latents
@@ -59,7 +59,7 @@ def test_loss_by_hand(tiny_config, random_params, stage, passes):
   assert len(said) == (9 if stage == 1 else 0)
   readouts = [out for row in rows for out in row.readouts]
   spoken = [(out.weight * found.sum(), out.weight * len(out.out)) for out, found in zip(
-      readouts, leakage._by_readout(subject, batch, rows), strict=True)]
+      readouts, one_by_one.by_readout(subject, batch, rows), strict=True)]
   expected = -sum(a for a, _ in spoken) / sum(n for _, n in spoken)
   if said:
     expected -= config.baselines.step_weight * np.mean(said)

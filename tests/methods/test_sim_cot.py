@@ -9,7 +9,7 @@ import pytest
 
 from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.models import masks, reasoning_decoder
 from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.train import losses
@@ -88,7 +88,7 @@ def by_hand(config, model, params, decoder, row, example):
   inputs = model.apply({'params': params}, batch.tokens, method='embed')
   first = len(row.prefix)
   for place in range(first - 1, first - 1 + out.latents):
-    inputs = leakage._next_thought(model, params, batch, inputs, place)
+    inputs = one_by_one._next_thought(model, params, batch, inputs, place)
 
   @jax.jit
   def logs(z, text):  # what follows is not seen

@@ -9,7 +9,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, methods, sequences
-from latent_reasoning.eval import decoding, leakage
+from latent_reasoning.eval import decoding, leakage, one_by_one
 from latent_reasoning.methods import codi as codi_lib
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
@@ -51,7 +51,7 @@ def rows(subject, progress=0.7, stage=1):
 
 
 def values(subject, batch, rows):
-  return leakage._by_readout(subject, batch, rows)
+  return one_by_one.by_readout(subject, batch, rows)
 
 
 @pytest.mark.integration
@@ -62,7 +62,7 @@ def test_equals_one_by_one(subject):
     p, k, r = batching.sizes(own)
     for batch in (batching.collate(own, p, k, r), batching.collate(own, p + 3, k + 1, r + 2)):
       for found, row in zip(values(subject, batch, own), own, strict=True):
-        assert_close(found, leakage.one_by_one(subject, row))
+        assert_close(found, one_by_one.latents_of(subject, row))
 
 
 @pytest.mark.integration

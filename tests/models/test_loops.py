@@ -9,7 +9,7 @@ import pytest
 from close import assert_close
 
 from latent_reasoning import batching, methods, sequences
-from latent_reasoning.eval import leakage
+from latent_reasoning.eval import leakage, one_by_one
 from latent_reasoning.methods import rim
 from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer
@@ -53,8 +53,8 @@ def rows(subject, stage):
 def check(subject, own, extra=(0, 0, 0)):
   """Packed, cached and padded = pass by pass, readout by readout."""
   sizes = [a + b for a, b in zip(batching.sizes(own), extra, strict=True)]
-  packed = leakage._by_readout(subject, batching.collate(own, *sizes, pad=20), own)
-  alone = [one for row in own for one in leakage.pass_by_pass(subject, row)]
+  packed = one_by_one.by_readout(subject, batching.collate(own, *sizes, pad=20), own)
+  alone = [one for row in own for one in one_by_one.pass_by_pass(subject, row)]
   assert len(packed) == sum(len(row.readouts) for row in own)
   for a, b in zip(packed, alone, strict=True):
     assert_close(a, b)
@@ -140,7 +140,7 @@ def test_gradient_equals_pass_by_pass(make):
 
   def loss(t):
     moved = jax.tree.map(lambda a, d: a + t * d, subject.params, direction)
-    found = leakage.pass_by_pass(dataclasses.replace(subject, params=moved), own[0])
+    found = one_by_one.pass_by_pass(dataclasses.replace(subject, params=moved), own[0])
     return -sum(float(out.weight * one.sum(dtype=np.float64)) for out, one in zip(
         own[0].readouts, found, strict=True))
   step = 1e-3
