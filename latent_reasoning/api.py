@@ -272,8 +272,8 @@ class Experiment(experiment.Experiment):
 
   @_computes
   def intervene(self) -> Result:
-    """Answers when blocks are zeroed, swapped or taken from elsewhere; writes
-    interventions.json."""
+    """Answers when the states of latents are zeroed, their mean, or another question's, and
+    whether the latents do the work; writes interventions.json."""
     return block_commands.intervened(self)
 
   @_computes

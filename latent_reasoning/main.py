@@ -17,7 +17,8 @@ Modes:
                  split with accuracy and cost; trains a small decoder for it
                  (config.reasoning_decoder)
   analyze        RiM's blocks: which one answers, what their states hold, where they attend
-  intervene      RiM's blocks: answers when they are zeroed, swapped or taken from elsewhere
+  intervene      answers when the states of blocks, pause tokens or latents are zeroed, their
+                 mean, noise, or another question's; whether the latents do the work
   plot_memory    draw which slots of the implicit memory each token of --question="..." reads
   check_leakage  prove by gradient that nothing attends to what it must not; exit status 1
                  if it does

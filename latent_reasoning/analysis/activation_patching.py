@@ -186,10 +186,12 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
           (said[b], truth[b], plain[b], plain[other[b]] if needs else None)
           for b in range(n) if not needs or other[b] != b)
   return {'n': total, 'blocks': count,
-          'lines': [_line(name, records) for name, records in found.items()]}
+          'lines': [line_of(name, records) for name, records in found.items()]}
 
 
-def _line(name: str, records: list[tuple]) -> dict[str, Any]:
+def line_of(name: str, records: list[tuple]) -> dict[str, Any]:
+  """What became of some answers, of (said, right, said untouched, what the donor says or None)
+  each."""
   if not records:
     return {'name': name, 'n': 0, 'accuracy': None}
   right = np.array([said == truth for said, truth, _, _ in records])

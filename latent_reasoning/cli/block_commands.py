@@ -1,4 +1,4 @@
-"""--mode=analyze and --mode=intervene: what RiM's blocks hold, and whether it matters."""
+"""--mode=analyze and --mode=intervene: what latents hold, and whether it matters."""
 
 import itertools
 import statistics
@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from latent_reasoning import report
+from latent_reasoning import methods, report
 from latent_reasoning.analysis import (
   activation_patching,
   answer_selection,
   block_states,
+  latent_interventions,
   probing,
 )
 from latent_reasoning.cli import commands, question_files
@@ -75,8 +76,8 @@ TRAJECTORY = 300  # problems that older checkpoints are collected on
 def intervene(run: Experiment) -> int:
   """Prints the table of interventions and draws it."""
   result = intervened(run)
-  print(f'{report.table(report.interventions(result))}\n\ndonor: the problem whose blocks are '
-        f'put in, where it has another answer\n\nwritten to {run.workdir.interventions}')
+  print(f'{result}\n\ndonor: the problem whose states are put in, where it has another answer'
+        f'\n\nwritten to {run.workdir.interventions}')
   try:
     file = figures.interventions(result).save(run.workdir.path / 'interventions.png')
     print(f'figure {file}')
@@ -86,12 +87,20 @@ def intervene(run: Experiment) -> int:
 
 
 def intervened(run: Experiment) -> Result:
-  """Answers under each intervention on the blocks; writes interventions.json."""
-  block_states.require(run.config)
-  found = restored(run)
-  result = Result({**_of(run, found.step), **activation_patching.interventions(
-      run.predictor(found.state.params), run.test, run.splits.report['rules']['test'])},
-      lambda: report.table(report.interventions(result)), figures.interventions)
+  """Answers under each intervention on latents, of RiM on each block too; writes
+  interventions.json."""
+  latent_interventions.require(run.config)
+  found, rule = restored(run), run.splits.report['rules']['test']
+  predictor = run.predictor(found.state.params)
+  tests = latent_interventions.tests(
+      predictor, run.test, rule, getattr(run.splits.test, 'counterfactual', None))
+  lines = tests.pop('lines')
+  if methods.get(run.config.method).has_blocks:
+    blocks = activation_patching.interventions(predictor, run.test, rule)
+    tests, lines = {**tests, 'blocks': blocks['blocks']}, blocks['lines'] + lines[1:]
+  result = Result({**_of(run, found.step), **tests, 'lines': lines}, lambda: '\n\n'.join((
+      report.table(report.interventions(result)), report.table(report.verdict(result)),
+      report.verdict_words(result))), figures.interventions)
   workdir.write_json(run.workdir.interventions, result)
   return result
 

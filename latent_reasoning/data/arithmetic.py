@@ -6,7 +6,9 @@ operation; precedence plays no part, so that every step needs the one before.
 
 import hashlib
 import operator
+import random
 import re
+from collections.abc import Sequence
 
 from latent_reasoning.config import ArithmeticConfig
 from latent_reasoning.data.example import Example
@@ -52,6 +54,10 @@ STORIES = (
 RING = 'All counting is on a ring of {modulus}.'
 
 _APPLY = {'+': operator.add, '-': operator.sub, '*': operator.mul}
+
+
+def _chain(values: Sequence[int], symbols: Sequence[str]) -> str:
+  return str(values[0]) + ''.join(f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True))
 
 
 class Arithmetic(Generated):
@@ -104,6 +110,21 @@ class Arithmetic(Generated):
              + [f'the operation {o}' for o in dict.fromkeys(symbols) if o not in c.operations])
     return f'it has {", ".join(wrong)}; training had {form}' if wrong else ''
 
+  def counterfactual(self, example: Example, seed: int) -> Example | None:
+    """A chain with another operand; None for a story, or where no operand matters."""
+    chain = example.question
+    if not re.fullmatch(r'\d+([-+*]\d+)*', chain):
+      return None
+    values, symbols = [*map(int, re.findall(r'\d+', chain))], re.findall(r'[-+*]', chain)
+    draw = random.Random(f'{seed}/{chain}')
+    changes = [(i, v) for i, old in enumerate(values) for v in range(self._values) if v != old]
+    for i, v in draw.sample(changes, len(changes)):
+      own = [*values[:i], v, *values[i + 1:]]
+      other = self._example((_chain(own, symbols), own, symbols, 0))
+      if other.answer != example.answer:
+        return other
+    return None
+
   def _space(self) -> str:
     c = self._config
     return (f'chains of {c.min_steps} to {c.max_steps} operations {c.operations!r} on '
@@ -113,8 +134,7 @@ class Arithmetic(Generated):
   def _draw(self, key: bytes):
     bits = int.from_bytes(hashlib.shake_128(key).digest(self._bytes))
     values, symbols, bits = self._cut(bits)
-    chain = str(values[0]) + ''.join(
-        [f'{o}{v}' for o, v in zip(symbols, values[1:], strict=True)])
+    chain = _chain(values, symbols)
     return chain, (chain, values, symbols, bits)
 
   def _cut(self, bits: int) -> tuple[list[int], list[str], int]:

@@ -14,6 +14,7 @@ only one can be reached. Steps are a shortest path.
 import hashlib
 import math
 import random
+import re
 from collections.abc import Callable
 
 from latent_reasoning.config import GraphConfig
@@ -72,6 +73,14 @@ class Graphs(Generated):
     path, wrong = found
     return identity(edges, path[0], path[-1], wrong), (edges, path, wrong, draw)
 
+  def counterfactual(self, example: Example, seed: int) -> Example:
+    """The graph with its two options in each other's place, so that the other one is right."""
+    facts, _, question = example.question.rpartition('. ')
+    options = re.fullmatch(r'Is \w+ an? (\w+) or (\w+)\?', question).groups()
+    return Example(f'{_exchanged(facts, *options)}. {question}',
+                   tuple(_exchanged(step, *options) for step in example.steps),
+                   _exchanged(example.answer, *options))
+
   def _example(self, drawn: tuple[Edges, list[int], int, Callable[[], float]]) -> Example:
     edges, path, wrong, draw = drawn
     children = {b for _, b in edges}
@@ -87,6 +96,10 @@ class Graphs(Generated):
     return Example(' '.join([*(fact(*e) for e in _shuffled(edges, draw)), question]),
                    tuple(fact(a, b) for a, b in zip(path, path[1:], strict=False)),
                    f'{word[path[0]]} is a {word[path[-1]]}.')
+
+
+def _exchanged(text: str, one: str, other: str) -> str:
+  return re.sub(rf'\b({one}|{other})\b', lambda m: other if m[1] == one else one, text)
 
 
 def grow(nodes: int, parents: float, draw: Callable[[], float]) -> tuple[Edges, list[int]]:

@@ -70,6 +70,10 @@ class Generated(Sequence[Example]):
     only lengths and tokens can tell (data.questions)."""
     return None
 
+  def counterfactual(self, example: Example, seed: int) -> Example | None:
+    """The problem with one fact changed, so that its answer is another; None: none is known."""
+    return None
+
   @abc.abstractmethod
   def _draw(self, key: bytes) -> tuple[str, Any] | None:
     """(identity, what `_example` needs), or None to draw again."""

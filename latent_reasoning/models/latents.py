@@ -138,7 +138,7 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
   """As `forward`, and the cache behind it, with room for more tokens of each readout.
 
   A batch without latents is read the same way; its readouts' tokens all go at once.
-  `edit` changes the cache of the prefix before a readout reads anything.
+  `edit` changes the cache of the prefix, and of latents, before anything behind them is read.
   """
   p, count, n = batch.prefix, batch.anchors.shape[1], batch.latents
   size, length = batch.tokens.shape
@@ -155,7 +155,6 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
 
   prefix = read_prefix(model, params, batch, rng, embeddings[:, :p])
   cache = empty_cache(prefix.layers, count, r + room)
-  cache = edit(cache) if edit else cache
   h = jnp.take_along_axis(prefix.hidden, batch.anchors[..., None], axis=1)  # [B, K, D]
 
   def slots(start, stop):
@@ -177,6 +176,7 @@ def forward_with_cache(model, params, batch: Batch, rng: chex.PRNGKey | None = N
   def rows(a):  # [n, ..., B, K, D] -> [..., B, K, n, D]
     return jnp.moveaxis(a, 0, -2)
   (_, cache), (latents, x) = jax.lax.scan(body, (h, cache), jnp.arange(n))
+  cache = edit(cache) if edit else cache
   tail = embeddings[:, p:].reshape(size, count, r, -1)[:, :, n:].reshape(
       size, count * (r - n), -1)
   rest = apply(n + 1, *slots(n, r), cache, n, tail)

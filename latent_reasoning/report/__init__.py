@@ -22,11 +22,13 @@ from latent_reasoning.report.tables import (
   table,
   text,
   verbalized,
+  verdict,
+  verdict_words,
 )
 
 __all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
            'contamination', 'interventions', 'leakage', 'data',
-           'document', 'verbalized',
+           'document', 'verbalized', 'verdict', 'verdict_words',
            'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',
            'mcnemar', 'or_empty', 'paper', 'percent', 'results', 'searches', 'slots',
            'summarize', 'table', 'text', 'write']

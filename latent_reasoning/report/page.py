@@ -255,9 +255,12 @@ def _one_model(page: Page, folder: runs.Folder, problems: list[str], drawn: bool
 
 
 def _interventions(page: Page, found: dict[str, Any], name: str, drawn: bool) -> None:
-  page.table(tables.interventions(found), f'Blocks changed, {name}')
+  page.table(tables.interventions(found), f'Latents changed, {name}')
+  if 'verdict' in found:
+    page.table(tables.verdict(found), f'Do the latents do the work? {name}')
+    page.text(tables.verdict_words(found))
   if drawn:
-    page.charts([Chart('interventions', 'What becomes of the answer when blocks are changed, '
+    page.charts([Chart('interventions', 'What becomes of the answer when latents are changed, '
                        "and how often it becomes that of the donor's question.",
                        block_plots.interventions(found))], wide=True)
 

@@ -179,6 +179,54 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
   return rows
 
 
+VERDICT = {  # whether at least or at most the threshold is asked, and what is counted
+    'necessity': (True, 'right answers lost with the mean states of all problems'),
+    'sufficiency': (True, "answers that become another problem's with its states"),
+    'selectivity': (False, 'answers changed by states of a problem with the same answer'),
+    'following': (True, 'right answers that are the new ones where a fact is changed')}
+
+
+def _holds(name: str, one: dict[str, Any]) -> str:
+  """'yes' or 'no' where all of the interval says so."""
+  if one['share'] is None:
+    return 'no problems'
+  low, high = one['low'] >= one['threshold'], one['high'] < one['threshold']
+  if not VERDICT[name][0]:
+    low, high = one['high'] <= one['threshold'], one['low'] > one['threshold']
+  return 'yes' if low else 'no' if high else 'unclear'
+
+
+def verdict(found: dict[str, Any]) -> list[list[Any]]:
+  """Rows of the verdict of `latent_interventions.tests`, with exact 95% intervals."""
+  rows = [['test', '% [95%]', 'asked %', 'holds', 'problems', 'what it is']]
+  for name, one in found['verdict'].items():
+    least, words = VERDICT[name]
+    rows.append([name, '' if one['share'] is None else
+                 f"{percent(one['share'])} [{percent(one['low'])}, {percent(one['high'])}]",
+                 f"{'≥' if least else '≤'} {100 * one['threshold']:g}", _holds(name, one),
+                 one['n'], words])
+  noise = found['noise']
+  drawn = f"of {noise['draws']} answers under noise of {noise['size']:g} times a state's norm"
+  for name, key, words in (('Pass', 'pass', 'one is right'),
+                           ('Maj', 'majority', 'the most frequent is right')):
+    rows.append([f"{name}@{noise['draws']}", percent(noise[key]), '', '', found['n'],
+                 f'{drawn}, {words}'])
+  return rows
+
+
+def verdict_words(found: dict[str, Any]) -> str:
+  """The verdict of `latent_interventions.tests` in a sentence."""
+  said = {name: _holds(name, one) for name, one in found['verdict'].items()}
+  listed = [', '.join(name for name, holds in said.items() if holds == what)
+            for what in ('no', 'unclear')]
+  if listed[0]:
+    return f"The latents of {found['method']} do not do all of the work: {listed[0]} fails."
+  if set(said.values()) != {'yes'}:
+    return (f"Whether the latents of {found['method']} do the work, these problems do not "
+            'decide.')
+  return f"The latents of {found['method']} do the work: {', '.join(said)} hold."
+
+
 def choice(found: dict[str, Any]) -> list[list[Any]]:
   """Rows of `answer_selection.compare`: how good the answer is that a rule takes."""
   rows = [['answer of', 'accuracy %', '% right where some block is', 'mean block']]

@@ -191,3 +191,27 @@ def _seconds(problems):
   start = time.perf_counter()
   problems[:]
   return time.perf_counter() - start
+
+
+@pytest.mark.parametrize('modulus', [0, 10])
+def test_counterfactual(modulus):
+  """One operand differs, the answer does, and the steps are those of the new chain."""
+  chains = Arithmetic(replaced(modulus=modulus, templates=3), False, 0, 'test')
+  seen = 0
+  for i, example in enumerate(chains[:60]):
+    other = chains.counterfactual(example, i)
+    if not re.fullmatch(r'[\d+*-]+', example.question):
+      assert other is None
+      continue
+    seen += 1
+    old, new = (re.split(r'([-+*])', e.question) for e in (example, other))
+    assert sum(a != b for a, b in zip(old, new, strict=True)) == 1 and old[1::2] == new[1::2]
+    assert other.answer != example.answer and len(other.steps) == len(example.steps)
+    assert other.steps[-1].endswith(f'={other.answer}')
+    assert chains.counterfactual(example, i) == other
+  assert seen > 5
+
+
+def test_counterfactual_where_no_operand_matters():
+  chains = Arithmetic(replaced(operations='*', max_value=1, max_steps=6), False, 0, 'test')
+  assert chains.counterfactual(Example('0*0*0', ('0*0=0', '0*0=0'), '0'), 0) is None

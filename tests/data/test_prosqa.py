@@ -205,3 +205,15 @@ def test_words_are_those_of_the_published_files(shared_data, data_config):
            for edge in read(e).edges for w in edge}
   assert words == {*prosqa.NAMES, *prosqa.CONCEPTS}
   assert len(prosqa.CONCEPTS) == 38 == len(set(prosqa.CONCEPTS))
+
+
+def test_counterfactual():
+  """The other option is reached, by as many steps, and the first one is not any more."""
+  graphs = Graphs(CONFIG, 0, 'test')
+  for i, example in enumerate(graphs[:40]):
+    old, other = read(example), graphs.counterfactual(example, i)
+    new = read(other)
+    assert new.options == old.options and (new.right, new.wrong) == (old.wrong, old.right)
+    reached = distances(new, new.person)
+    assert reached[new.right] == len(other.steps) and new.wrong not in reached
+    assert other.steps[-1].endswith(f' a {new.right}.')
