@@ -52,6 +52,19 @@ class GraphConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateTrackingConfig:
+  """Generated words over S5, p-hop induction, or assignments (data.state_tracking)."""
+  task: Literal['permutations', 'hops', 'variables'] = key('permutations', 'which')
+  min_steps: int = key(4, 'fewest steps of a problem', 1)
+  max_steps: int = key(4, 'most; of hops at most 9', 1)
+  live: int = key(4, 'variables, all of whose values are asked; of hops, letters', 2)
+  length: int = key(24, 'letters of the text of hops', 2)
+  train_size: int = key(1_000_000, 'problems of the training split; the splits are disjoint', 1)
+  valid_size: int = key(2_000, 'problems of the validation split', 1)
+  test_size: int = key(2_000, 'problems of the test split', 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class BucketConfig:
   """Static sizes that a batch is padded to: the smallest that holds it; (): what the method's
   rows of the training problems need (batches.buckets)."""
@@ -64,7 +77,7 @@ class BucketConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where problems or text come from, and how they are batched."""
-  name: Literal['arithmetic', 'graphs', 'gsm8k', 'gsm8k_aug', 'files',
+  name: Literal['arithmetic', 'graphs', 'state_tracking', 'gsm8k', 'gsm8k_aug', 'files',
                 'text', 'shakespeare', 'wikitext', 'c4'] = key(
       'arithmetic', 'the data set; the last four are plain text, for method language_model')
   path: str = key('', 'a text file, for method language_model')
@@ -86,6 +99,7 @@ class DataConfig:
   sort_window: int = key(1, 'batches whose sequences are sorted by length together; 1: none', 1)
   arithmetic: ArithmeticConfig = group(ArithmeticConfig)
   graphs: GraphConfig = group(GraphConfig)
+  state_tracking: StateTrackingConfig = group(StateTrackingConfig)
   buckets: BucketConfig = group(BucketConfig)
 
 

@@ -69,6 +69,12 @@ def _check(config: Config) -> None:
     raise InputError(
         f'config.data.arithmetic.operations is {data.arithmetic.operations!r}; '
         "expected one or more of the characters '+-*'")
+  own = data.state_tracking
+  if own.min_steps > own.max_steps or own.live > 26 or (
+      own.task == 'hops' and own.max_steps > 9):
+    raise InputError(f'config.data.state_tracking has min_steps {own.min_steps}, max_steps '
+                     f'{own.max_steps} and {own.live} live; expected min_steps <= max_steps, '
+                     'of hops at most 9, and at most 26 live')
   if not data.graphs.min_hops <= data.graphs.max_hops < data.graphs.nodes - 2:
     raise InputError(
         f'config.data.graphs has min_hops {data.graphs.min_hops}, max_hops '

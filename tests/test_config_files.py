@@ -23,6 +23,7 @@ from latent_reasoning.train import curriculum
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 VARIANTS = {'compare_arithmetic': ('short', 'smoke', 'controls', 'length', 'depth', 'width',
                                    'blocks', 'scale', 'searched', 'searched_smoke'),
+            'compare_depth': ('controls', 'permutations', 'hops', 'variables', 'smoke'),
             'compare_gsm8k': ('short', 'smoke', 'controls'),
             'compare_prosqa': ('short', 'smoke', 'controls'),
             'rim_arithmetic': tuple('2345678'),
@@ -56,7 +57,7 @@ def test_as_recorded():
 
 
 def test_there_are_some():
-  assert VARIANTS.keys() <= {f.stem for f in FILES} and len(COMPARISONS) == 3
+  assert VARIANTS.keys() <= {f.stem for f in FILES} and len(COMPARISONS) == 4
 
 
 @pytest.mark.parametrize('path, variant', CASES, ids=lambda v: getattr(v, 'stem', v))
@@ -96,9 +97,10 @@ def test_comparison(path):
   with pytest.raises(ValueError, match='has no variant'):
     load(path, 'nosuch')
   config = from_dict(load(path, ''))
-  assert config.sweep.seeds == (0, 1, 2) and config.sweep.control == 'direct'
-  assert {'direct', 'direct_steps', 'cot', 'pause', 'rim'} < {
-      r.split()[0] for r in config.sweep.runs}
+  runs = {r.split()[0] for r in config.sweep.runs}
+  assert config.sweep.seeds == (0, 1, 2) and config.sweep.control in runs
+  assert (runs > {'rim_8x1', 'rim_4x2', 'rim_2x4', 'rim_1x8'} if path.stem == 'compare_depth'
+          else runs > {'direct', 'direct_steps', 'cot', 'pause', 'rim'})
 
 
 @pytest.mark.parametrize('steps', (2, 4, 6))

@@ -12,6 +12,7 @@ from latent_reasoning.data import formats, hub, storage
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.prosqa import Graphs
+from latent_reasoning.data.state_tracking import StateTracking
 from latent_reasoning.errors import InputError, local_path, nearest
 
 # Stems of files by split; also, after '_', endings of stems.
@@ -109,7 +110,9 @@ def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
 # compared.
 GENERATED = {
     'arithmetic': (Arithmetic, 'numeric'),
-    'graphs': (lambda config, marks, seed, split: Graphs(config, seed, split), 'text')}
+    'graphs': (lambda config, marks, seed, split: Graphs(config, seed, split), 'text'),
+    'state_tracking': (lambda config, marks, seed, split: StateTracking(config, seed, split),
+                       'text')}
 
 
 def _generated(config: DataConfig, seed: int) -> Splits:

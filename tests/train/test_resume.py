@@ -41,6 +41,9 @@ KINDS = {
         data.graphs.concepts data.graphs.max_hops data.graphs.min_hops data.graphs.nodes
         data.graphs.parents data.graphs.test_size data.graphs.train_size
         data.graphs.valid_size data.limit data.name data.on_error data.seq_len
+        data.state_tracking.length data.state_tracking.live data.state_tracking.max_steps
+        data.state_tracking.min_steps data.state_tracking.task data.state_tracking.test_size
+        data.state_tracking.train_size data.state_tracking.valid_size
         data.sort_window data.step_marks data.steps data.too_long data.valid_size
         eval.blocks eval.max_new_tokens eval.valid_problems imm.ablate imm.gate_bias
         imm.layers imm.linformer_rank imm.out_scale imm.place imm.rounds imm.shared imm.slots

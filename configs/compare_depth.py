@@ -1,15 +1,18 @@
 """Depth against width: K blocks of RiM in L passes, K · L the number of operations.
 
-  python -m latent_reasoning.main --mode=compare --config=configs/depth_width.py
+  python -m latent_reasoning.main --mode=compare --config=configs/compare_depth.py
 
 Chains of exactly eight operations and a model of two layers, so that neither a layer nor a
 block alone has room for them. Steps, learning rates, step labels, readouts, data and decoder
 are those of rim_arithmetic.py for every arm; (8, 1) is RiM, (1, 8) one block in eight passes.
 Variants:
 
-  :controls  depth that is not shared (8 layers), depth of all tokens (a trunk looped four
-             times), blocks that do not see each other from the second pass on
-  :smoke     the whole path on a toy, in minutes; its numbers mean nothing
+  :controls      depth that is not shared (8 layers), depth of all tokens (a trunk looped four
+                 times), blocks that do not see each other from the second pass on
+  :permutations  words of eight letters over S5, bound by depth (data.state_tracking)
+  :hops          eight hops in a text of 32 letters, bound by depth
+  :variables     eight assignments to four variables, all of which are asked: bound by memory
+  :smoke         the whole path on a toy, in minutes; its numbers mean nothing
 """
 
 import pathlib
@@ -25,19 +28,24 @@ CONTROLS = (
     'rim_8x1', 'direct method=direct', 'pause_steps method=pause_steps',
     'rim_layers_8 model.num_layers=8', 'rim_trunk_4 model.loop.count=4',
     *(f'{arm.replace(" ", "_causal ", 1)} rim.pass_attention=causal' for arm in ARMS[1:3]))
+TASKS = ('permutations', 'hops', 'variables')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  if variant not in ('', 'controls', 'smoke'):
-    raise ValueError(f"depth_width has no variant '{variant}'; expected controls or smoke")
+  if variant not in ('', 'controls', 'smoke', *TASKS):
+    raise ValueError(f"compare_depth has no variant '{variant}'; expected controls, smoke or "
+                     f'one of {TASKS}')
   c = base('8')
   c.model.num_layers = 2
   c.optim.stage1.steps, c.optim.stage2.steps = 1800, 600
   c.train.update(eval_every=300, save_every=300)
   c.sweep.runs = CONTROLS if variant == 'controls' else METHODS
   c.sweep.control = 'rim_8x1'
-  c.sweep.seeds = (0,)
+  if variant in TASKS:
+    c.data.name = 'state_tracking'
+    c.data.state_tracking.update(task=variant, min_steps=8, max_steps=8, live=4, length=32)
   if variant == 'smoke':
+    c.sweep.seeds = (0,)
     c.model.update(embed_dim=32, mlp_dim=64)
     c.optim.stage1.steps, c.optim.stage2.steps = 20, 10
     c.train.update(log_every=5, eval_every=10, save_every=0)
