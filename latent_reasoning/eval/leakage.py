@@ -103,7 +103,8 @@ def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
   """Returns bool [L, L]: which keys a query may attend to, from lengths alone.
 
   Readout k of a RiM sequence is attached to block k, and so is its second one, which
-  comes after all the first; the readouts of every other method are attached to the end of
+  comes after all the first, and the only one to the last block where blocks say their steps
+  themselves; the readouts of every other method are attached to the end of
   the prefix. What stands at a latent is seen by none. Of several passes over the blocks, a
   later one reads states of the one before, and so all that these have seen.
   """
@@ -128,7 +129,7 @@ def expected_mask(config: Config, row: sequences.PackedSequence, question: int,
       for j in range(n):
         blind = has_blocks and not config.rim.readout_sees_question and block(j) == 0
         may[start + i, j] = not blind and (
-            block(j) <= k % blocks + 1 if has_blocks else True)
+            not has_blocks or bool(row.labels) or block(j) <= k % blocks + 1)
       may[start + i, start + row.readouts[k].latents:start + i + 1] = True
   return _passed(may, row, batch) if row.loops else may
 
