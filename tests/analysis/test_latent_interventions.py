@@ -21,7 +21,7 @@ CASES = {
     'pccot': {'method': 'pccot', 'baselines.latents': 3, 'baselines.rounds': 2},
     'lotus': {'method': 'lotus', 'baselines.parts': 3, 'baselines.latents': 2},
     'rim_parallel': {'method': 'rim_parallel'}}
-QUICK = ('rim', 'codi', 'pccot')
+QUICK = ('codi',)
 
 
 @pytest.fixture(scope='module', params=[
