@@ -152,8 +152,8 @@ def main(argv: Sequence[str]) -> int:
           'and the same command goes on from the newest checkpoint', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print('stopped without saving; the same command goes on from the newest checkpoint',
-          file=sys.stderr)
+    print('stopped without saving; the same command goes on from the newest checkpoint, or '
+          'begins again where there is none', file=sys.stderr)
     return 130
 
 

@@ -94,6 +94,15 @@ def test_the_licence_is_an_spdx_expression():
   assert not [c for c in PROJECT.get('classifiers', ()) if c.startswith('License')]
 
 
+def test_imports_from_the_folder_that_holds_the_clone(tmp_path):
+  """There a folder has the package's name; as a path entry, the installed one comes first."""
+  (tmp_path / 'latent_reasoning').symlink_to(ROOT)
+  script = 'import latent_reasoning; print(latent_reasoning.load_config)'
+  done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True,
+                        text=True)
+  assert done.returncode == 0 and 'load_config' in done.stdout, done.stderr
+
+
 @pytest.mark.integration
 def test_a_build_beside_the_pinned_set(tmp_path):
   """pip reads PIP_CONSTRAINT inside an isolated build, too."""

@@ -211,10 +211,11 @@ def _summary(chosen: dict[str, Any], test, values: dict[str, Any]) -> str:
                                            strict=True), 1):
     if not np.isnan(shares).all():
       block, layer = np.unravel_index(np.nanargmax(shares), shares.shape)
+      where = f'layer {layer + 1}' if layer + 1 < shares.shape[1] else 'after the last norm'
       lines.append(
           f'The result of step {s} is read best, {percent(shares[block, layer])}%, by a linear '
-          f'probe at the end of block {block + 1}, layer {layer + 1}; its commonest value is '
-          f'right in {percent(common)}%.')
+          f'probe at the end of block {block + 1}, {where}; its commonest value is right in '
+          f'{percent(common)}%.')
   return '\n'.join(lines)
 
 
@@ -242,7 +243,7 @@ def _interval(found: dict[str, float]) -> str:
 
 def _states(path_of, values, lens, attention) -> str:
   depth = lens['answer'].shape[1]
-  layers = [*(f'layer {i}' for i in range(1, depth)), 'final']
+  layers = [*(f'layer {i}' for i in range(1, depth)), 'last norm']
 
   def by_layer(name, shares):
     return report.table([[name, *layers], *(

@@ -90,7 +90,9 @@ def commit() -> str:
 
 def scores(result: dict[str, Any]) -> str:
   """What `scored` found, as tables."""
-  step = (f"checkpoint of step {result['step']} ({result['checkpoint']})" if result['step']
+  how = {'best': 'best in validation; --config.eval.checkpoint=last reads the last'}
+  step = (f"checkpoint of step {result['step']} "
+          f"({how.get(result['checkpoint'], result['checkpoint'])})" if result['step']
           else 'weights of config.model.init_from, not trained here')
   if 'protocol' not in result:
     return f'{report.text(result)}\n\n{step}'

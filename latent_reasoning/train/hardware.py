@@ -47,9 +47,10 @@ def named(name: str) -> Peak:
   """The figures of a name of `PEAKS`, or of this machine; InputError for another."""
   if name == HERE:
     return measured()
-  if name not in PEAKS:
+  known = {one.lower(): peak for one, peak in PEAKS.items()}
+  if name.lower() not in known:
     raise InputError(f'--device_kind={name} is unknown; {nearest(name, (*PEAKS, HERE))}')
-  return PEAKS[name]
+  return known[name.lower()]
 
 
 def measured(size: int = 1536, repeats: int = 5) -> Peak:

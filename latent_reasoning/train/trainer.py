@@ -256,8 +256,9 @@ class _Loop:
       if moment.stage not in steppers:
         if step > start and steppers:
           self.read()  # what the last stage's last step was comes first
-          self.progress.say(f'step {step + 1} begins stage {moment.stage}, which predicts '
-                            'other tokens: its loss does not compare with that before')
+          other = '' if self.run.batches.method.is_text else (
+              ', which predicts other tokens: its loss does not compare with that before')
+          self.progress.say(f'step {step + 1} begins stage {moment.stage}{other}')
         steppers = {moment.stage: step_lib.make_train_step(
             self.run.model(stage.dropout), self.run.objective,
             self.run.tx(moment.stage), config.seed, config.optim.grad_accum_steps,
