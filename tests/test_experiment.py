@@ -12,7 +12,8 @@ from latent_reasoning import experiment as run_lib
 from latent_reasoning.data.example import Example
 from latent_reasoning.errors import InputError
 from latent_reasoning.models.transformer import parameter_count
-from latent_reasoning.train import batches, losses
+from latent_reasoning.train import batches as batches_lib
+from latent_reasoning.train import losses
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 ONE_LAYER = {'model.num_layers': 1, 'model.embed_dim': 8, 'model.num_heads': 1,
@@ -185,8 +186,8 @@ def test_generated_problems_must_fit(tiny_config, make_run, tmp_path):
 def test_texts_hold_question_steps_and_answer(built):
   """A vocabulary is made from all that a model reads and writes, mark included."""
   example = Example('1+2', ('1+2=3',), '3')
-  assert list(batches.texts([example])) == ['1+2\n1+2=3\n####3']
-  assert len(list(batches.texts(built.splits.train))) == 40
+  assert list(batches_lib.texts([example])) == ['1+2\n1+2=3\n####3']
+  assert len(list(batches_lib.texts(built.splits.train))) == 40
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -251,7 +252,7 @@ def test_buckets_follow_from_method_and_data(tiny_config, make_run, tmp_path, me
 
 def test_buckets_of_the_default_job(make_run, default_config, tmp_path, monkeypatch):
   """Coconut's and CODI's prefix is one token more than the question, not RiM's blocks."""
-  monkeypatch.setattr(run_lib, 'SAMPLED', 60)
+  monkeypatch.setattr(batches_lib, 'SAMPLED', 60)
   expected = {'rim': {26}, 'direct': {10}, 'coconut': {11}, 'codi': {11}}
   for method, prefixes in expected.items():
     config = default_config()
@@ -269,7 +270,7 @@ def test_buckets_of_the_default_job(make_run, default_config, tmp_path, monkeypa
 
 def test_a_row_beyond_the_sample_has_a_bucket(tiny_config, make_run, tmp_path, monkeypatch):
   """Sizes are chosen by some problems; a few that are longer train too."""
-  monkeypatch.setattr(run_lib, 'SAMPLED', 1)
+  monkeypatch.setattr(batches_lib, 'SAMPLED', 1)
   run = make_run(tiny_config(**{**ONE_LAYER, **UNSTATED, 'method': 'cot'}), tmp_path)
   longest = max(len(e.question) for e in run.batches.examples) + 1
   assert max(run.config.data.buckets.prefix) >= longest

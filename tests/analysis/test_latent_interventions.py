@@ -21,12 +21,10 @@ CASES = {
     'pccot': {'method': 'pccot', 'baselines.latents': 3, 'baselines.rounds': 2},
     'lotus': {'method': 'lotus', 'baselines.parts': 3, 'baselines.latents': 2},
     'rim_parallel': {'method': 'rim_parallel'}}
-QUICK = ('codi',)
 
 
 @pytest.fixture(scope='module', params=[
-    case if case in QUICK else pytest.param(case, marks=pytest.mark.integration)
-    for case in CASES])
+    pytest.param(case, marks=pytest.mark.integration) for case in CASES])
 def predictor(request, tiny_config, make_run, tmp_path_factory):
   config = tiny_config(**{'model.num_layers': 2, 'eval.max_new_tokens': 4,
                           **CASES[request.param]})
