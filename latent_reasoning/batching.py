@@ -23,8 +23,8 @@ class Mask:
     count: K, the rest is K readouts of equal length; 0 for a plain prefix.
     unseen_from, unseen_until: int32 [B, T]; a part of the visible prefix that is not seen.
       None: there is none.
-    causal_prefix: whether each token of the prefix sees those up to itself, which a kernel
-      then need not be told; of padding, which no token sees, nothing is said.
+    causal_prefix: whether each token of the prefix sees those up to itself, so that a kernel
+      needs no mask; padding, which no token sees, may see anything.
     own: bool [B, R, S], what each of R tokens sees of the S of its own readout, in place of
       those before it; None: those.
   """

@@ -398,9 +398,9 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
   batches = batches_lib.Batches(config, method, train, tokenizer,
-                             curriculum.build(config.optim, len(train), parts,
-                                              config.train.extend, epochs),
-                             decoder_targets=bool(decoder.source) and decoder.joint)
+                                curriculum.build(config.optim, len(train), parts,
+                                                 config.train.extend, epochs),
+                                decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
                    {entry: data.load_set(entry, config.data) for entry in config.eval.sets
                     if 'absent' not in splits.report})

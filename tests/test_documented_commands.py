@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from latent_reasoning import config_loading, main, methods
 from latent_reasoning.benchmarks import decoding, tables
-from latent_reasoning.cli import latency, sweep
+from latent_reasoning.cli import latency, sweep, sweep_processes
 from latent_reasoning.config import flatten
 from latent_reasoning.eval import latency as eval_latency
 from latent_reasoning.planning import plan
@@ -294,8 +294,8 @@ def test_what_is_wrong_is_found(tmp_path, monkeypatch):
 SHORT = {
     'data.arithmetic.train_size': 64, 'data.arithmetic.valid_size': 40,
     'data.arithmetic.test_size': 40, 'data.graphs.train_size': 16, 'data.graphs.valid_size': 8,
-    'data.graphs.test_size': 8, 'data.seq_len': 16, 'model.num_layers': 1,
-    'model.embed_dim': 16,
+    'data.graphs.test_size': 8, 'data.state_tracking.test_size': 8, 'data.seq_len': 16,
+    'model.num_layers': 1, 'model.embed_dim': 16,
     'model.num_heads': 2, 'model.mlp_dim': 32, 'model.lora.rank': 4, 'model.dtype': 'float32',
     'optim.batch_size': 8, 'optim.stage1.steps': 2, 'train.log_every': 1,
     'train.eval_every': 0, 'train.save_every': 0, 'train.compilation_cache': '',
@@ -360,7 +360,7 @@ def test_every_command_runs(commands, world, monkeypatch, capsys):
     # In this process: importing JAX takes longer than a run.
     module = importlib.import_module(module)
     return module.main(flags if module is latency else ['main', *flags])
-  monkeypatch.setattr(sweep, '_python', python)
+  monkeypatch.setattr(sweep_processes, 'python', python)
   done, failed = set(), []
   for source, words in commands:
     (*_, first), rest = kind_of(words)

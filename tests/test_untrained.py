@@ -117,6 +117,7 @@ def test_load_of_others(source, tmp_path):
       api.Experiment.load(tmp_path)
 
 
+@pytest.mark.integration
 def test_shared_without_its_data(source, tmp_path, capsys):
   """Where the data of the training are not, it can be asked, and nothing else."""
   shutil.copytree(source / 'export', tmp_path / 'export')

@@ -145,7 +145,7 @@ def frozen(run: Experiment, params) -> Frozen:
   length = curriculum.build(dataclasses.replace(config.optim, stage1=stage, stage2=none),
                             len(run.splits.train))
   batches = batches_lib.Batches(config, methods.get(config.method), run.splits.train,
-                             run.tokenizer, length, decoder_targets=True)
+                                run.tokenizer, length, decoder_targets=True)
   def prompt(example, progress, config, ids):  # what is read at inference
     return method.prompt(example.question, config.eval.blocks or config.rim.blocks, config, ids)
   method = batches.method

@@ -23,10 +23,7 @@ from typing import Any
 from etils import epath
 
 from latent_reasoning import report
-from latent_reasoning.cli import sweep_search
-from latent_reasoning.cli.sweep_processes import child as _child
-from latent_reasoning.cli.sweep_processes import passing_on
-from latent_reasoning.cli.sweep_processes import python as _python
+from latent_reasoning.cli import sweep_processes, sweep_search
 from latent_reasoning.cli.sweep_share import Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError, ensure
@@ -200,7 +197,7 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
           'log.txt', file=sys.stderr, flush=True)
     slot = free.get()
     try:
-      status = 0 if stopped else _child([
+      status = 0 if stopped else sweep_processes.child([
           *flags, *job.flags, *_ALONE, *share.joined,
           f'--workdir={place.remote or place.path}', f'--mode={job.mode}'], place.path, **slot)
     finally:
@@ -216,7 +213,8 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
     for number in mine:
       train(number)
   else:
-    with passing_on(stopped), concurrent.futures.ThreadPoolExecutor(len(share.gpus)) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(len(share.gpus))
+    with sweep_processes.passing_on(stopped), pool:
       list(pool.map(train, mine))
   return (stopped[0] if stopped else 0), failed
 
@@ -298,8 +296,8 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str, remote: str =
       first = [next(f'{remote}/{f.path.name}' if remote else str(f.path)
                     for f in fs if f.results)
                for n, fs in found.groups().items() if n in done]
-      if _python('latent_reasoning.cli.latency', [*first, f'--out={path}/latency.json'],
-                 path / 'latency.log'):
+      if sweep_processes.python('latent_reasoning.cli.latency', [
+          *first, f'--out={path}/latency.json'], path / 'latency.log'):
         print(f'FAILED: timing, see {path}/latency.log', file=sys.stderr)
       found = report.find([path], names, control)
     summary = report.summarize(found)
@@ -338,7 +336,7 @@ def scaled(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str]]
     place.pull()
     if not read_object(place.flops):
       place.path.mkdir(parents=True, exist_ok=True)
-      status = _python('latent_reasoning.main', [
+      status = sweep_processes.python('latent_reasoning.main', [
           *flags, *runs[name], *_ALONE, f'--workdir={place.remote or place.path}',
           '--mode=flops'], place.path / 'log.txt')
       place.pull()

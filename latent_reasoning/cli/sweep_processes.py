@@ -24,7 +24,7 @@ def child(flags: Sequence[str], place: pathlib.Path,
 
 
 def python(module: str, flags: Sequence[str], log: pathlib.Path,
-            environment: Mapping[str, str] | None = None) -> int:
+           environment: Mapping[str, str] | None = None) -> int:
   """Runs one process; passes signals on. Returns its status."""
   here = threading.current_thread() is threading.main_thread()
   with log.open('a', encoding='utf-8') as log, os.fdopen(os.dup(2), 'wb') as ours, (

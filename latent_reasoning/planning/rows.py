@@ -66,7 +66,7 @@ def real(config: Config) -> tuple[Config, list[batching.Batch]]:
     train = batches_lib.fitting(sampled, method, train, tokenizer)
     parts = method.parts(sampled) if method.parts else 1
     batches = batches_lib.Batches(sampled, method, train, tokenizer,
-                               curriculum.build(sampled.optim, len(train), parts))
+                                  curriculum.build(sampled.optim, len(train), parts))
   except InputError:
     return config, []
   config = dataclasses.replace(config, data=dataclasses.replace(

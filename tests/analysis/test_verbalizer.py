@@ -157,6 +157,7 @@ def test_needs_a_source(trained):
     commands.verbalize(dataclasses.replace(run, config=none), None)
 
 
+@pytest.mark.integration
 def test_layout_of_pause_and_cot(trained):
   """Whatever the prompt, its last token is what the trace is read out of."""
   run, _ = trained

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from latent_reasoning import report
-from latent_reasoning.cli import sweep
+from latent_reasoning.cli import sweep, sweep_processes
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
 from latent_reasoning.report import figures
@@ -63,7 +63,7 @@ def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
       return 2
     result(place, 2.0, int(place.name[-1]))
     return 0
-  monkeypatch.setattr(sweep, '_child', child)
+  monkeypatch.setattr(sweep_processes, 'child', child)
   config = SweepConfig(('gpt imm.write_policy=', 'bad x=1', 'good x=2'), (0, 1), 'gpt', 'steps')
   result(tmp_path / 'gpt-0', 1.9, 0)
   assert sweep.run(config, ['--config=c.py'], Workdir(tmp_path)) == 1
@@ -78,7 +78,7 @@ def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
 
 def test_a_signal_stops_the_sweep(tmp_path, monkeypatch):
   """A run stopped by a signal is no failure: the same command goes on with it."""
-  monkeypatch.setattr(sweep, '_child', lambda flags, place: 130)
+  monkeypatch.setattr(sweep_processes, 'child', lambda flags, place: 130)
   config = SweepConfig(('a x=1', 'b x=2'), (0,), '', 'steps')
   assert sweep.run(config, [], Workdir(tmp_path)) == 130
 
@@ -86,7 +86,7 @@ def test_a_signal_stops_the_sweep(tmp_path, monkeypatch):
 def test_child_keeps_what_it_prints(tmp_path, monkeypatch):
   """The process's output and status."""
   monkeypatch.setattr(sys, 'executable', '/bin/echo')
-  assert sweep._child(['--config=c.py'], tmp_path / 'a-0') == 0
+  assert sweep_processes.child(['--config=c.py'], tmp_path / 'a-0') == 0
   assert '--config=c.py' in (tmp_path / 'a-0/log.txt').read_text()
 
 
@@ -140,8 +140,8 @@ def test_a_comparison_ends_in_times_and_tables(tmp_path, monkeypatch, capsys):
   def child(flags, place):
     answered(place, *place.name.split('-'))
     return 0
-  monkeypatch.setattr(sweep, '_child', child)
-  monkeypatch.setattr(sweep, '_python', python)
+  monkeypatch.setattr(sweep_processes, 'child', child)
+  monkeypatch.setattr(sweep_processes, 'python', python)
   config = SweepConfig(('direct method=direct', 'rim method=rim'), (0, 1), 'direct', 'steps')
   for _ in range(2):
     assert sweep.run(config, [], Workdir(tmp_path)) == 0
@@ -161,7 +161,7 @@ def test_equal_flops(tmp_path, monkeypatch, capsys):
     (log.parent / 'flops.json').write_text(json.dumps({'flops': flops, 'stages': [
         {'stage': 1, 'steps': 30, 'flops': flops}, {'stage': 2, 'steps': 1, 'flops': 0}]}))
     return 0
-  monkeypatch.setattr(sweep, '_python', python)
+  monkeypatch.setattr(sweep_processes, 'python', python)
   config = SweepConfig(('direct a=1', 'rim b=2', 'odd c=3'), (0,), 'direct', 'flops')
   runs = sweep.scaled(config, [], sweep.parse(config), Workdir(tmp_path))
   assert runs == {

@@ -11,7 +11,7 @@ import conftest
 import pytest
 
 from latent_reasoning import report
-from latent_reasoning.cli import commands, sweep, sweep_search
+from latent_reasoning.cli import commands, sweep, sweep_processes, sweep_search
 from latent_reasoning.cli.sweep_share import Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import Diverged, InputError, TrainingError
@@ -84,7 +84,7 @@ class Trained:
 
   def __init__(self, monkeypatch, **scores):
     self.flags, self.scores = {}, scores
-    monkeypatch.setattr(sweep, '_child', self.child)
+    monkeypatch.setattr(sweep_processes, 'child', self.child)
 
   def child(self, flags, place, **_):
     self.flags[place.name] = flags
@@ -237,7 +237,7 @@ def test_trials_have_the_budget(tmp_path, monkeypatch, budget):
     (log.parent / 'flops.json').write_text(json.dumps({
         budget: cost, 'stages': [{'stage': 1, 'steps': 40}]}))
     return 0
-  monkeypatch.setattr(sweep, '_python', python)
+  monkeypatch.setattr(sweep_processes, 'python', python)
   config = SweepConfig(CONFIG.runs, (3,), 'a', budget, SEARCH)
   assert sweep.run(config, [], Workdir(tmp_path)) == 0
   steps = {name: f.partition('=')[2] for name, flags in trained.flags.items() for f in flags

@@ -14,7 +14,7 @@ import conftest
 import pytest
 
 from latent_reasoning import main
-from latent_reasoning.cli import sweep, sweep_share
+from latent_reasoning.cli import sweep, sweep_processes, sweep_share
 from latent_reasoning.cli.sweep_share import Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
@@ -41,7 +41,7 @@ def stand_in(monkeypatch):
     called.append(place.name)
     finished(place)
     return 0
-  monkeypatch.setattr(sweep, '_child', child)
+  monkeypatch.setattr(sweep_processes, 'child', child)
   return called
 
 
@@ -136,7 +136,7 @@ def test_a_task_counts_flops_of_its_run_and_the_control(tmp_path, trained, monke
     counted.append(log.parent.name)
     (log.parent / 'flops.json').write_text('{"flops": 1.0, "stages": []}')
     return 1
-  monkeypatch.setattr(sweep, '_python', python)
+  monkeypatch.setattr(sweep_processes, 'python', python)
   config = SweepConfig(CONFIG.runs, (0,), 'a', 'flops')
   assert sweep.run(config, [], Workdir(tmp_path), Share(2)) == 0
   assert counted == ['flops-a', 'flops-c'] and trained == ['c-0']
@@ -152,7 +152,7 @@ def test_each_gpu_has_a_run(tmp_path, monkeypatch):
     meet.wait()
     finished(place)
     return 0
-  monkeypatch.setattr(sweep, '_child', child)
+  monkeypatch.setattr(sweep_processes, 'child', child)
   assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(gpus=('0', 'GPU-1'))) == 0
   assert sorted(seen) == ['0'] * 3 + ['GPU-1'] * 3 and (tmp_path / 'table.md').exists()
 
@@ -192,7 +192,7 @@ def test_a_signal_reaches_all_that_runs(tmp_path, monkeypatch, gpus):
 
 def test_a_lost_process_ends_the_sweep(tmp_path, monkeypatch):
   """With the status on which the launchers start it again; no run of it has failed."""
-  monkeypatch.setattr(sweep, '_child', lambda flags, place: multihost.LOST)
+  monkeypatch.setattr(sweep_processes, 'child', lambda flags, place: multihost.LOST)
   assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(joined=JOINED)) == multihost.LOST
 
 
@@ -206,7 +206,7 @@ def test_a_sweep_in_a_bucket(tmp_path, monkeypatch, capsys):
     (place / 'log.txt').write_text('done')
     finished(pathlib.Path(address))  # as `Workdir.push` brings it
     return 0
-  monkeypatch.setattr(sweep, '_child', child)
+  monkeypatch.setattr(sweep_processes, 'child', child)
   for host in range(2):
     for _ in range(2):
       place = Workdir(tmp_path / f'host{host}', str(bucket))
@@ -239,7 +239,7 @@ def test_the_parent_opens_no_device(tmp_path, monkeypatch, no_device, capsys):
   def child(given, place, **_):
     flags.append(given)
     return 2
-  monkeypatch.setattr(sweep, '_child', child)
+  monkeypatch.setattr(sweep_processes, 'child', child)
   monkeypatch.setattr(multihost, 'start', lambda *_: pytest.fail('joined'))
   monkeypatch.setattr(multihost, '_place', [0, 1])
   small = "--config.sweep.runs=('a method=rim',)"

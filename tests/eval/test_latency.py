@@ -73,6 +73,7 @@ def test_prefix_of_rim(run, measured, batch):
   assert entry(measured, 'cot', batch)['prefix_tokens'] == direct
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('batch', [1, 32])
 def test_tokens_generated(measured, batch):
   """A chain of thought comes before the answer; RiM and direct answer at once."""
@@ -85,6 +86,7 @@ def test_tokens_generated(measured, batch):
         measured, 'cot', batch)['first_flops']
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('batch', [1, 32])
 def test_flops_of_decoding(measured, batch):
   """Decoding a chain of thought costs more than decoding RiM's answer."""
@@ -103,6 +105,7 @@ def test_flops_of_decoding(measured, batch):
       measured, 'direct', batch)['first_flops']
 
 
+@pytest.mark.integration
 def test_ratios(measured):
   """`vs direct` is the ratio of the times, 1 for direct itself."""
   for batch in (1, 32):
@@ -113,6 +116,7 @@ def test_ratios(measured):
     assert rim['full_vs_direct'] == pytest.approx(rim['full_ms'] / direct['full_ms'])
 
 
+@pytest.mark.integration
 def test_flops_grow_with_the_batch(measured):
   """32 rows cost between 16 and 64 times one row."""
   for method in ('direct', 'rim', 'cot'):

@@ -63,8 +63,9 @@ def dress(folder, kind):
   base.save(str(folder / 'tokenizer.json'))
 
 
-@pytest.fixture(scope='module', params=[
-    'gpt2', 'gpt2, LoRA', 'llama, LoRA', 'qwen3, LoRA'])
+@pytest.fixture(scope='module', params=['gpt2', *(
+    pytest.param(kind, marks=pytest.mark.integration)
+    for kind in ('gpt2, LoRA', 'llama, LoRA', 'qwen3, LoRA'))])
 def trained(request, tiny_config, make_checkpoint, tmp_path_factory):
   """A RiM that began with pretrained weights, trained through both stages."""
   kind, _, adapted = request.param.partition(', ')

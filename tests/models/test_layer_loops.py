@@ -51,11 +51,11 @@ def test_one_loop_is_the_plain_model(make):
         jax.make_jaxpr(lambda p: loss(plain, p))(params))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('keys', [
-    {'num_layers': 2, 'count': 2}, pytest.param({
-        'num_layers': 3, 'count': 3, 'layers': (1, 1), **LLAMA}, marks=pytest.mark.integration),
-    pytest.param({'num_layers': 4, 'count': 2, 'layers': (1, 2)},
-                 marks=pytest.mark.integration)])
+    {'num_layers': 2, 'count': 2},
+    {'num_layers': 3, 'count': 3, 'layers': (1, 1), **LLAMA},
+    {'num_layers': 4, 'count': 2, 'layers': (1, 2)}])
 def test_equals_a_deeper_model_with_copied_weights(make, keys):
   """Values, and shared gradients are the sums of the copies'."""
   model, params = make(**keys)

@@ -60,8 +60,8 @@ def check(subject, own, extra=(0, 0, 0)):
     assert_close(a, b)
 
 
-@pytest.mark.parametrize('arm', ['blocks that see each other', *(
-    pytest.param(arm, marks=pytest.mark.integration) for arm in ARMS if 'see' not in arm)])
+@pytest.mark.integration
+@pytest.mark.parametrize('arm', ARMS)
 def test_equals_pass_by_pass(make, arm):
   subject = make(*ARMS[arm])
   for stage, extra in ((1, (0, 0, 0)), (2, (3, 1, 2))):

@@ -1,6 +1,5 @@
 """Parts of stage 1: asked as they are trained, until they have converged, also when resumed."""
 
-import itertools
 
 import pytest
 
@@ -75,13 +74,9 @@ def test_patience_and_equal_parts(tiny_config, make_run, tmp_path, scores):
   assert asked[-8:] == [0, 0, 1, 1, 2, 2, None, None]
 
 
-class Break(Exception):
-  pass
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize('changes', [{}, {'method': 'icot', 'baselines.remove_tokens': 3}])
-def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, changes):
+def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, resumed, changes):
   """Killed before, at and behind the beginning of a part: the same parts and the same bits."""
   import jax
   import numpy as np
@@ -89,21 +84,8 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
   whole = make_run(config, tmp_path / 'whole')
   state = trainer.train(whole)
   assert len(begun(whole)) == 2
-  real = batches.Batches.iterate
   for at in (3, begun(whole)[0][1], begun(whole)[1][1] + 1):
-    run, killed = make_run(config, tmp_path / str(at)), itertools.count()
-
-    def iterate(self, start, at=at, killed=killed):
-      for step, batch in enumerate(real(self, start), start):
-        if step == at and not next(killed):
-          raise Break
-        yield batch
-    with monkeypatch.context() as patch:
-      patch.setattr(batches.Batches, 'iterate', iterate)
-      with pytest.raises(Break):
-        trainer.train(run)
-      run = run_lib.build(config, run.workdir)  # as another process would
-      again = trainer.train(run)
+    run, again = resumed(config, tmp_path / str(at), at)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
       np.testing.assert_array_equal(a, b)
     assert lines(run, 'train', 'valid', 'part') == lines(whole, 'train', 'valid', 'part')

@@ -1,14 +1,13 @@
 """Training until validation improves no more: where it ends, also when resumed."""
 
 import dataclasses
-import itertools
 
 import pytest
 
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.cli import evaluation
 from latent_reasoning.errors import InputError
-from latent_reasoning.train import batches, curriculum, metrics, trainer
+from latent_reasoning.train import curriculum, metrics, trainer
 
 SMALL = {'method': 'direct', 'model.num_layers': 1, 'data.buckets.prefix': (20,),
          'data.buckets.readout': (6,), 'data.buckets.count': (1,), 'optim.stage1.steps': 3,
@@ -66,13 +65,9 @@ def test_it_ends_where_validation_improves_no_more(tiny_config, make_run, tmp_pa
   assert int(again.step) == end  # nothing is trained beyond
 
 
-class Break(Exception):
-  pass
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize('changes, said, end', [CASES[0], CASES[3]])
-def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, scores,
+def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, resumed, scores,
                                   changes, said, end):
   """Killed before each of its last validations, and before the step of the last: the same end
   and the same bits."""
@@ -82,21 +77,8 @@ def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, monkeypatch, 
   config = tiny_config(**{**SMALL, **changes})
   whole = make_run(config, tmp_path / 'whole')
   state = trainer.train(whole)
-  real = batches.Batches.iterate
   for at in (5, end - 3, end - 1):
-    run, killed = make_run(config, tmp_path / str(at)), itertools.count()
-
-    def iterate(self, start, at=at, killed=killed):
-      for step, batch in enumerate(real(self, start), start):
-        if step == at and not next(killed):
-          raise Break
-        yield batch
-    with monkeypatch.context() as patch:
-      patch.setattr(batches.Batches, 'iterate', iterate)
-      with pytest.raises(Break):
-        trainer.train(run)
-      run = run_lib.build(config, run.workdir)  # as another process would
-      again = trainer.train(run)
+    run, again = resumed(config, tmp_path / str(at), at)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
       np.testing.assert_array_equal(a, b)
     assert lines(run) == lines(whole)

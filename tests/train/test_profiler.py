@@ -72,6 +72,7 @@ def test_no_mfu_without_a_peak(trained):
   assert speed.take(1.0).keys() == {'tokens_per_second'} and 'MFU' not in speed.text
 
 
+@pytest.mark.integration
 def test_a_trace_is_written(trained):
   run, _, _ = trained
   assert list(run.workdir.profile.rglob('*.xplane.pb'))
