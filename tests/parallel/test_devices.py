@@ -8,7 +8,7 @@ from parallel.test_device_errors import TEXTS
 from parallel.test_multihost import CONFIG, SHORT
 
 from latent_reasoning import main
-from latent_reasoning.cli import sweep
+from latent_reasoning.cli import sweep_processes
 from latent_reasoning.config import Config
 from latent_reasoning.errors import DeviceError, InputError
 from latent_reasoning.parallel import accelerators, devices
@@ -107,7 +107,7 @@ def test_a_sweep_says_it_of_its_runs(tmp_path, monkeypatch, capfd):
   (tmp_path / 'child.py').write_text(code)
   monkeypatch.delenv('JAX_PLATFORMS', raising=False)
   monkeypatch.setenv('PYTHONPATH', f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-  assert sweep._python('child', [], tmp_path / 'log.txt') == 0
+  assert sweep_processes.python('child', [], tmp_path / 'log.txt') == 0
   log, err = (tmp_path / 'log.txt').read_text(), capfd.readouterr().err
   assert log.splitlines()[0] == err.strip() and 'RUNNING ON THE CPU, THOUGH' in err
   assert log.splitlines()[1].startswith('cpu: ')
