@@ -8,7 +8,7 @@ a change this is ordinary decoding, to rounding.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -117,6 +117,39 @@ def transplant(predictor: Predictor, question: str, donor: str,
   return own, other, changed
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Problems of one batch, to be answered again and again.
+
+  Attributes:
+    prompts: of the method, the last one repeated until there are eval.batch_size.
+    lengths: tokens of their questions.
+    truth: the right answers, of those that are no repetition.
+    say: (rows, edit or None) -> the answers to these, as `answer_matching.canonical` has them.
+  """
+  prompts: list[sequences.PackedSequence]
+  lengths: list[int]
+  truth: list[str]
+  say: Callable[..., np.ndarray]
+
+
+def parts(predictor: Predictor, examples: Sequence[Example], rule: str,
+          what: str) -> Iterator[Part]:
+  """The problems that fit, batch by batch; `what` is done with them, for the progress."""
+  size = predictor.config.eval.batch_size
+  for index, prompts in progress.track(
+      block_states.parts(predictor, examples), f'{what}, batches of {len(examples):,} problems',
+      -(-len(examples) // size)):
+    real = len(prompts)
+
+    def say(rows, edit=None, n=real):
+      texts = predictor.read(predictor.generate(rows, edit=edit)[:n])
+      return np.array([answer_matching.canonical(text[-1], rule) for text in texts])
+    lengths = [len(predictor.tokenizer.question(examples[i].question)) for i in index]
+    yield Part(block_states.fill(prompts, size), block_states.fill(lengths, size),
+               [answer_matching.canonical(examples[i].answer, rule) for i in index], say)
+
+
 def interventions(predictor: Predictor, examples: Sequence[Example],
                   rule: str) -> dict[str, Any]:
   """Accuracy of the final answer under each intervention.
@@ -136,45 +169,35 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
     raise InputError('config.rim.readout_sees_question is False: only the `</b>` a readout '
                      'is attached to sees the question, and it cannot be read again; expected '
                      'True')
-  ids, size = predictor.special, predictor.config.eval.batch_size
-  wide, count = predictor.config.rim.block_length, predictor.blocks
+  ids, wide, count = predictor.special, predictor.config.rim.block_length, predictor.blocks
   found: dict[str, list] = {}
   total = 0
-  for index, prompts in progress.track(
-      block_states.parts(predictor, examples),
-      f'{count * 2 + 7} interventions on batches of {len(examples):,} problems',
-      -(-len(examples) // size)):
-    n = len(prompts)
+  for part in parts(predictor, examples, rule, f'{count * 2 + 7} interventions on blocks'):
+    n, lengths = len(part.truth), part.lengths
     total += n
-    truth = [answer_matching.canonical(examples[i].answer, rule) for i in index]
-    filled = block_states.fill(prompts, size)
-    lengths = [len(r.prefix) - wide * count for r in filled]
-    rows = [reread(r, ids.block_close) for r in filled]
+    rows = [reread(r, ids.block_close) for r in part.prompts]
     width = prefix_width(rows, predictor.config)
 
-    def say(rows, edit=None, n=n):
-      texts = predictor.read(predictor.generate(rows, edit=edit)[:n])
-      return np.array([answer_matching.canonical(text[-1], rule) for text in texts])
-
-    def changed(scale, other, block=None, rows=rows, lengths=lengths, width=width):
-      return say(rows, edit(rows, lengths, width, other, scale, block, wide))
+    def changed(scale, other, block=None, rows=rows, lengths=lengths, width=width, part=part):
+      return part.say(rows, edit(rows, lengths, width, other, scale, block, wide))
 
     blind = [reread(r, ids.block_close, False, length)
-             for r, length in zip(filled, lengths, strict=True)]
+             for r, length in zip(part.prompts, lengths, strict=True)]
 
-    own = np.arange(size)
+    own, truth = np.arange(len(rows)), part.truth
     alike = np.append(donors(lengths[:n]), own[n:])
     any_one = np.append(donors([0] * n, seed=1), own[n:])
-    plain = say(rows)
+    plain = part.say(rows)
     lines = {
         'untouched': (plain, own),
         'all blocks zeroed': (changed(0, own), own),
         'all blocks shuffled': (changed(1, any_one), any_one),
         'all blocks transplanted': (changed(1, alike), alike),
-        'readout sees blocks only': (say(blind), own),
+        'readout sees blocks only': (part.say(blind), own),
         'readout sees blocks only, transplanted': (changed(1, alike, rows=blind), alike),
-        'no blocks': (say([sequences.causal(r.prefix[:length], [sequences.Readout(length)])
-                           for r, length in zip(filled, lengths, strict=True)]), own)}
+        'no blocks': (part.say([
+            sequences.causal(r.prefix[:length], [sequences.Readout(length)])
+            for r, length in zip(part.prompts, lengths, strict=True)]), own)}
     for k in range(count):
       lines[f'block {k + 1} zeroed'] = changed(0, own, k), own
     for k in range(count):

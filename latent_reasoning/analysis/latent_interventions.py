@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from latent_reasoning import methods, progress, sequences
-from latent_reasoning.analysis import block_states
+from latent_reasoning import methods, sequences
+from latent_reasoning.analysis import activation_patching
 from latent_reasoning.analysis.activation_patching import donors, line_of, reread
 from latent_reasoning.config import Config
 from latent_reasoning.data.example import Example
@@ -179,29 +179,18 @@ def tests(predictor: Predictor, examples: Sequence[Example], rule: str,
     fact is changed.
   """
   require(predictor.config)
-  size, layers = predictor.config.eval.batch_size, predictor.config.model.num_layers
-  tokenizer = predictor.tokenizer
+  layers = predictor.config.model.num_layers
   found: dict[str, list] = {}
   drawn, alike_pairs, total, count = [], [], 0, 0
-  for index, prompts in progress.track(
-      block_states.parts(predictor, examples),
-      f'{10 + layers + DRAWS} interventions on latents, batches of {len(examples):,} problems',
-      -(-len(examples) // size)):
-    n = len(prompts)
+  for part in activation_patching.parts(
+      predictor, examples, rule, f'{10 + layers + DRAWS} interventions on latents'):
+    n, lengths, truth, say = len(part.truth), part.lengths, part.truth, part.say
     total += n
-    truth = [answer_matching.canonical(examples[i].answer, rule) for i in index]
-    filled = block_states.fill(prompts, size)
-    lengths = [len(tokenizer.question(examples[i].question)) for i in index]
-    lengths += lengths[-1:] * (size - n)
-    own = asked(predictor, filled, lengths, n)
-    count = own.at.shape[1]
+    own = asked(predictor, part.prompts, lengths, n)
+    size, count = own.at.shape
     if not count:
       raise InputError(f'method {predictor.config.method} has no latents here: '
                        f'{predictor.method.counts or "rim.blocks"} is 0; expected more')
-
-    def say(rows, edit=None, n=n):
-      texts = predictor.read(predictor.generate(rows, edit=edit)[:n])
-      return np.array([answer_matching.canonical(text[-1], rule) for text in texts])
 
     def changed(kind, own=own, say=say, **how):
       return say(own.rows, own.edit(kind, **how))
@@ -221,7 +210,7 @@ def tests(predictor: Predictor, examples: Sequence[Example], rule: str,
              "another question's values": (changed('swap', row=alike, parts='v'), alike),
              **{f'mean state, layer {layer + 1}': (changed('mean', layer=layer), itself)
                 for layer in range(layers)}}
-    if not own.own and not filled[0].loops:
+    if not own.own and not part.prompts[0].loops:
       pause = predictor.special.pause
       lines['filler of the same length'] = say([dataclasses.replace(
           row, prefix=[*row.prefix[:length], *[pause] * count],

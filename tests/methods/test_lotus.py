@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from close import assert_close
+from toy import EXAMPLES, IDS
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.eval import leakage, one_by_one
@@ -14,12 +15,6 @@ from latent_reasoning.models.transformer import Transformer
 from latent_reasoning.sequences import Loops
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-IDS = sequences.SpecialTokens(pad=20, end=21, block_open=22, memory=23, block_close=24,
-                              pause=25,
-                              steps=(26, 27, 28), newline=(10,), answer=(10, 11))
-EXAMPLES = [sequences.TokenizedExample([1, 2, 3], [[4, 5], [6, 7, 8, 9], [1]], [8]),
-            sequences.TokenizedExample([3, 1, 2, 9, 4], [[5, 5]], [9, 1])]
 
 
 @pytest.fixture
