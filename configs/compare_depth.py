@@ -9,6 +9,9 @@ Variants:
 
   :controls      depth that is not shared (8 layers), depth of all tokens (a trunk looped four
                  times), blocks that do not see each other from the second pass on
+  :mixed         chains of two to eight, their answers held behind the last step, and rotary
+                 positions, to ask longer ones than trained: --mode=scaling of a run with
+                 '--config.eval.sets=("min_steps=9,max_steps=12",)'
   :permutations  words of eight letters over S5, bound by depth (data.state_tracking)
   :hops          eight hops in a text of 32 letters, bound by depth
   :variables     eight assignments to four variables, all of which are asked: bound by memory
@@ -32,15 +35,21 @@ TASKS = ('permutations', 'hops', 'variables')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  if variant not in ('', 'controls', 'smoke', *TASKS):
-    raise ValueError(f"compare_depth has no variant '{variant}'; expected controls, smoke or "
-                     f'one of {TASKS}')
+  if variant not in ('', 'controls', 'mixed', 'smoke', *TASKS):
+    raise ValueError(f"compare_depth has no variant '{variant}'; expected controls, mixed, "
+                     f'smoke or one of {TASKS}')
   c = base('8')
   c.model.num_layers = 2
   c.optim.stage1.steps, c.optim.stage2.steps = 1800, 600
   c.train.update(eval_every=300, save_every=300)
   c.sweep.runs = CONTROLS if variant == 'controls' else METHODS
   c.sweep.control = 'rim_8x1'
+  if variant == 'mixed':
+    c.data.arithmetic.min_steps = 2
+    c.model.position_embedding = 'rotary'
+    c.rim.hold_answer = True
+    c.sweep.runs = ('rim rim.hold_answer=False', *METHODS)
+    c.sweep.control = 'rim'
   if variant in TASKS:
     c.data.name = 'state_tracking'
     c.data.state_tracking.update(task=variant, min_steps=8, max_steps=8, live=4, length=32)

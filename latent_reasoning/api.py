@@ -271,6 +271,12 @@ class Experiment(experiment.Experiment):
     return commands.verified(self)
 
   @_computes
+  def scaling(self) -> Result:
+    """Accuracy by passes, loops, continuous thoughts or blocks when asked, on the test split
+    and config.eval.sets; writes scaling.json."""
+    return evaluation.scaled(self)
+
+  @_computes
   def intervene(self) -> Result:
     """Answers when the states of latents are zeroed, their mean, or another question's, and
     whether the latents do the work; writes interventions.json."""

@@ -257,6 +257,9 @@ class RimConfig:
   passes: int = key(
       1, 'L, passes over the blocks, whose states are inputs again; step t is read in pass '
       '⌈t / blocks⌉ and the answer in the last', 1)
+  hold_answer: bool = key(
+      False, 'readouts behind the last step go on predicting the answer, in both stages, so '
+      'that one model reads chains of unlike lengths; False: stage 1 ends with the last step')
   pass_attention: Literal['full', 'causal'] = key(
       'full', 'from the second pass on, what a block sees of others: all, or those before it')
   schedule: Literal['uniform', 'linear', 'relative'] = key(
@@ -404,7 +407,8 @@ class EvalConfig:
   top_k: int = key(0, 'most probable tokens that samples are drawn from; 0: all')
   checkpoint: Literal['best', 'last'] = key('best', 'best: by validation accuracy')
   sets: tuple[str, ...] = key(
-      (), 'more test sets: files, or names such as svamp and math500 (data.hub)')
+      (), 'more test sets: files, names such as svamp and math500 (data.hub), or other keys of '
+      "a generated task, such as 'min_steps=5,max_steps=8'")
   checkpoint_selection: Literal['validation', 'paper'] = key(
       'validation', 'paper: on cuts of the test split, as the paper did')
   contamination: bool = key(True, 'look for the test questions in the training data')

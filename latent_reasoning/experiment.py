@@ -402,8 +402,8 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
                                                  config.train.extend, epochs),
                                 decoder_targets=bool(decoder.source) and decoder.joint)
   run = Experiment(config, workdir, splits, tokenizer, batches,
-                   {entry: data.load_set(entry, config.data) for entry in config.eval.sets
-                    if 'absent' not in splits.report})
+                   {entry: data.load_set(entry, config.data, config.seed)
+                    for entry in config.eval.sets if 'absent' not in splits.report})
   # What evaluation lacks shows here, not after the training.
   for rule in (*splits.report['rules'].values(), *(found['rule'] for _, found in
                                                    run.sets.values())):

@@ -19,6 +19,8 @@ Modes:
   analyze        RiM's blocks: which one answers, what their states hold, where they attend
   intervene      answers when the states of blocks, pause tokens or latents are zeroed, their
                  mean, noise, or another question's; whether the latents do the work
+  scaling        accuracy by passes, loops, continuous thoughts or blocks when asked, to twice
+                 as many as trained; on problems of eval.sets too
   plot_memory    draw which slots of the implicit memory each token of --question="..." reads
   check_leakage  prove by gradient that nothing attends to what it must not; exit status 1
                  if it does

@@ -341,7 +341,7 @@ def shortened(words):
     last = 'rim' if 'rim' in runs else list(runs)[-1]
     keys['sweep.runs'] = (runs[args.config.sweep.control], runs[last])
   devices = ['--devices=1'] * ('--mode=plan' in words)
-  if any(word.startswith('--target=') for word in words):  # no compiler is here, nor its kernels
+  if any(word.startswith('--target=') for word in words):  # its compiler and kernels lack
     words = [word for word in words
              if not word.startswith(('--target=', '--config.model.attention='))]
   return [*words, *devices, *(f'--config.{k}={v}' for k, v in keys.items())]

@@ -66,6 +66,36 @@ def test_rim_stage_2(config):
           [Readout(2 + 3 * k, [8, 9, 91], k / 6) for k in (1, 2, 3)])
 
 
+@pytest.mark.parametrize('passes', [1, 4])
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('steps', [0, 1, 3])
+def test_answers_that_are_held(config, steps, offset, passes):
+  """Behind the last step's readout each says the answer, in both stages; their weights are 1
+  together, and those of steps vanish with the stage."""
+  config = with_rim(config, blocks=4 // passes, passes=passes, readout_offset=offset,
+                    hold_answer=True)
+  said = [[3, 4, 91], [5, 6, 91], [7, 91]][offset:steps]
+  before, held = len(said), 4 - len(said)
+  for stage, progress, annealed in ((1, 0.0, 1.0), (1, 0.75, 0.25), (2, 0.5, None)):
+    row = train('rim', config, steps, stage, progress)
+    first = before if annealed is None else 0
+    outs = [*said, *[[8, 9, 91]] * held][first:]
+    assert [list(out.out) for out in row.readouts] == outs
+    assert [out.weight for out in row.readouts] == pytest.approx(
+        [*[annealed] * (before - first), *[1 / held] * held])
+    assert [(out.visible_until, out.reads) for out in row.readouts] == [
+        (2 + 3 * (t % (4 // passes) + 1), t // (4 // passes) + 1) for t in range(first, 4)]
+    assert list(row.prefix) == [1, 2] + BLOCK * (4 // passes)
+
+
+def test_answers_that_are_held_need_a_readout(config):
+  for offset, most in ((1, 3), (0, 2)):
+    fits = {'blocks': 3, 'hold_answer': True, 'readout_offset': offset}
+    rim.check(with_rim(config, max_steps=most, **fits))
+    with pytest.raises(InputError, match=f'have a readout for {most} steps'):
+      rim.check(with_rim(config, max_steps=most + 1, **fits))
+
+
 @pytest.mark.parametrize('blocks', [1, 2, 3, 8])
 def test_answer_weights(config, blocks):
   """α_k = 2k / (K (K + 1)), which sums to 1."""

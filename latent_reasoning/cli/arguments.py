@@ -24,9 +24,9 @@ MODES: dict[str, tuple[str, ...]] = {
     'verbalize': ('commands.verbalize', 'question'), 'export': ('commands.export', 'format'),
     'check_leakage': ('commands.check_leakage',),
     'plot_memory': ('commands.plot_memory', 'question'),
-    'intervene': ('block_commands.intervene',), 'analyze': ('block_commands.analyze',),
-    'latency': ('commands.latency',), 'flops': ('commands.count',),
-    'verify': ('commands.verify',)}
+    'scaling': ('commands.scale',), 'intervene': ('block_commands.intervene',),
+    'analyze': ('block_commands.analyze',), 'latency': ('commands.latency',),
+    'flops': ('commands.count',), 'verify': ('commands.verify',)}
 # Modes of many runs, or of none, and the flags that they read.
 WITHOUT_RUN = {'compare': (), 'report': ('folders', 'markdown'),
                'plan': ('target', 'search', 'devices', 'device_kind', 'memory_gb')}

@@ -86,6 +86,17 @@ def evaluate(run: Experiment) -> int:
   return 0
 
 
+def scale(run: Experiment) -> int:
+  """Prints and draws accuracy by what the model computes when asked."""
+  found = evaluation.scaled(run)
+  print(f'{found}\n\nwritten to {run.workdir.scaling}')
+  try:
+    print(f"figure {found.plot().save(run.workdir.path / 'scaling.png')}")
+  except InputError as error:
+    print(f'no figure: {error}')
+  return 0
+
+
 def count(run: Experiment) -> int:
   """Counts training FLOPs before anything is trained."""
   print(f'{counted(run)}; written to {run.workdir.flops}')

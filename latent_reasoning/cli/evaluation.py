@@ -17,12 +17,13 @@ from latent_reasoning import progress, report
 from latent_reasoning.data import contamination, splits
 from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.errors import InputError
-from latent_reasoning.eval import checkpoint_selection
+from latent_reasoning.eval import answer_matching, checkpoint_selection, scaling
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.eval.evaluator import evaluate as score
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import init_from
 from latent_reasoning.models import lora
+from latent_reasoning.report.result import Result
 from latent_reasoning.train import flops, metrics, profiler, versions, workdir
 from latent_reasoning.train import train_step as step_lib
 from latent_reasoning.train.checkpoint import Restored
@@ -117,13 +118,14 @@ def scored(run: Experiment) -> dict[str, Any]:
       protocol='validation', checkpoint=config.eval.checkpoint if found.step else 'init_from',
       blocks=run.predictor(found.state.params).blocks,
       validation_accuracy=found.meta['accuracy'],
-      **parameters(run, found), passes=passes(run, found),
+      **parameters(run, found), **compute(run, found, scored[0][1]),
       tokens=tokens(run, scored[0][1]), training=training(run, found.step),
       data=run.splits.report, sets=sets, environment=environment())
   if config.eval.checkpoint_selection == 'paper' and found.step:
     result['paper'] = _paper(run, found.step, scored)
-  disjoint = isinstance(run.splits.train, Generated)  # from its own test problems
-  if config.eval.contamination and (sets or not disjoint):
+  others = [examples for examples, _ in run.sets.values()]
+  made = all(isinstance(one, Generated) for one in (run.splits.train, *others))  # disjoint
+  if config.eval.contamination and not made:
     result['contamination'] = contamination.measure(run.splits.train, {
         'test': run.test, **{path: examples for path, (examples, _) in run.sets.items()}})
   lines = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for _, records in scored
@@ -135,8 +137,9 @@ def scored(run: Experiment) -> dict[str, Any]:
 
 
 # Keys that say what is scored: an evaluation with others is not the run's.
-SCORED = ('eval.blocks', 'eval.test_problems', 'eval.max_new_tokens', 'eval.checkpoint',
-          'eval.checkpoint_selection', 'data.test', 'data.limit')
+SCORED = ('eval.blocks', 'eval.passes', 'eval.latents', 'eval.loops', 'eval.test_problems',
+          'eval.max_new_tokens', 'eval.checkpoint', 'eval.checkpoint_selection', 'data.test',
+          'data.limit')
 
 
 def files(run: Experiment) -> tuple[pathlib.Path, pathlib.Path]:
@@ -201,6 +204,26 @@ def _scored_text(run: Experiment, found: Restored) -> dict[str, Any]:
   return result
 
 
+def scaled(run: Experiment) -> Result:
+  """Accuracy on the test split and eval.sets by passes, loops, continuous thoughts or blocks
+  when asked; writes scaling.json."""
+  numbers = scaling.axes(run.config)
+  found, rules = restored(run), run.splits.report['rules']
+  sets = {run.config.data.name: (run.test, rules['test']), **{
+      entry: (examples, loaded['rule']) for entry, (examples, loaded) in run.sets.items()}}
+  total = sum(len(scaling.numbers(one)) for one in numbers.values())
+  with progress.steps(f'numbers of {", ".join(numbers)}', total) as done:
+    axes = scaling.measure(run.config, lambda config: run.predictor(found.state.params, config),
+                           sets, lambda _: done(1))
+  result = Result({
+      'method': run.config.method, 'seed': run.config.seed, 'step': found.step,
+      'sets': list(sets), 'axes': axes, 'environment': environment()},
+      lambda: report.scaling.text(axes),
+      lambda _: report.scaling.figure(axes, run.config.method))
+  workdir.write_json(run.workdir.scaling, result)
+  return result
+
+
 def _with_progress(predictor: Predictor, examples, dataset: str, split: str, rule: str):
   before = 0
 
@@ -220,11 +243,42 @@ def parameters(run: Experiment, found: Restored) -> dict[str, int]:
       ('parameters', params), ('trained', lora.split(params, run.trained)[0]))}
 
 
-def passes(run: Experiment, found: Restored) -> int:
-  """Passes of the model, one after another, before it says its first token: the prompt's, one
-  for each further pass over its end, one for each latent that is fed back."""
-  row = run.predictor(found.state.params).row(run.test[0].question)
-  return (row.loops.passes if row.loops else 1) + row.readouts[-1].latents
+def compute(run: Experiment, found: Restored, records: list[dict[str, Any]]) -> dict[str, Any]:
+  """What the model computes before the answer's first token.
+
+  Returns:
+    'passes' of the model, one after another: the prompt's, one for each further pass over its
+    end, one for each latent that is fed back; 'serial_layers': layers one after another, those
+    of a generated chain of thought included; 'token_layers': tokens times the layers that each
+    passes, a mean over problems.
+  """
+  predictor, loop = run.predictor(found.state.params), run.config.model.loop
+  loops = run.config.eval.loops or loop.count
+  first, last = loop.layers or (0, run.config.model.num_layers)
+  depth = run.config.model.num_layers + (loops - 1) * (last - first)
+  rows = [predictor.row(r['question']) for r in records[:COUNTED]]
+  passes = max(r.loops.passes if r.loops else 1 for r in rows) + rows[0].readouts[-1].latents
+  said = _before_answer(run, records[:COUNTED])
+  tokens = statistics.mean(
+      len(r.prefix) + r.readouts[-1].latents + (
+          r.loops.size * (r.loops.passes - 1) if r.loops else 0) for r in rows) + said
+  return {'passes': passes, 'serial_layers': depth * (passes + said),
+          'token_layers': depth * tokens}
+
+
+COUNTED = 200  # problems whose prompts are counted
+
+
+def _before_answer(run: Experiment, records: list[dict[str, Any]]) -> float:
+  """Mean number of tokens that are generated before the answer's own."""
+  if not run.batches.method.speaks_first(run.config):
+    return 0.0
+  said = [r['predictions'][-1] for r in records if r['predictions']]
+  if not said:
+    return 0.0
+  whole, own = (run.tokenizer.encode_batch(texts) for texts in (
+      said, [answer_matching.extract(one) for one in said]))
+  return statistics.mean(len(a) - len(b) for a, b in zip(whole, own, strict=True))
 
 
 def tokens(run: Experiment, records: list[dict[str, Any]]) -> dict[str, float]:

@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from latent_reasoning.config import DataConfig
+from latent_reasoning import config_loading
+from latent_reasoning.config import Config, DataConfig
 from latent_reasoning.data import formats, hub, storage
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
@@ -88,16 +89,20 @@ def load_or_stand_in(config: DataConfig, seed: int, count: int) -> Splits:
         'absent': str(error), 'rules': dict.fromkeys(STEMS, 'text')})
 
 
-def load_set(entry: str, config: DataConfig) -> tuple[list[Example], dict]:
+def load_set(entry: str, config: DataConfig, seed: int = 0) -> tuple[Sequence[Example], dict]:
   """Returns one more evaluation set, and the report of `formats.read`.
 
   Args:
-    entry: a name of `hub.SETS`, or the path or address of a file.
+    entry: a name of `hub.SETS`, the path or address of a file, or of a generated task what
+      its test problems differ in, such as 'min_steps=9,max_steps=12'.
     config: as for `formats.read` and `hub.read`.
+    seed: of what is generated.
 
   Raises:
-    InputError: as those, or neither such a name nor such a file.
+    InputError: as those, or none of these.
   """
+  if re.fullmatch(r'\w+=[^,/\\]*(,\w+=[^,/\\]*)*', entry):
+    return _generated_set(entry, config, seed)
   if entry in hub.SETS:
     return hub.read_set(entry, config)
   if not re.search(r'[./\\]', entry) and not local_path(entry, 'config.eval.sets').exists():
@@ -126,6 +131,18 @@ def _generated(config: DataConfig, seed: int) -> Splits:
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
       'rules': dict.fromkeys(STEMS, rule),
       'sources': {}, 'carved': {}, 'duplicates': {}})
+
+
+def _generated_set(entry: str, config: DataConfig, seed: int) -> tuple[Sequence[Example], dict]:
+  if config.name not in GENERATED:
+    raise InputError(f'config.eval.sets has {entry!r}, keys of a generated task; '
+                     f'config.data.name is {config.name!r}, expected one of {tuple(GENERATED)}')
+  pairs = [pair.split('=') for pair in entry.split(',')]
+  other = config_loading.from_dict(dataclasses.asdict(Config(data=config).replace(**{
+      f'data.{config.name}.{key}': int(value) if value.isdigit() else value
+      for key, value in pairs}))).data
+  make, rule = GENERATED[config.name]
+  return make(getattr(other, config.name), config.step_marks, seed, 'test'), {'rule': rule}
 
 
 def _resolve(config: DataConfig) -> dict[str, str | pathlib.Path]:

@@ -6,7 +6,9 @@ steps, for a question x, steps r_1 … r_T and an answer y. Two stages: `ground`
 Passes over the blocks are ours (rim.passes L, sequences.Loops): the states of K blocks are
 added to their embeddings and read again, L times in all, so that serial depth takes the
 place of blocks. Step t is then read after block (t-1) mod K + 1 of pass ⌈t / K⌉, as each step
-is after the loop of its own in RELAY (arXiv 2502.08482). L = 1 is RiM.
+is after the loop of its own in RELAY (arXiv 2502.08482). L = 1 is RiM. With rim.hold_answer
+the readouts behind a problem's last step predict its answer too, and reading may stop where
+two in a row agree.
 """
 
 import dataclasses
@@ -34,11 +36,14 @@ def ground(example: TokenizedExample, progress: float, config: Config,
     L1 = -Σ_t λ_t(s) log p(r_t | x, m_1 … m_t)                    (rim.readout_offset 0)
   """
   rim, texts = config.rim, step_texts(example, config.rim)
-  last = len(texts)
-  # The final readout keeps weight 1: else the stage ends with no supervision.
-  weights = [1.0 if t == last else anneal(rim.schedule, t, last, rim.max_steps, progress)
-             for t in range(1, last + 1)]
-  blocks = rim.blocks if rim.passes > 1 else last
+  last, annealed = len(texts), len(texts) - 1
+  blocks = rim.blocks if rim.passes > 1 or rim.hold_answer else last
+  if rim.hold_answer:
+    annealed = answered_after(example, rim)
+    texts = [*texts[:annealed], *[example.answer] * (blocks * rim.passes - annealed)]
+  kept = len(texts) - annealed  # weight 1 together: else the stage ends with no supervision
+  weights = [*(anneal(rim.schedule, t, last, rim.max_steps, progress)
+               for t in range(1, annealed + 1)), *[1 / kept] * kept]
   return _sequence(example, blocks, _readouts(example, blocks, texts, weights, rim, ids), rim,
                    ids)
 
@@ -50,7 +55,8 @@ def refine(example: TokenizedExample, progress: float, config: Config,
     L2 = -Σ_k α_k log p(y | x, m_1 … m_k),  α_k = 2k / (K (K + 1))
 
   Of several passes over the blocks, it is the last one's that predict it: the same states at
-  the same places cannot say a step and the answer.
+  the same places cannot say a step and the answer. With rim.hold_answer it is all readouts
+  behind the last step, equally.
 
   With rim.externalize, there is a second readout after block t while there are steps: it
   begins with the index token of t and predicts what stage 1 predicts there, with the weight
@@ -58,8 +64,11 @@ def refine(example: TokenizedExample, progress: float, config: Config,
   """
   rim, last = config.rim, config.rim.blocks
   weights = [2 * k / (last * (last + 1)) for k in range(1, last + 1)]
-  readouts = _readouts(example, last, [example.answer] * last, weights, rim, ids,
-                       after=(rim.passes - 1) * last)
+  after = (rim.passes - 1) * last
+  if rim.hold_answer:
+    after = answered_after(example, rim)
+    weights = [1 / (rim.passes * last - after)] * (rim.passes * last - after)
+  readouts = _readouts(example, last, [example.answer] * len(weights), weights, rim, ids, after)
   if rim.externalize:
     texts = step_texts(example, rim)[:last * rim.passes]
     steps = _readouts(example, last, texts, [rim.externalize_weight / len(texts)] * len(texts),
@@ -118,6 +127,11 @@ def _visible_from(question: Sequence[int], rim: RimConfig) -> int:
   return 0 if rim.readout_sees_question else len(question)
 
 
+def answered_after(example: TokenizedExample, rim: RimConfig) -> int:
+  """How many readouts say steps, before the first that says the answer (rim.hold_answer)."""
+  return max(0, len(example.steps) - rim.readout_offset)
+
+
 def step_texts(example: TokenizedExample, rim: RimConfig) -> list[Sequence[int]]:
   """The text of readout t = 1 …: r_{t+1} (r_{T+1} = y), or r_t with offset 0."""
   texts = [*example.steps, example.answer]
@@ -140,12 +154,13 @@ def passes(config: Config) -> int:
 
 
 def check(config: Config) -> None:
-  """Raises InputError where the passes over the blocks have too few readouts for the steps."""
+  """Raises InputError where there are too few readouts for the steps."""
   rim = config.rim
-  ensure(rim.passes == 1 or rim.max_steps <= rim.blocks * rim.passes,
+  fixed = rim.passes > 1 or rim.hold_answer  # else stage 1 has a block for each step
+  room = rim.blocks * rim.passes - (rim.hold_answer and not rim.readout_offset)
+  ensure(not fixed or rim.max_steps <= room,
          f'config.rim.max_steps is {rim.max_steps}, but config.rim.blocks {rim.blocks} in '
-         f'config.rim.passes {rim.passes} have a readout for {rim.blocks * rim.passes} steps; '
-         'raise one of them')
+         f'config.rim.passes {rim.passes} have a readout for {room} steps; raise one of them')
 
 
 def steps_prompt(row: PackedSequence, ids: SpecialTokens) -> PackedSequence:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scipy import stats
 
+from latent_reasoning.report import scaling
 from latent_reasoning.report.runs import Folder, Found
 
 # Keys of a configuration that a comparison may vary within a method.
@@ -72,7 +73,8 @@ def summarize(found: Found) -> dict[str, Any]:
         'by_steps': {s: over([r['by_steps'][s]['final'] for r in results
                               if s in r.get('by_steps', ())]) for s in steps},
         'parameters': results[0].get('parameters'), 'trained': results[0].get('trained'),
-        'passes': results[0].get('passes'),
+        **{key: results[0].get(key) for key in ('passes', 'serial_layers', 'token_layers')},
+        'scaling': scaled([f.scaling['axes'] for f in done if f.scaling]),
         'epochs': over([r['training']['epochs'] for r in results
                         if r.get('training', {}).get('epochs')]),
         'parts': [over(steps) for steps in zip(*(
@@ -87,6 +89,21 @@ def summarize(found: Found) -> dict[str, Any]:
         'latency': [e for e in found.latency.get('entries', ()) if e.get('method') == name],
         'against': against}
   return {'control': found.control, 'runs': runs, 'search': found.search}
+
+
+def scaled(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Accuracy by what the models compute when asked, over seeds: {axis: {'trained', 'curve':
+  [(number, mean and standard error), …]}}."""
+  found = {}
+  for axis in sorted(set.intersection(*map(set, members)) if members else ()):
+    curves = [{p['count']: p['final'] for p in one[axis]['curve']} for one in members]
+    counts = sorted(set.intersection(*map(set, curves)))
+    found[axis] = {'trained': members[0][axis]['trained'], 'curve': [
+        (count, over([curve[count] for curve in curves])) for count in counts]}
+    early = [one[axis]['until_agree'] for one in members if 'until_agree' in one[axis]]
+    found[axis]['until_agree'] = {key: over([one[key] for one in early])
+                                  for key in ('of', 'readouts', 'final')} if early else {}
+  return found
 
 
 def _get(config: dict[str, Any], key: str) -> Any:
@@ -238,7 +255,8 @@ def document(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
   titled = [('Final accuracy and cost', headline(summary)), ('Training', training(summary)),
             *searches(summary.get('search', {})),
             ('By number of steps, final %', by_steps(summary)),
-            ('By block, %', by_block(summary)),
+            ('By block, %', by_block(summary)), *by_axis(summary),
+            ('Compute before the first token of the answer', compute(summary)),
             (f"Against {summary['control']}, McNemar's exact test", tests(summary)),
             ('Latency, each on its own model', times(summary))]
   return [(title, rows) for title, rows in titled if len(rows) > 1 and len(rows[0]) > 1]
@@ -271,6 +289,14 @@ def training(summary: dict[str, Any]) -> list[list[str]]:
   return dropped([['run', 'trained parameters', 'epochs', 'steps of each part'], *(
       [mark(name, run), f"{run['trained']:,}" if run['trained'] else '',
        number(run['epochs'], '.3g'), ' + '.join(f"{part['mean']:.0f}" for part in run['parts'])]
+      for name, run in summary['runs'].items())])
+
+
+def compute(summary: dict[str, Any]) -> list[list[str]]:
+  """What each run computes before it answers; a chain of thought's tokens included."""
+  return dropped([['run', 'passes', 'serial layers', 'token-layers'], *(
+      [mark(name, run), str(run['passes'] or ''), *(
+          f'{run[key]:,.0f}' if run[key] else '' for key in ('serial_layers', 'token_layers'))]
       for name, run in summary['runs'].items())])
 
 
@@ -314,6 +340,25 @@ def by_block(summary: dict[str, Any]) -> list[list[str]]:
   return [['run', *(f'block {k}' for k in range(1, most + 1))],
           *([mark(name, run), *map(share, run['per_block']),
              *[''] * (most - len(run['per_block']))] for name, run in runs.items())]
+
+
+def by_axis(summary: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+  """Accuracy by what was computed when asked (eval.scaling): title and rows of each axis."""
+  found = []
+  for axis in sorted({axis for run in summary['runs'].values() for axis in run['scaling']}):
+    runs = {mark(n, r): r['scaling'][axis] for n, r in summary['runs'].items()
+            if axis in r['scaling']}
+    counts = sorted({count for one in runs.values() for count, _ in one['curve']})
+    early = any(one['until_agree'] for one in runs.values())
+    rows = [['run', 'trained with', *map(str, counts),
+             *['readouts until two agree', 'of', 'right there'] * early]]
+    for name, one in runs.items():
+      curve, until = dict(one['curve']), one['until_agree']
+      rows.append([name, str(one['trained']), *(share(curve.get(c)) for c in counts), *(
+          [number(until.get('readouts'), '.2f'), number(until.get('of'), '.0f'),
+           share(until.get('final'))] if early else [])])
+    found.append((f'By {scaling.NAMES[axis]} when asked, %', rows))
+  return found
 
 
 def tests(summary: dict[str, Any]) -> list[list[str]]:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from latent_reasoning.report import scaling
 from latent_reasoning.report.comparison import mark, varied
 from latent_reasoning.report.runs import Folder, curve
 from latent_reasoning.report.style import (
@@ -177,6 +178,19 @@ def comparison(summary: dict[str, Any]) -> list[Chart]:
     charts.append(Chart(
         'by_block', f'Accuracy of the answer that is read after each block{bars}. The last one '
         'is the answer' + _bounds(runs) + '.', _lines(runs, blocks, 'block', bounds=True)))
+  for axis in sorted({axis for run in runs.values() for axis in run['scaling']}):
+    curves = {name: run['scaling'][axis]['curve'] for name, run in runs.items()
+              if axis in run['scaling']}
+    charts.append(Chart(
+        f'by_{axis}', f'Accuracy by {scaling.NAMES[axis]} when asked{bars}. Trained with '
+        + ', '.join(f"{runs[name]['scaling'][axis]['trained']} ({name})" for name in curves)
+        + '.', _lines(runs, curves, f'{scaling.NAMES[axis]} when asked')))
+  depths = {n: r['serial_layers'] for n, r in runs.items() if r['serial_layers']}
+  if len(set(depths.values())) > 2:
+    charts.append(Chart(
+        'by_serial_layers', 'Accuracy against the layers that follow one another before the '
+        f"answer's first token, a chain of thought's tokens included{bars}.",
+        _against(runs, depths, 'serial layers')))
   sizes = {n: r['parameters'] for n, r in runs.items() if r['parameters']}
   if len(set(sizes.values())) > 2:
     charts.append(Chart('by_parameters', f'Accuracy against the size of the model{bars}.',

@@ -33,6 +33,7 @@ CAPTIONS = {
                     'standard errors. Dashed: some block is right, which no rule knows.',
     'adaptive': 'Accuracy against the blocks read, when reading stops at a score (left), and '
                 'for a fixed number of blocks at inference (right).',
+    'scaling': 'Accuracy by what the model computes when asked; dotted: as in training.',
     'probes': 'How often a linear probe of the state at </b> reads the result of each step, by '
               'block and layer, on held-out problems.',
     'lens': 'What the head says of the state at </b> of each block and layer: how often its '

@@ -20,6 +20,7 @@ class Folder:
   metrics: list[dict[str, Any]]
   predictions: list[dict[str, Any]]  # of the test split
   latency: dict[str, Any]  # of --mode=latency, if it was run
+  scaling: dict[str, Any] = dataclasses.field(default_factory=dict)  # of --mode=scaling
 
   @property
   def causal(self) -> bool:
@@ -123,6 +124,7 @@ _RESULTS = {
     'trained_steps?': _number, 'tokens?': {'mean': _number},
     'training?': {'seconds': _number, 'flops': _number, 'epochs?': _number,
                   'parts?': [_number]}, 'trained?': _whole, 'passes?': _whole,
+    'serial_layers?': _number, 'token_layers?': _number,
     'causal?': _of(bool)}
 _LOSSES = {'loss': _number, 'train': {'loss': _number}, 'parameters': _whole,
            'causal': _of(bool), 'seed?': _whole, 'memory_zeroed?': {'loss': _number},
@@ -130,6 +132,12 @@ _LOSSES = {'loss': _number, 'train': {'loss': _number}, 'parameters': _whole,
 _CONFIG = {'method?': _of(str), 'seed?': _whole,
            'sweep?': {'control?': _of(str), 'runs?': [_of(str)], 'seeds?': [_whole],
                      'budget?': _of(str)}}
+_SCALING = {'axes': lambda value: isinstance(value, dict) and not any(wrong(one, {
+    'trained': _whole, 'curve': [{
+        'count': _whole, 'n': _whole, 'final': _number, 'standard_error': _number,
+        'by_steps': {'*': {'final': _number}}}],
+    'until_agree?': dict.fromkeys(('of', 'readouts', 'final'), _number)})
+    for one in value.values()) and set(value) <= {'loops', 'passes', 'latents', 'blocks'}}
 _METRIC = {'step': _whole, 'split': _of(str)}
 _PREDICTION = {'question?': _of(str), 'answer?': _of(str), 'predictions?': [_of(str)],
                'correct?': [_of(bool)], 'index?': _whole, 'dataset?': _of(str)}
@@ -185,9 +193,10 @@ def _folder(path: pathlib.Path, problems: list[str]) -> Folder:
   name = re.sub(rf'-{r"[0-9]+" if seed is None else seed}$', '', path.resolve().name)
   metrics = [r for r in read_lines(path / 'metrics.jsonl', problems, _METRIC)
              if r['split'] in ('train', 'valid')]
-  timed = path / 'latency.json'
-  return Folder(name, path, config, results, metrics, predictions,
-                read_json(timed, problems, _TIMED) if timed.exists() else {})
+  timed, scaled = (read_json(file, problems, shape) if file.exists() else {}
+                   for file, shape in ((path / 'latency.json', _TIMED),
+                                       (path / 'scaling.json', _SCALING)))
+  return Folder(name, path, config, results, metrics, predictions, timed, scaled)
 
 
 def curve(folders: Sequence[Folder], split: str, value: str) -> list[tuple[int, float]]:

@@ -53,6 +53,7 @@ class Workdir:
   predictions = property(lambda self: self.path / 'predictions.jsonl')
   results = property(lambda self: self.path / 'results.json')
   trial = property(lambda self: self.path / 'trial.json')
+  scaling = property(lambda self: self.path / 'scaling.json')
   leakage = property(lambda self: self.path / 'leakage.json')
   latency = property(lambda self: self.path / 'latency.json')
   flops = property(lambda self: self.path / 'flops.json')

@@ -199,6 +199,29 @@ def test_load_set_is_one_file_as_it_is(folder, tmp_path):
   assert len(examples) == 2 == report['read']
 
 
+def test_a_set_of_a_generated_task(data_config):
+  """Other problems than the run's, of no training split; the same for the same seed."""
+  config = dataclasses.replace(data_config, name='arithmetic')
+  entry = 'min_steps=6,max_steps=7,test_size=20'
+  longer, report = data.load_set(entry, config, 1)
+  assert len(longer) == 20 and {len(e.steps) for e in longer} == {6, 7}
+  assert report['rule'] == data.load(config, 1).report['rules']['test']
+  assert list(longer) == list(data.load_set(entry, config, 1)[0])
+  own = data.load_set(f'max_steps={config.arithmetic.max_steps}', config, 1)[0]
+  assert list(own) == list(data.load(config, 1).test)
+
+
+@pytest.mark.parametrize('name, entry, match', [
+    ('arithmetic', 'max_stepz=5', 'config.data.arithmetic.max_stepz is unknown.*max_steps'),
+    ('arithmetic', 'max_steps=many', 'max_steps.*many'),
+    ('arithmetic', 'min_steps=9', 'below min_steps 9'),
+    ('arithmetic', 'max_steps=', 'max_steps'),
+    ('files', 'max_steps=9', "config.data.name is 'files', expected one of")])
+def test_a_set_of_a_task_that_cannot_be(data_config, name, entry, match):
+  with pytest.raises(InputError, match=match):
+    data.load_set(entry, dataclasses.replace(data_config, name=name))
+
+
 def test_a_set_that_is_neither_file_nor_name(data_config):
   with pytest.raises(InputError, match="has 'gsm8'; expected the path.*did you mean 'gsm8k'"):
     data.load_set('gsm8', data_config)
