@@ -7,6 +7,10 @@
 #   default      rim_arithmetic: trained, evaluated, analyzed, intervened on, verbalized   0.4
 #   comparison   chains of four operations, every method, three seeds                      1.5
 #   mixed        chains of two to four, every method, three seeds                          0.9
+#   depth        K blocks in L passes on chains of eight, three seeds, asked otherwise too     1.3
+#   lengths      the same arms on chains of two to eight, asked up to twelve                 0.9
+#   variables    the same on assignments to four variables that are all asked                1.5
+#   permutations the same on words over S5                                                   1.5
 #   memory       the implicit memory on characters, every write policy, three seeds        1.0
 #   speed        rows, memory, layer, torch, decode: speed beside references               0.3
 #   plans        training steps by the compilers of TPUs and GPUs                          0.5
@@ -22,7 +26,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/common.sh
 . launch/common.sh
 
-known='default comparison mixed memory speed plans robustness' pages=()
+known='default comparison mixed depth lengths variables permutations memory speed plans robustness' pages=()
 while [ $# -gt 0 ] && [[ $1 != -* ]]; do
   [[ " $known " == *" $1 "* ]] || fail "unknown page '$1'; known: $known"
   pages+=("$1")
@@ -76,6 +80,23 @@ default() {
   main --workdir="$dir" --mode=verbalize --config.reasoning_decoder.source=blocks
   page default "$dir"
 }
+depths() {  # depths PAGE VARIANT [FLAG ...]: arms compared, then each asked otherwise
+  local dir=$runs/$1 variant=${short:+smoke} config arm seed
+  variant=${variant:-$2}
+  config=configs/compare_depth.py${variant:+:$variant}
+  main --mode=compare --config="$config" --workdir="$dir"
+  for arm in 8x1 4x2 2x4 1x8; do
+    for seed in $([ "$short" ] && echo 0 || echo 0 1 2); do
+      main --mode=scaling --workdir="$dir/rim_$arm-$seed" "${@:3}"
+    done
+  done
+  main --mode=compare --config="$config" --workdir="$dir" --task=report
+  page "$1" "$dir"
+}
+depth() { depths depth ''; }
+lengths() { depths lengths mixed '--config.eval.sets=("min_steps=9,max_steps=12",)'; }
+variables() { depths variables variables; }
+permutations() { depths permutations permutations; }
 compared() {  # compared PAGE CONFIG [FLAG ...]
   main --mode=compare --config="$2" --workdir="$runs/$1" "${@:3}" \
     ${one[@]+"${one[@]}"}

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ('default', 'comparison', 'mixed', 'memory', 'speed', 'plans', 'robustness')
+PAGES = ('default', 'comparison', 'mixed', 'depth', 'lengths', 'variables', 'permutations',
+         'memory', 'speed', 'plans', 'robustness')
 
 
 def results(*argv, root=ROOT, **environment):
@@ -84,9 +85,10 @@ def test_a_failed_command_leaves_the_old_page(checkout):
 @pytest.mark.slow
 def test_all_pages_in_short(tmp_path):
   """Every page but those of other extras is really made."""
-  found = results('default', 'comparison', 'memory', 'speed', '--short', f'--out={tmp_path}',
+  found = results('default', 'comparison', 'depth', 'memory', 'speed', '--short', f'--out={tmp_path}',
                   f'--runs={tmp_path}/runs', f'--text={ROOT / "README.md"}',
                   PATH=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
   assert found.returncode == 0, found.stderr[-3000:]
-  for page in ('default/report.md', 'comparison/report.md', 'memory/report.md', 'speed.md'):
+  for page in ('default/report.md', 'comparison/report.md', 'depth/report.md',
+               'memory/report.md', 'speed.md'):
     assert (tmp_path / page).stat().st_size > 500

@@ -167,7 +167,7 @@ def comparison(summary: dict[str, Any]) -> list[Chart]:
   if found := varied(summary):
     charts.append(Chart('varied', f'Accuracy by {found[0]}, a line a method{bars}.',
                         _varied(summary['runs'], *found)))
-  elif len({s for run in runs.values() for s in run['by_steps']}) > 1:
+  if any(len(run['by_steps']) > 1 for run in runs.values()):
     charts.append(Chart(
         'by_steps', f'Accuracy by the number of steps that a problem takes{bars}.',
         _lines(runs, {name: [(float(s), v) for s, v in run['by_steps'].items()]

@@ -147,6 +147,42 @@ def test_training_and_search_are_said(folder):
   json.dumps(summary, allow_nan=False)
 
 
+def test_compute_and_scaling_are_said(folder):
+  """What is computed before the answer, and accuracy by what is computed when asked."""
+  def point(count, final):
+    return {'count': count, 'n': 8, 'final': final, 'standard_error': 0.1,
+            'by_steps': {'2': {'final': final}}}
+  for seed, accuracy in enumerate((0.25, 0.75)):
+    file = folder / f'rim-{seed}/results.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'passes': 2,
+                                'serial_layers': 8, 'token_layers': 96.5}))
+    (folder / f'rim-{seed}/scaling.json').write_text(json.dumps({'axes': {'passes': {
+        'trained': 2, 'curve': [point(1, 0.5), point(2, accuracy), point(3 + seed, 0.0)],
+        'until_agree': {'of': 4, 'readouts': 2.0 + seed, 'final': accuracy}}}}))
+  found = report.find([folder])
+  assert found.problems == []
+  summary = report.summarize(found)
+  tables = dict(report.document(summary))
+  assert tables['Compute before the first token of the answer'] == [
+      ['run', 'passes', 'serial layers', 'token-layers'], ['rim', '2', '8', '96'],
+      ['direct', '', '', '']]
+  assert tables['By passes when asked, %'] == [
+      ['run', 'trained with', '1', '2', 'readouts until two agree', 'of', 'right there'],
+      ['rim', '2', '50.0 ±0.0', '50.0 ±25.0', '2.50 ±0.50', '4 ±0', '50.0 ±25.0']]
+  assert 'by_passes' in [chart.name for chart in figures.comparison(summary)]
+  json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize('wrong', [
+    {}, {'axes': []}, {'axes': {'passes': {'trained': 2}}}, {'axes': {'<b>': {
+        'trained': 1, 'curve': []}}}, {'axes': {'passes': {'trained': 2, 'curve': [{}]}}}])
+def test_odd_scaling_is_named(folder, wrong):
+  (folder / 'rim-0/scaling.json').write_text(json.dumps(wrong))
+  found = report.find([folder])
+  assert any('scaling.json' in problem for problem in found.problems)
+  assert report.summarize(found)['runs']['rim']['scaling'] == {}
+
+
 @pytest.mark.parametrize('search', [
     '{', '[]', '{"seed": 0}', '{"seed": 0, "budget": "steps", "runs": []}',
     '{"seed": 0, "budget": "steps", "runs": {"rim": {"trials": [], "chosen": 0}}}',
