@@ -12,10 +12,10 @@ from latent_reasoning.models.transformer import Transformer
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 IDS = sequences.SpecialTokens(20, 21, 22, 23, 24, 25, (26, 27, 28), (10,), (10, 11))
-EXAMPLES = [sequences.TokenizedExample([1, 2, 3], [[4, 5], [6, 7, 7], [3]], [8]),
+EXAMPLES = [sequences.TokenizedExample([1, 2, 3], [[4, 5, 9], [6, 7, 7, 1], [3]], [8]),
             sequences.TokenizedExample([3, 1, 2, 9, 4], [[5, 2], [1]], [9, 1]),
             sequences.TokenizedExample([3, 1], [[5]], [2])]  # of which no step is left
-STEPS = [len([4, 5, 10, 6, 7, 7]), len([5, 2]), 0]
+STEPS = [len([4, 5, 9, 10, 6, 7, 7, 1]), len([5, 2]), 0]
 COUNT = 3  # latents
 SHARE = 0.4
 
@@ -36,7 +36,7 @@ def world(tiny_config, random_params):
   return make
 
 
-def kept(q, k, steps, inputs):
+def kept(q, k, steps, inputs, share=SHARE):
   """Which are kept of a row, a layer and a head of keys [T, H], with queries [T, G, H]."""
   if not steps:
     return []
@@ -48,7 +48,7 @@ def kept(q, k, steps, inputs):
       importance += shares / shares.sum() / q.shape[1] / (inputs - steps)
   unit = k[:steps] / np.linalg.norm(k[:steps], axis=1, keepdims=True)
   unlike = np.exp(-(unit @ unit.T).mean(1))
-  score = SHARE * importance + (1 - SHARE) * unlike / unlike.sum()
+  score = share * importance + (1 - share) * unlike / unlike.sum()
   return sorted(np.argsort(-score)[:COUNT])
 
 
@@ -57,7 +57,7 @@ forward = jax.jit(latents.forward, static_argnums=0)
 
 def by_hand(model, params, batch, steps):
   """L_KV with one row at a time, each a plain pass; a latent by a pass of its own."""
-  pairs = []
+  pairs, alone = [], {0: False, 1: False}  # whether either score alone keeps others
   for b, n in enumerate(steps):
     teacher = jax.tree.map(lambda a, b=b: a[b:b + 1], batch.teacher)
     layers = forward(model, params, teacher).layers
@@ -72,12 +72,15 @@ def by_hand(model, params, batch, steps):
       embeddings = one_by_one._next_thought(model, params, row, embeddings, place)
     student = forward(model, params, row, None, embeddings).layers
     for layer in range(len(keys)):
-      at = kept(queries[layer], keys[layer][:, 0], n, inputs)
+      given = queries[layer], keys[layer][:, 0], n, inputs
+      at = kept(*given)
+      alone = {share: found or kept(*given, share) != at for share, found in alone.items()}
       for m, i in enumerate(at):
         pairs.append((layer, 0, keys[layer][i, 0],
                       np.asarray(student.keys[layer])[0, prefix + m, 0]))
         pairs.append((layer, 1, values[layer][i, 0],
                       np.asarray(student.values[layer])[0, prefix + m, 0]))
+  assert all(alone.values()), 'the case does not tell the two scores apart'
   total = []
   for layer in range(2):
     for kind in range(2):
