@@ -35,7 +35,8 @@ Modes:
                  (extras plan-tpu, plan-gpu), or an upper bound for --devices=1,4,64 of a
                  --device_kind; do they fit --memory_gb. --search: the largest batch that does
   compare        train a config's sweep.runs one after another, then time and compare them;
-                 with --per_gpu one on each GPU at once. A task of a job array takes one run,
+                 with --per_gpu one on each GPU at once, with --per_core one on each core of a
+                 CPU, where small models train faster so. A task of a job array takes one run,
                  by its number (of Slurm, of a Kubernetes Indexed Job, or --task=I from 0);
                  --task=I/N every N-th from I on. Who ends the last run makes the report,
                  --task=report what there is
@@ -177,9 +178,9 @@ def launch(args: flags.FlagValues, config_flag: str, argv: Sequence[str]) -> int
                      'config with runs, such as configs/compare_arithmetic.py')
   if config.sweep.runs and args.mode in ('train', 'compare'):
     return _sweep(args, config, config_flag, argv, path)
-  if args.task or args.per_gpu:
-    raise InputError('--task and --per_gpu are of a config with sweep.runs, in --mode=train or '
-                     '--mode=compare')
+  if args.task or args.per_gpu or args.per_core:
+    raise InputError('--task, --per_gpu and --per_core are of a config with sweep.runs, in '
+                     '--mode=train or --mode=compare')
   if args.mode in TRAINING and not args.process_id:
     restarts.check(str(path))
   multihost.start(args.coordinator, args.num_processes, args.process_id,
@@ -231,7 +232,8 @@ def _sweep(args: flags.FlagValues, config, config_flag: str, argv: Sequence[str]
   joined = (*('--distributed',) * args.distributed,
             *(f'--{name}={args[name].value}' for name in names if args[name].present))
   processes = multihost.stand_for(args.process_id, args.num_processes) if joined else 1
-  share = sweep_share.read(args.task, args.per_gpu, joined, processes)
+  share = sweep_share.read(args.task, args.per_gpu, joined, processes,
+                           per_core=args.per_core)
   own = [a for a in argv[1:] if re.match(r'--?config\.(?!sweep\.)', a)]  # each run is alone
   platforms = jax.config.jax_platforms
   jax.config.update('jax_platforms', 'cpu')  # should weights be looked at

@@ -19,6 +19,7 @@
 #   --text=FILE          the text of `memory`; without it, from the hub
 #   --runs=runs/results  where runs are trained; a second start goes on there
 #   --out=.github/results
+#   --per_core           of comparisons, a run on each core of a CPU at once
 #   --short              few steps, to see that all of it runs; its numbers mean nothing
 #   --dry_run            print the commands, run none
 set -euo pipefail
@@ -33,8 +34,8 @@ while [ $# -gt 0 ] && [[ $1 != -* ]]; do
   shift
 done
 [[ ${1-} != --help && ${1-} != -h ]] || { help; exit; }
-text='' runs='' out='' short=''
-parse 'text= runs= out= short' "$@"
+text='' runs='' out='' short='' per_core=''
+parse 'text= runs= out= short per_core' "$@"
 [ "${#pages[@]}" -gt 0 ] || read -ra pages <<< "$known"
 [ ! "$short" ] || : "${runs:=build/results/runs}" "${out:=build/results}"
 : "${runs:=runs/results}" "${out:=.github/results}"
@@ -84,7 +85,7 @@ depths() {  # depths PAGE VARIANT [FLAG ...]: arms compared, then each asked oth
   local dir=$runs/$1 variant=${short:+smoke} config arm seed
   variant=${variant:-$2}
   config=configs/compare_depth.py${variant:+:$variant}
-  main --mode=compare --config="$config" --workdir="$dir"
+  main --mode=compare --config="$config" --workdir="$dir" ${per_core:+--per_core}
   for arm in 8x1 4x2 2x4 1x8; do
     for seed in $([ "$short" ] && echo 0 || echo 0 1 2); do
       main --mode=scaling --workdir="$dir/rim_$arm-$seed" "${@:3}"
@@ -98,7 +99,7 @@ lengths() { depths lengths mixed '--config.eval.sets=("min_steps=9,max_steps=12"
 variables() { depths variables variables; }
 permutations() { depths permutations permutations; }
 compared() {  # compared PAGE CONFIG [FLAG ...]
-  main --mode=compare --config="$2" --workdir="$runs/$1" "${@:3}" \
+  main --mode=compare --config="$2" --workdir="$runs/$1" ${per_core:+--per_core} "${@:3}" \
     ${one[@]+"${one[@]}"}
   page "$1" "$runs/$1"
 }

@@ -73,6 +73,8 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
                       flag_values=values)
   flags.DEFINE_boolean('per_gpu', False, 'of a config with sweep.runs: one run on each GPU '
                        'at once', flag_values=values)
+  flags.DEFINE_boolean('per_core', False, 'of a config with sweep.runs: one run on each core '
+                       'of a CPU at once', flag_values=values)
   flags.DEFINE_enum('format', 'hf', ['hf', 'peft', 'native'], 'of --mode=export',
                     flag_values=values)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=values)

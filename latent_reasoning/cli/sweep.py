@@ -24,7 +24,7 @@ from etils import epath
 
 from latent_reasoning import report
 from latent_reasoning.cli import sweep_processes, sweep_search
-from latent_reasoning.cli.sweep_share import Share
+from latent_reasoning.cli.sweep_share import WHOLE, Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.parallel import multihost
@@ -170,7 +170,7 @@ def _budgets(config: SweepConfig, flags: Sequence[str], runs: dict[str, list[str
 
 def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first: int,
            total: int, workdir: Workdir, share: Share) -> tuple[int, list[str]]:
-  """Runs those of `mine` that have no results, as many at once as there are `share.gpus`.
+  """Runs those of `mine` that have no results, as many at once as there are `share.slots`.
 
   Args:
     mine: numbers of jobs among the `total`, of which the first of `jobs` has number `first`.
@@ -180,8 +180,8 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
   """
   began, done_here, failed, stopped = time.monotonic(), [], [], []
   free = queue.SimpleQueue()
-  for gpu in share.gpus or ('',):
-    free.put({'environment': {'CUDA_VISIBLE_DEVICES': gpu}} if gpu else {})
+  for slot in share.slots or (WHOLE,):
+    free.put(slot)
 
   def train(number: int) -> None:
     job = jobs[number - first]
@@ -199,7 +199,7 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
     try:
       status = 0 if stopped else sweep_processes.child([
           *flags, *job.flags, *_ALONE, *share.joined,
-          f'--workdir={place.remote or place.path}', f'--mode={job.mode}'], place.path, **slot)
+          f'--workdir={place.remote or place.path}', f'--mode={job.mode}'], place.path, slot)
     finally:
       free.put(slot)
     place.push()  # its log
@@ -209,11 +209,11 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
     elif status:
       failed.append(f'{job.folder} (status {status}, see {place.path}/log.txt)')
     done_here.append(number)
-  if len(share.gpus) < 2:
+  if len(share.slots) < 2:
     for number in mine:
       train(number)
   else:
-    pool = concurrent.futures.ThreadPoolExecutor(len(share.gpus))
+    pool = concurrent.futures.ThreadPoolExecutor(len(share.slots))
     with sweep_processes.passing_on(stopped), pool:
       list(pool.map(train, mine))
   return (stopped[0] if stopped else 0), failed

@@ -9,17 +9,21 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 
+from latent_reasoning.cli.sweep_share import WHOLE, Slot
 from latent_reasoning.parallel import devices, multihost
 
 _running: set[subprocess.Popen] = set()
 
 
-def child(flags: Sequence[str], place: pathlib.Path,
-          environment: Mapping[str, str] | None = None) -> int:
+def child(flags: Sequence[str], place: pathlib.Path, slot: Slot = WHOLE) -> int:
   """Runs one training with what it prints kept in its folder; of several processes that
   train it together, each keeps its own."""
   place.mkdir(parents=True, exist_ok=True)
   log = 'log.txt' if multihost.is_primary() else f'log-{multihost.index()}.txt'
+  environment = {'CUDA_VISIBLE_DEVICES': slot.gpu} if slot.gpu else {}
+  if slot.core is not None:
+    os.sched_setaffinity(0, {slot.core})  # of this thread, and of the process that it starts
+    environment['JAX_PLATFORMS'] = 'cpu'
   return python('latent_reasoning.main', flags, place / log, environment)
 
 

@@ -16,6 +16,21 @@ ARRAY, INDEXED = 'SLURM_ARRAY_TASK_ID', 'JOB_COMPLETION_INDEX'
 
 
 @dataclasses.dataclass(frozen=True)
+class Slot:
+  """What one run has of this machine.
+
+  Attributes:
+    gpu: identifier of a device (CUDA_VISIBLE_DEVICES); '': whatever there is.
+    core: number of a CPU; None: all.
+  """
+  gpu: str = ''
+  core: int | None = None
+
+
+WHOLE = Slot()
+
+
+@dataclasses.dataclass(frozen=True)
 class Share:
   """What one command does of a sweep.
 
@@ -23,15 +38,14 @@ class Share:
     task: number of the first run, from 0; None: all runs.
     tasks: how many tasks share the runs: this one has every so many-th; 0: one run a task.
     report: do none, and write the table of what there is.
-    gpus: identifiers of devices (CUDA_VISIBLE_DEVICES) that take a run each; (): one run at a
-      time has all.
+    slots: what takes a run each at once, a GPU or a core; (): one run at a time has all.
     joined: flags by which the processes of one run find each other.
     processes: how many these are.
   """
   task: int | None = None
   tasks: int = 0
   report: bool = False
-  gpus: tuple[str, ...] = ()
+  slots: tuple['Slot', ...] = ()
   joined: tuple[str, ...] = ()
   processes: int = 1
 
@@ -52,7 +66,7 @@ class Share:
 
 
 def read(task: str, per_gpu: bool, joined: tuple[str, ...] = (), processes: int = 1,
-         environment: Mapping[str, str] = os.environ) -> Share:
+         environment: Mapping[str, str] = os.environ, per_core: bool = False) -> Share:
   """The share that the command line or else an engine's variables give.
 
   Args:
@@ -60,13 +74,18 @@ def read(task: str, per_gpu: bool, joined: tuple[str, ...] = (), processes: int 
     per_gpu: of --per_gpu.
     joined, processes: as in `Share`.
     environment: of the process.
+    per_core: of --per_core.
 
   Raises:
-    InputError: no such task, or no GPU.
+    InputError: no such task, no GPU, or no way to pin a run to a core.
   """
-  gpus = visible_gpus(environment) if per_gpu else ()
-  ensure(not (gpus and joined), '--per_gpu gives each run one GPU and one process; expected it '
-         'without --distributed and --coordinator')
+  ensure(not (per_gpu and per_core), '--per_gpu and --per_core each say what a run has; '
+         'expected one of them')
+  slots = (tuple(Slot(gpu=one) for one in visible_gpus(environment)) if per_gpu else
+           tuple(Slot(core=one) for one in cores()) if per_core else ())
+  named = '--per_gpu gives each run one GPU' if per_gpu else '--per_core gives each run one core'
+  ensure(not (slots and joined), f'{named} and one process; expected it without --distributed '
+         'and --coordinator')
   if task == 'report':
     return Share(report=True)
   if not task and (number := environment.get(ARRAY, '')):
@@ -76,13 +95,24 @@ def read(task: str, per_gpu: bool, joined: tuple[str, ...] = (), processes: int 
     if not task and int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1:  # of srun
       task = f"{environment['SLURM_PROCID']}/{environment['SLURM_STEP_NUM_TASKS']}"
   if not task:
-    return Share(gpus=gpus, joined=joined, processes=processes)
+    return Share(slots=slots, joined=joined, processes=processes)
   found = re.fullmatch(r'(\d+)(?:/(\d+))?', task)
   if not found or (found[2] and not int(found[1]) < int(found[2])):
     raise InputError(f"--task={task}; expected the number of a run from 0, I/N for every N-th "
                      "from I on, with I below N, or 'report'")
-  return Share(int(found[1]), int(found[2] or 0), gpus=gpus, joined=joined,
+  return Share(int(found[1]), int(found[2] or 0), slots=slots, joined=joined,
                processes=processes)
+
+
+def cores() -> list[int]:
+  """Numbers of the CPUs that this process may run on.
+
+  Raises:
+    InputError: they cannot be told apart here.
+  """
+  ensure(hasattr(os, 'sched_getaffinity'), '--per_core pins each run to a core, which this '
+         'system has no call for; expected Linux')
+  return sorted(os.sched_getaffinity(0))
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def test_what_does_not_reach_a_run_is_said():
 def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
   """What is done is kept, one failure stops no other, and the status tells of it."""
   called = []
-  def child(flags, place):
+  def child(flags, place, _):
     called.append(place.name)
     assert f'--workdir={place}' in flags and '--config=c.py' in flags
     if place.name == 'bad-0':
@@ -78,7 +78,7 @@ def test_runs_go_on_and_fail_apart(tmp_path, monkeypatch, capsys):
 
 def test_a_signal_stops_the_sweep(tmp_path, monkeypatch):
   """A run stopped by a signal is no failure: the same command goes on with it."""
-  monkeypatch.setattr(sweep_processes, 'child', lambda flags, place: 130)
+  monkeypatch.setattr(sweep_processes, 'child', lambda *_: 130)
   config = SweepConfig(('a x=1', 'b x=2'), (0,), '', 'steps')
   assert sweep.run(config, [], Workdir(tmp_path)) == 130
 
@@ -137,7 +137,7 @@ def test_a_comparison_ends_in_times_and_tables(tmp_path, monkeypatch, capsys):
         {'method': m, 'batch': 1, 'first_ms': 1.0, 'full_ms': 2.0, 'prefix_tokens': 3,
          'tokens': 2, 'first_flops': 1e6, 'full_flops': 1e6} for m in ('direct', 'rim')]}))
     return 0
-  def child(flags, place):
+  def child(flags, place, _):
     answered(place, *place.name.split('-'))
     return 0
   monkeypatch.setattr(sweep_processes, 'child', child)

@@ -12,7 +12,7 @@ import pytest
 
 from latent_reasoning import report
 from latent_reasoning.cli import commands, sweep, sweep_processes, sweep_search
-from latent_reasoning.cli.sweep_share import Share
+from latent_reasoning.cli.sweep_share import Share, Slot
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import Diverged, InputError, TrainingError
 from latent_reasoning.train import trainer
@@ -86,7 +86,7 @@ class Trained:
     self.flags, self.scores = {}, scores
     monkeypatch.setattr(sweep_processes, 'child', self.child)
 
-  def child(self, flags, place, **_):
+  def child(self, flags, place, _):
     self.flags[place.name] = flags
     place.mkdir(parents=True, exist_ok=True)
     if place.name.startswith('trial-'):
@@ -213,7 +213,7 @@ def test_tasks_have_trials_first(tmp_path, monkeypatch, capsys):
 def test_each_gpu_has_a_trial(tmp_path, monkeypatch):
   """All trials end before a seed begins."""
   trained = Trained(monkeypatch, **{'2': 0.5})
-  assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(gpus=('0', '1'))) == 0
+  assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(slots=(Slot('0'), Slot('1')))) == 0
   names = list(trained.flags)
   assert all(n.startswith('trial-') for n in names[:6]) and len(names) == 10
   assert trained.rates('a-4') == ['2']

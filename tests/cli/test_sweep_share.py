@@ -15,7 +15,7 @@ import pytest
 
 from latent_reasoning import main
 from latent_reasoning.cli import sweep, sweep_processes, sweep_share
-from latent_reasoning.cli.sweep_share import Share
+from latent_reasoning.cli.sweep_share import Share, Slot
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
 from latent_reasoning.parallel import multihost
@@ -37,7 +37,7 @@ def finished(place: pathlib.Path):
 def stand_in(monkeypatch):
   """Runs that end at once; what was trained, in order."""
   called = []
-  def child(flags, place, **_):
+  def child(flags, place, _):
     called.append(place.name)
     finished(place)
     return 0
@@ -147,14 +147,38 @@ def test_a_task_counts_flops_of_its_run_and_the_control(tmp_path, trained, monke
 def test_each_gpu_has_a_run(tmp_path, monkeypatch):
   """Two at once, each with a device of its own, and the next one where one is free."""
   meet, seen = threading.Barrier(2, timeout=60), []
-  def child(flags, place, environment):
-    seen.append(environment['CUDA_VISIBLE_DEVICES'])
+  def child(flags, place, slot):
+    seen.append(slot.gpu)
     meet.wait()
     finished(place)
     return 0
   monkeypatch.setattr(sweep_processes, 'child', child)
-  assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(gpus=('0', 'GPU-1'))) == 0
+  assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(slots=(Slot('0'), Slot('GPU-1')))) == 0
   assert sorted(seen) == ['0'] * 3 + ['GPU-1'] * 3 and (tmp_path / 'table.md').exists()
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='of Linux')
+def test_each_core_has_a_run(tmp_path, monkeypatch):
+  """Each process may run on one core alone; this one, and what follows, on all as before."""
+  program = tmp_path / 'python'
+  program.write_text(f'#!{sys.executable}\nimport os\n'
+                     'print(*os.sched_getaffinity(0), os.environ["JAX_PLATFORMS"])\n')
+  program.chmod(0o755)
+  monkeypatch.setattr(sys, 'executable', str(program))
+  before = os.sched_getaffinity(0)
+  share = sweep_share.read('', False, environment={}, per_core=True)
+  assert {slot.core for slot in share.slots} == before
+  sweep.run(SweepConfig(CONFIG.runs, (0,), '', 'steps'), [], Workdir(tmp_path), share)
+  said = [(tmp_path / f'{name}-0/log.txt').read_text().split() for name in 'abc']
+  assert all(int(core) in before and rest == ['cpu'] for core, *rest in said)
+  assert os.sched_getaffinity(0) == before or len(before) == 1
+  with pytest.raises(InputError, match='--per_core gives each run one core and one process'):
+    sweep_share.read('', False, JOINED, environment={}, per_core=True)
+  with pytest.raises(InputError, match='expected one of them'):
+    sweep_share.read('', True, environment={}, per_core=True)
+  monkeypatch.delattr(os, 'sched_getaffinity')
+  with pytest.raises(InputError, match='expected Linux'):
+    sweep_share.read('', False, environment={}, per_core=True)
 
 
 def test_the_device_reaches_the_process(tmp_path, monkeypatch):
@@ -163,12 +187,12 @@ def test_the_device_reaches_the_process(tmp_path, monkeypatch):
   program.chmod(0o755)
   monkeypatch.setattr(sys, 'executable', str(program))
   config = SweepConfig(('a x=1', 'b x=1'), (0,), '', 'steps')
-  assert sweep.run(config, [], Workdir(tmp_path), Share(gpus=('4', '5'))) == 1
+  assert sweep.run(config, [], Workdir(tmp_path), Share(slots=(Slot('4'), Slot('5')))) == 1
   assert {(tmp_path / f'{n}-0/log.txt').read_text() for n in 'ab'} == {'on 4\n', 'on 5\n'}
 
 
-@pytest.mark.parametrize('gpus', [(), ('0', '1')])
-def test_a_signal_reaches_all_that_runs(tmp_path, monkeypatch, gpus):
+@pytest.mark.parametrize('slots', [(), (Slot('0'), Slot('1'))])
+def test_a_signal_reaches_all_that_runs(tmp_path, monkeypatch, slots):
   """They save; nothing new begins, and the status is the signal's."""
   program = tmp_path / 'python'
   program.write_text('#!/usr/bin/env bash\ntrap "echo saved; exit 143" TERM\necho begun\n'
@@ -178,28 +202,28 @@ def test_a_signal_reaches_all_that_runs(tmp_path, monkeypatch, gpus):
   logs = [tmp_path / f'{name}-0/log.txt' for name in 'abc']
   def ask():
     deadline = time.monotonic() + 60
-    while sum(f.exists() and 'begun' in f.read_text() for f in logs) < max(1, len(gpus)):
+    while sum(f.exists() and 'begun' in f.read_text() for f in logs) < max(1, len(slots)):
       if time.monotonic() > deadline:
         break
       time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
   threading.Thread(target=ask, daemon=True).start()
   config = SweepConfig(CONFIG.runs, (0,), '', 'steps')
-  assert sweep.run(config, [], Workdir(tmp_path), Share(gpus=gpus)) == 143
+  assert sweep.run(config, [], Workdir(tmp_path), Share(slots=slots)) == 143
   texts = [f.read_text() for f in logs if f.exists()]
-  assert len(texts) == max(1, len(gpus)) and all('saved' in text for text in texts)
+  assert len(texts) == max(1, len(slots)) and all('saved' in text for text in texts)
 
 
 def test_a_lost_process_ends_the_sweep(tmp_path, monkeypatch):
   """With the status on which the launchers start it again; no run of it has failed."""
-  monkeypatch.setattr(sweep_processes, 'child', lambda flags, place: multihost.LOST)
+  monkeypatch.setattr(sweep_processes, 'child', lambda *_: multihost.LOST)
   assert sweep.run(CONFIG, [], Workdir(tmp_path), Share(joined=JOINED)) == multihost.LOST
 
 
 def test_a_sweep_in_a_bucket(tmp_path, monkeypatch, capsys):
   """Runs are sent there, found there by whoever comes next, and so is the report."""
   bucket, called = tmp_path / 'bucket/sweep', []
-  def child(flags, place, **_):
+  def child(flags, place, _):
     address = next(f.partition('=')[2] for f in flags if f.startswith('--workdir='))
     called.append(address)
     place.mkdir(parents=True, exist_ok=True)
@@ -236,7 +260,7 @@ def closed(monkeypatch):
 def test_the_parent_opens_no_device(tmp_path, monkeypatch, no_device, capsys):
   """The runs need it; only they get the flags by which processes join."""
   flags = []
-  def child(given, place, **_):
+  def child(given, place, _):
     flags.append(given)
     return 2
   monkeypatch.setattr(sweep_processes, 'child', child)
@@ -269,7 +293,7 @@ def test_the_index_of_a_process_that_is_not_joined(monkeypatch):
   assert not multihost.is_primary() and multihost.count() == 1
 
 
-@pytest.mark.parametrize('flag', ['--task=1', '--per_gpu'])
+@pytest.mark.parametrize('flag', ['--task=1', '--per_gpu', '--per_core'])
 def test_flags_of_sweeps_are_of_sweeps(tmp_path, capsys, flag):
   argv = ['main', '--config=configs/rim_arithmetic.py', f'--workdir={tmp_path}/w', flag]
   assert main.main(argv) == 2
