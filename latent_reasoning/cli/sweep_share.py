@@ -83,9 +83,9 @@ def read(task: str, per_gpu: bool, joined: tuple[str, ...] = (), processes: int 
          'expected one of them')
   slots = (tuple(Slot(gpu=one) for one in visible_gpus(environment)) if per_gpu else
            tuple(Slot(core=one) for one in cores()) if per_core else ())
-  named = '--per_gpu gives each run one GPU' if per_gpu else '--per_core gives each run one core'
-  ensure(not (slots and joined), f'{named} and one process; expected it without --distributed '
-         'and --coordinator')
+  flag, what = ('--per_gpu', 'GPU') if per_gpu else ('--per_core', 'core')
+  ensure(not (slots and joined), f'{flag} gives each run one {what} and one process; expected '
+         'it without --distributed and --coordinator')
   if task == 'report':
     return Share(report=True)
   if not task and (number := environment.get(ARRAY, '')):
