@@ -9,6 +9,7 @@ Variants:
 
   :controls      depth that is not shared (8 layers), depth of all tokens (a trunk looped four
                  times), blocks that do not see each other from the second pass on
+  :long          4,000 steps of stage 1, in place of 1,800
   :mixed         chains of two to eight, their answers held behind the last step, and rotary
                  positions, to ask longer ones than trained: --mode=scaling of a run with
                  '--config.eval.sets=("min_steps=9,max_steps=12",)'
@@ -35,15 +36,18 @@ TASKS = ('permutations', 'hops', 'variables')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  if variant not in ('', 'controls', 'mixed', 'smoke', *TASKS):
-    raise ValueError(f"compare_depth has no variant '{variant}'; expected controls, mixed, "
-                     f'smoke or one of {TASKS}')
+  if variant not in ('', 'controls', 'long', 'mixed', 'smoke', *TASKS):
+    raise ValueError(f"compare_depth has no variant '{variant}'; expected controls, long, "
+                     f'mixed, smoke or one of {TASKS}')
   c = base('8')
   c.model.num_layers = 2
   c.optim.stage1.steps, c.optim.stage2.steps = 1800, 600
   c.train.update(eval_every=300, save_every=300)
   c.sweep.runs = CONTROLS if variant == 'controls' else METHODS
   c.sweep.control = 'rim_8x1'
+  if variant == 'long':
+    c.optim.stage1.steps, c.train.eval_every = 4000, 500
+    c.sweep.runs = ARMS
   if variant == 'mixed':
     c.data.arithmetic.min_steps = 2
     c.model.position_embedding = 'rotary'
