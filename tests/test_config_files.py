@@ -21,8 +21,8 @@ from latent_reasoning.config_loading import from_dict
 from latent_reasoning.train import curriculum
 
 FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
-VARIANTS = {'compare_arithmetic': ('short', 'four', 'smoke', 'controls', 'length', 'depth', 'width',
-                                   'blocks', 'scale', 'searched', 'searched_smoke'),
+VARIANTS = {'compare_arithmetic': ('short', 'four', 'smoke', 'controls', 'length', 'depth',
+                                   'width', 'blocks', 'scale', 'searched', 'searched_smoke'),
             'compare_depth': ('controls', 'long', 'mixed', 'permutations', 'hops', 'variables',
                               'smoke'),
             'compare_gsm8k': ('short', 'smoke', 'controls'),
