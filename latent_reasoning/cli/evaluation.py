@@ -211,10 +211,10 @@ def scaled(run: Experiment) -> Result:
   found, rules = restored(run), run.splits.report['rules']
   sets = {run.config.data.name: (run.test, rules['test']), **{
       entry: (examples, loaded['rule']) for entry, (examples, loaded) in run.sets.items()}}
-  total = sum(len(scaling.numbers(one)) for one in numbers.values())
-  with progress.steps(f'numbers of {", ".join(numbers)}', total) as done:
+  with progress.steps(f'{", ".join(numbers)} when asked',
+                      scaling.evaluations(run.config)) as done:
     axes = scaling.measure(run.config, lambda config: run.predictor(found.state.params, config),
-                           sets, lambda _: done(1))
+                           sets, lambda: done(1))
   result = Result({
       'method': run.config.method, 'seed': run.config.seed, 'step': found.step,
       'sets': list(sets), 'axes': axes, 'environment': environment()},

@@ -48,14 +48,14 @@ def numbers(trained: int) -> list[int]:
 
 def measure(config: Config, predictor: Callable[[Config], Predictor],
             sets: Mapping[str, tuple[Sequence[Example], str]],
-            progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+            progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
   """Accuracy at each number of what can be varied, one axis at a time.
 
   Args:
     config: of the run.
     predictor: makes the model that is asked, of a configuration.
     sets: problems, and how their answers are compared, by name.
-    progress: called with what has been asked.
+    progress: called after each of `evaluations`, of which there may be fewer.
 
   Returns:
     {axis: {'trained', 'curve': [{'count', 'n', 'final', 'standard_error', 'by_steps'}, …],
@@ -64,23 +64,47 @@ def measure(config: Config, predictor: Callable[[Config], Predictor],
   """
   found = {}
   for axis, trained in axes(config).items():
-    curve, last = [], []
-    for count in numbers(trained):
-      asked = predictor(config.replace(**{f'eval.{axis}': count, 'eval.samples': 0}))
+    counts, asked = numbers(trained), {}
+    for count in reversed(counts) if nested(config, axis) else counts:
+      model = predictor(config.replace(**{f'eval.{axis}': count, 'eval.samples': 0}))
       records = [record for name, (examples, rule) in sets.items()
-                 for record in evaluate(asked, examples, name, 'test', rule)[1]]
-      progress(f'{axis} {count}')
-      if any(record['too_long'] for record in records):
-        break  # what is left is longer
-      result = summarize(records, config, '', 'test', '')
+                 for record in evaluate(model, examples, name, 'test', rule)[1]]
+      progress()
+      fits = not any(record['too_long'] for record in records)
+      if fits:
+        asked[count] = records
+      if fits == nested(config, axis):
+        break  # the fewer are in it, or what is left is longer
+    curve, most = [], max(asked, default=0)
+    for count in counts[:counts.index(most) + 1] if asked else ():
+      result = summarize(asked.get(count) or _cut(asked[most], most, count), config, '', 'test',
+                         '')
       curve.append({'count': count, 'n': result['n'], 'final': result['accuracy']['final'],
                     'standard_error': result['standard_error']['final'],
                     'by_steps': result['by_steps']})
-      last = records
     found[axis] = {'trained': trained, 'curve': curve}
-    if last and len(last[0]['predictions']) > 1:
-      found[axis]['until_agree'] = until_agree(last)
+    if asked and len(asked[most][0]['predictions']) > 1:
+      found[axis]['until_agree'] = until_agree(asked[most])
   return found
+
+
+def nested(config: Config, axis: str) -> bool:
+  """Whether the readouts of a smaller number are the first ones of a larger: of passes over
+  blocks, and of blocks that are read once, where nothing reads the future."""
+  return methods.get(config.method).has_blocks and config.causal and (
+      axis == 'passes' or axis == 'blocks' and config.rim.passes == 1)
+
+
+def evaluations(config: Config) -> int:
+  """How often the problems are asked, at most where the model has positions for all."""
+  return sum(1 if nested(config, axis) else len(numbers(trained))
+             for axis, trained in axes(config).items())
+
+
+def _cut(records: Sequence[dict[str, Any]], of: int, count: int) -> list[dict[str, Any]]:
+  """The records of a smaller number, out of those of a larger."""
+  return [{**record, **{key: record[key][:len(record[key]) * count // of]
+                        for key in ('predictions', 'correct')}} for record in records]
 
 
 def until_agree(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -64,8 +64,9 @@ def looped(tiny_config, make_run, tmp_path_factory):
   return run
 
 
+@pytest.mark.integration
 def test_what_is_measured_is_what_eval_measures(looped):
-  """Each number of passes as eval.passes has it; the first readouts do not change with it."""
+  """Each number of passes as eval.passes has it, though the largest alone is asked."""
   found = evaluation.scaled(looped)
   assert read_object(looped.workdir.scaling) == found.to_dict()
   curve = found['axes']['passes']['curve']
@@ -87,15 +88,25 @@ def test_what_is_measured_is_what_eval_measures(looped):
   assert found.plot().figure.axes[0].get_ylabel() == 'exact match %'
 
 
-def test_a_number_without_positions_is_left_out(looped):
-  """Of blocks, as many as the model has positions for behind the longest question."""
+@pytest.mark.integration
+@pytest.mark.parametrize('passes', [1, 3])
+def test_a_number_without_positions_is_left_out(looped, passes):
+  """Of blocks, as many as the model has positions for behind the longest question; read once,
+  the largest number is asked alone, and says what each asked by itself does."""
   params = evaluation.restored(looped).state.params
   room = looped.config.eval.max_new_tokens + 2 * looped.config.rim.block_length
   longest = max(len(looped.tokenizer.question(e.question)) for e in looped.test)
+  asked = []
 
   def predictor(config):
+    asked.append(config.eval.blocks)
     model = dataclasses.replace(config.model, max_positions=longest + room)
     return looped.predictor(params, dataclasses.replace(config, model=model))
-  found = scaling.measure(looped.config.replace(**{'rim.blocks': 2}), predictor,
-                          {'test': (looped.test, 'numeric')})
-  assert [p['count'] for p in found['blocks']['curve']] == [1, 2]
+  config = looped.config.replace(**{'rim.blocks': 2, 'rim.passes': passes})
+  found = scaling.measure(config, predictor, {'test': (looped.test, 'numeric')})['blocks']
+  assert [p['count'] for p in found['curve']] == [1, 2]
+  assert [n for n in asked if n] == ([4, 3, 2] if passes == 1 else [1, 2, 3])
+  for point in found['curve']:
+    alone = predictor(config.replace(**{'eval.blocks': point['count']}))
+    records = evaluate(alone, looped.test, 'd', 's', 'numeric')[1]
+    assert point['final'] == sum(r['correct'][-1] for r in records) / len(records)
