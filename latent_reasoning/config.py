@@ -582,15 +582,17 @@ def difference(old: dict, new: dict, ignore: tuple[str, ...] = ()) -> list[str]:
   """Returns 'key: old -> new' for each key that differs between two configs.
 
   Args:
-    old: a config as nested dict.
-    new: likewise.
+    old: a config as nested dict. A key that it lacks came later, with a default that does
+      what was done before.
+    new: likewise, of today.
     ignore: dotted prefixes of keys that may differ.
   """
-  old, new = flatten(old), flatten(new)
+  old, new, later = flatten(old), flatten(new), flatten(Config())
   absent = '(absent)'
   return [f'config.{k}: {old.get(k, absent)!r} -> {new.get(k, absent)!r}'
           for k in sorted(old.keys() | new.keys())
-          if old.get(k, absent) != new.get(k, absent) and not k.startswith(ignore)]
+          if old.get(k, later.get(k, absent)) != new.get(k, absent)
+          and not k.startswith(ignore)]
 
 
 def _fixed(group: Any, name: str, value: Any) -> None:
