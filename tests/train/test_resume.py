@@ -64,7 +64,7 @@ KINDS = {
         optim.weight_decay reasoning_decoder.joint reasoning_decoder.learning_rate
         reasoning_decoder.num_layers reasoning_decoder.source reasoning_decoder.steps
         reasoning_decoder.weight rim.block_attention rim.block_tokens rim.blocks
-        rim.externalize rim.externalize_weight rim.max_steps rim.readout_offset
+        rim.externalize rim.externalize_weight rim.hold_answer rim.max_steps rim.readout_offset
         rim.readout_sees_question rim.schedule seed tokenizer.add_bos tokenizer.at_least
         tokenizer.kind tokenizer.pad_to tokenizer.vocab_size'''}
 
