@@ -59,8 +59,7 @@ def measure(config: Config, predictor: Callable[[Config], Predictor],
 
   Returns:
     {axis: {'trained', 'curve': [{'count', 'n', 'final', 'standard_error', 'by_steps'}, …],
-    'until_agree': of blocks and passes over them, at the largest number}}, see
-    `until_agree`. A number for which the model has no positions is left out.
+    'until_agree': of a `nested` axis, at the largest number}}, see `until_agree`. A number for which the model has no positions is left out.
   """
   found = {}
   for axis, trained in axes(config).items():
@@ -83,7 +82,7 @@ def measure(config: Config, predictor: Callable[[Config], Predictor],
                     'standard_error': result['standard_error']['final'],
                     'by_steps': result['by_steps']})
     found[axis] = {'trained': trained, 'curve': curve}
-    if asked and len(asked[most][0]['predictions']) > 1:
+    if asked and nested(config, axis):
       found[axis]['until_agree'] = until_agree(asked[most])
   return found
 
