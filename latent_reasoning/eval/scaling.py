@@ -59,7 +59,8 @@ def measure(config: Config, predictor: Callable[[Config], Predictor],
 
   Returns:
     {axis: {'trained', 'curve': [{'count', 'n', 'final', 'standard_error', 'by_steps'}, …],
-    'until_agree': of a `nested` axis, at the largest number}}, see `until_agree`. A number for which the model has no positions is left out.
+    'until_agree': of a `nested` axis, at the largest number}}, see `until_agree`. A number
+    for which the model has no positions is left out.
   """
   found = {}
   for axis, trained in axes(config).items():
