@@ -27,7 +27,7 @@ class Mask:
       needs no mask; padding, which no token sees, may see anything.
     own: bool [B, R, S], what each of R tokens sees of the S of its own readout, in place of
       those before it; None: those.
-    keys: int32 [B, P], positions of the prefix, or of the whole row; and
+    key_positions: int32 [B, P], of the prefix, or of the whole row; and
     positions: int32 [B, T], of these tokens, and
     window: int32 [], from a token back to the first that it may see, both counted; None: there
       is none.
@@ -42,7 +42,7 @@ class Mask:
   unseen_until: chex.Array | None = None
   own: chex.Array | None = None
   causal_prefix: bool = flax.struct.field(pytree_node=False, default=False)
-  keys: chex.Array | None = None
+  key_positions: chex.Array | None = None
   positions: chex.Array | None = None
   window: chex.Array | None = None
 
@@ -138,7 +138,8 @@ class Batch:
     until = self.visible_until[:, self.prefix::readout]
     return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
                 count, self.unseen_from, self.unseen_until,
-                causal_prefix=self.causal_prefix, keys=self.positions[:, :self.prefix])
+                causal_prefix=self.causal_prefix,
+                key_positions=self.positions[:, :self.prefix])
 
 
 def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,

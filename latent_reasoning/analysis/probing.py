@@ -163,7 +163,7 @@ def _look(model, params, batch: batching.Batch, wide: int):
   def one(row):  # by row, or the weights of a large model would not fit into memory
     row = jax.tree.map(lambda a: a[None], row)
     layers = model.apply({'params': params}, row.tokens, row.positions, row.mask).layers
-    mask = row.mask.replace(positions=row.positions, keys=row.positions)
+    mask = row.mask.replace(positions=row.positions, key_positions=row.positions)
     own = layers_lib.own(model.config)
     w = jnp.stack([
         attention_lib.weights(q, k, mask.replace(window=own.layer(i).window),

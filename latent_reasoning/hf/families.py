@@ -82,7 +82,7 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
   kind = values.get('model_type')
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise InputError(f"{where}: model_type is {kind!r}; expected one of {tuple(FAMILIES)} "
-                     '(SmolLM2 is llama)')
+                     '(SmolLM2 is llama, Pythia gpt_neox)')
   read, family = Reader(values, where), FAMILIES[kind]
   for key, value in values.items():
     if key in CHANGING.keys() - family.keys and not among(value, CHANGING[key]):

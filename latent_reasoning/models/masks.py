@@ -19,7 +19,7 @@ def sees_prefix(query: Mask, keys: int) -> chex.Array:
   j = jnp.arange(keys)
   sees = (j >= query.visible_from[..., None]) & (j < query.visible_until[..., None])
   if query.window is not None:
-    sees &= query.positions[..., None] - query.keys[:, None, :keys] < query.window
+    sees &= query.positions[..., None] - query.key_positions[:, None, :keys] < query.window
   if query.unseen_from is None:
     return sees
   return sees & ~((j >= query.unseen_from[..., None]) & (j < query.unseen_until[..., None]))

@@ -296,7 +296,8 @@ class Transformer(nn.Module):
     imm = self.imm if self.imm and self.imm.write_policy else None
     args, e, constants = (self.dropout, deterministic), None, own_of(c)
     if constants.window is not None:
-      mask = mask.replace(positions=positions, keys=positions if cache is None else mask.keys)
+      mask = mask.replace(positions=positions, key_positions=(
+          positions if cache is None else mask.key_positions))
     if c.scan:
       def body(block, x, cache, banks, constants):
         out, _ = block(x, positions, mask, cache, step, banks, None, constants)
