@@ -27,6 +27,10 @@ class Mask:
       needs no mask; padding, which no token sees, may see anything.
     own: bool [B, R, S], what each of R tokens sees of the S of its own readout, in place of
       those before it; None: those.
+    key_positions: int32 [B, P], of the prefix, or of the whole row; and
+    positions: int32 [B, T], of these tokens, and
+    window: int32 [], from a token back to the first that it may see, both counted; None: there
+      is none.
   """
   segment: chex.Array
   visible_from: chex.Array
@@ -38,11 +42,14 @@ class Mask:
   unseen_until: chex.Array | None = None
   own: chex.Array | None = None
   causal_prefix: bool = flax.struct.field(pytree_node=False, default=False)
+  key_positions: chex.Array | None = None
+  positions: chex.Array | None = None
+  window: chex.Array | None = None
 
   def cut(self, how: Callable[[chex.Array], chex.Array]) -> 'Mask':
     """The same of some positions: `how` takes them from [B, T]."""
     return self.replace(**{name: how(a) for name in (
-        'segment', 'visible_from', 'visible_until', 'unseen_from', 'unseen_until')
+        'segment', 'visible_from', 'visible_until', 'unseen_from', 'unseen_until', 'positions')
         if (a := getattr(self, name)) is not None})
 
   def part(self, start: int, stop: int) -> 'Mask':
@@ -131,7 +138,8 @@ class Batch:
     until = self.visible_until[:, self.prefix::readout]
     return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
                 count, self.unseen_from, self.unseen_until,
-                causal_prefix=self.causal_prefix)
+                causal_prefix=self.causal_prefix,
+                key_positions=self.positions[:, :self.prefix])
 
 
 def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,

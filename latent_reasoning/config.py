@@ -122,11 +122,17 @@ class TokenizerConfig:
 class RopeConfig:
   """Rotary positions (models.layers)."""
   base: float = key(10_000.0, 'of the wavelengths')
-  scaling: Literal['', 'linear', 'llama3'] = key('', 'how a longer context is reached')
+  scaling: Literal['', 'linear', 'llama3', 'yarn'] = key(
+      '', 'how a longer context is reached')
   factor: float = key(1.0, 'of the scaling')
-  low: float = key(1.0, 'of llama3: wavelengths above original / low are stretched whole')
-  high: float = key(4.0, 'of llama3: those below original / high are kept')
-  original: int = key(8192, "positions before llama3's scaling")
+  low: float = key(
+      1.0, 'of llama3 and yarn: wavelengths above original / low are stretched whole')
+  high: float = key(4.0, 'of llama3 and yarn: those below original / high are kept')
+  original: int = key(8192, "positions before llama3's or yarn's scaling")
+  multiplier: float = key(1.0, 'of queries and keys that are turned, as yarn')
+  fraction: float = key(1.0, 'share of a head that is turned, its first part, as GPT-NeoX')
+  local_base: float = key(
+      0.0, 'base in layers with a window, without scaling, as Gemma 3; 0: that of all layers')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,21 +167,42 @@ class ModelConfig:
   num_layers: int = key(4, 'transformer blocks', 1)
   embed_dim: int = key(64, 'width of the residual stream', 1)
   num_heads: int = key(4, 'attention heads', 1)
-  num_kv_heads: int = key(0, 'of keys and values; 0: as many; needs fused_qkv=False')
-  head_dim: int = key(0, '0: embed_dim / num_heads; needs fused_qkv=False')
+  num_kv_heads: int = key(0, 'of keys and values; 0: as many')
+  head_dim: int = key(0, '0: embed_dim / num_heads')
   mlp_dim: int = key(256, 'hidden width of the MLP', 1)
   max_positions: int = key(128, 'longest sequence, generated tokens included', 1)
   position_embedding: Literal['learned', 'rotary'] = key('learned', 'how positions enter')
   tie_embeddings: bool = key(True, 'the head is the transposed embedding table')
-  norm: Literal['layer', 'rms'] = key('layer', 'layer norm, as GPT-2, or RMS norm, as Llama')
+  scale_embeddings: bool = key(
+      False, "tokens' embeddings are multiplied by sqrt(embed_dim), as Gemma; the head is not")
+  norm: Literal['layer', 'rms', 'rms_zero_centered'] = key(
+      'layer', 'layer norm, as GPT-2; RMS norm, as Llama; RMS norm by 1 + scale, as Gemma')
   norm_epsilon: float = key(1e-6, 'of the norms')
+  norm_place: Literal['before', 'after', 'both'] = key(
+      'before', 'where attention and the MLP have norms: of what they read, as most; of what '
+      'they add, as OLMo 2; or both, as Gemma')
+  parallel: bool = key(
+      False, 'attention and the MLP read the same residual stream, as GPT-NeoX')
   mlp: Literal['gelu', 'swiglu'] = key('gelu', 'as GPT-2, or gated, as Llama')
+  activation: Literal['', 'gelu', 'gelu_tanh', 'relu', 'silu'] = key(
+      '', "of the MLP; '': gelu_tanh, or of a gated one silu")
+  fused_mlp: bool = key(False, 'one map to both halves of a gated MLP, as Phi-3')
   fused_qkv: bool = key(True, 'one map to queries, keys and values, as GPT-2; or three')
   bias: bool = key(True, 'biases in all dense layers and layer norms')
   qkv_bias: bool = key(False, 'without bias: biases of queries, keys and values, as Qwen2')
   out_bias: bool = key(False, "without bias: a bias of attention's output")
   mlp_bias: bool = key(False, 'without bias: biases in the MLP')
   qk_norm: bool = key(False, 'queries and keys are normed, as in Qwen3; needs fused_qkv=False')
+  qk_norm_over: Literal['head', 'heads'] = key(
+      'head', 'what such a norm is of: each head, or all heads together, as in OLMo 2')
+  attention_scale: float = key(0.0, 'of q·k; 0: 1 / sqrt(head size)')
+  attention_cap: float = key(
+      0.0, "attention's logits x are cap · tanh(x / cap), as Gemma 2; 0: x")
+  logit_cap: float = key(0.0, "the same of the head's logits")
+  window: int = key(
+      0, 'positions that a token attends to, from itself back, as Mistral; 0: all')
+  window_layers: tuple[int, ...] = key((), 'layers with the window; (): all')
+  no_rope_layers: tuple[int, ...] = key((), 'layers without rotary positions, as SmolLM3')
   rope: RopeConfig = group(RopeConfig)
   loop: LoopConfig = group(LoopConfig)
   lora: LoraConfig = group(LoraConfig)
@@ -194,10 +221,21 @@ class ModelConfig:
       'float32', 'of parameters that are not trained; what is trained is float32')
 
   @property
+  def order(self) -> tuple[int, ...]:
+    """The layers that a token passes, one after another."""
+    first, last = self.loop.layers or (0, self.num_layers - 1)
+    once = tuple(range(self.num_layers))
+    return once[:last + 1] + (self.loop.count - 1) * once[first:last + 1] + once[last + 1:]
+
+  @property
   def depth(self) -> int:
     """How many layers a token passes."""
-    first, last = self.loop.layers or (0, self.num_layers - 1)
-    return self.num_layers + (self.loop.count - 1) * (last + 1 - first)
+    return len(self.order)
+
+  @property
+  def nonlinearity(self) -> str:
+    """Of the MLP."""
+    return self.activation or {'gelu': 'gelu_tanh', 'swiglu': 'silu'}[self.mlp]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,17 +104,33 @@ def _check(config: Config) -> None:
                      'at most 1')
   size = model.head_dim or model.embed_dim // model.num_heads
   few = model.num_kv_heads or model.num_heads
-  if model.fused_qkv and (model.head_dim or model.num_kv_heads or model.qk_norm):
-    raise InputError('config.model.head_dim, num_kv_heads and qk_norm need '
-                     'config.model.fused_qkv=False')
+  if model.fused_qkv and model.qk_norm:
+    raise InputError('config.model.qk_norm needs config.model.fused_qkv=False')
+  if model.fused_mlp and model.mlp != 'swiglu':
+    raise InputError(f"config.model.fused_mlp is of a gated MLP, and config.model.mlp is "
+                     f"'{model.mlp}'; expected 'swiglu'")
+  if model.parallel and model.norm_place != 'before':
+    raise InputError("config.model.parallel has norms of what is read, and config.model."
+                     f"norm_place is '{model.norm_place}'; expected 'before'")
+  for name in ('window_layers', 'no_rope_layers'):
+    if not all(0 <= i < model.num_layers for i in getattr(model, name)):
+      raise InputError(f'config.model.{name} is {getattr(model, name)}; expected layers from '
+                       f'0 to {model.num_layers - 1}')
+  if model.rope.local_base and model.rope.multiplier != 1:
+    raise InputError('config.model.rope.multiplier is of all layers, and local_base of some; '
+                     'expected one of them')
   if model.num_heads % few:
     raise InputError(f'config.model.num_heads {model.num_heads} is not a multiple of '
                      f'config.model.num_kv_heads {few}; change one of them')
   if model.embed_dim % model.num_heads and not model.head_dim:
     raise InputError(f'config.model.embed_dim {model.embed_dim} is not a multiple of '
                      f'config.model.num_heads {model.num_heads}; change one of them')
-  if model.position_embedding == 'rotary' and size % 2:
-    raise InputError(f'rotary positions need an even head size; found {size}')
+  if model.position_embedding == 'rotary' and int(size * model.rope.fraction) % 2:
+    raise InputError('rotary positions need an even head size; found '
+                     f'{int(size * model.rope.fraction)}')
+  if not 0 < model.rope.fraction <= 1:
+    raise InputError(f'config.model.rope.fraction is {model.rope.fraction}; expected a share '
+                     'above 0, at most 1')
   if model.attention == 'cudnn' and model.dtype == 'float32':
     raise InputError("config.model.attention is 'cudnn', which has no float32; expected "
                      "config.model.dtype='bfloat16' or 'float16', or attention 'shared_prefix'")

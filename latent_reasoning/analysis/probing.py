@@ -20,6 +20,7 @@ from latent_reasoning.analysis.block_states import BlockActivations
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.models import attention as attention_lib
+from latent_reasoning.models import layers as layers_lib
 from latent_reasoning.parallel import sharding
 from latent_reasoning.report import block_plots, percent, table
 from latent_reasoning.report.result import Result
@@ -162,8 +163,13 @@ def _look(model, params, batch: batching.Batch, wide: int):
   def one(row):  # by row, or the weights of a large model would not fit into memory
     row = jax.tree.map(lambda a: a[None], row)
     layers = model.apply({'params': params}, row.tokens, row.positions, row.mask).layers
-    w = jnp.stack([attention_lib.weights(q, k, row.mask)[0].mean(0)
-                   for q, k in zip(layers.queries, layers.keys, strict=True)])  # [layers, L, L]
+    mask = row.mask.replace(positions=row.positions, key_positions=row.positions)
+    own = layers_lib.own(model.config)
+    w = jnp.stack([
+        attention_lib.weights(q, k, mask.replace(window=own.layer(i).window),
+                              model.config.attention_cap)[0].mean(0)
+        for q, k, i in zip(layers.queries, layers.keys, model.config.order,
+                           strict=True)])  # [layers, L, L]
     to_question = w[..., :question]
     to_blocks = w[..., question:p].reshape(*w.shape[:2], count, wide).sum(-1)
     readouts = jnp.concatenate([to_question.sum(-1, keepdims=True), to_blocks,

@@ -55,7 +55,7 @@ def tensors(config: Config, params: dict, tokens: int) -> dict[str, np.ndarray]:
   found = {}
   for theirs, (name, layer) in families.names(model).items():
     value = _at(config, params, name.ours, layer)
-    value = value.T if name.transposed else value
+    value = name.write(value)
     found[_full(config, theirs)] = value[:tokens] if name.ours[-1] in TABLES else value
   return found
 
@@ -78,8 +78,8 @@ def _at(config: Config, params: dict, ours: tuple[str, ...], layer: int | None):
 
 def _full(config: Config, theirs: str) -> str:
   """A name with the prefix that it has in files."""
-  return theirs if theirs.startswith('lm_head') else (
-      families.find(config.model).prefix + theirs)
+  family = families.find(config.model)
+  return theirs if theirs == family.head else family.prefix + theirs
 
 
 def adapter(config: Config, params: dict,
@@ -111,7 +111,7 @@ def adapter(config: Config, params: dict,
       known = _at(config, params, name.ours, None)
       if new is not None:
         axis = name.ours[-1] == 'head'
-        module = _full(config, theirs).removesuffix('.weight')
+        module = 'lm_head' if axis else _full(config, theirs).removesuffix('.weight')
         first = known.shape[axis]
         rows[module.rpartition('.')[2]] = list(range(first, tokens))
         found[f'{module}.token_adapter.trainable_tokens_delta'] = (
@@ -122,7 +122,8 @@ def adapter(config: Config, params: dict,
         module = _full(config, theirs).removesuffix('.weight')
         modules.setdefault(name.theirs.partition('{}.')[2].removesuffix('.weight'), []).append(
             module)
-        found[f'{module}.lora_A.weight'], found[f'{module}.lora_B.weight'] = a.T, b.T
+        found[f'{module}.lora_A.weight'], found[f'{module}.lora_B.weight'] = a.T, name.order(
+            b).T
   targets = []  # by kind where all layers have it
   for kind, own in modules.items():
     targets += [kind] if len(own) == model.num_layers else own

@@ -9,14 +9,30 @@ from typing import Any
 
 from latent_reasoning.config import ModelConfig
 from latent_reasoning.errors import InputError, ensure
-from latent_reasoning.hf.family import CHANGING, INERT, Family, Name, Reader, among, short
+from latent_reasoning.hf.family import (
+  CHANGING,
+  INERT,
+  NONE_OF_IT,
+  Family,
+  Name,
+  Reader,
+  among,
+  short,
+)
+from latent_reasoning.hf.gemma import GEMMA2, GEMMA3
 from latent_reasoning.hf.gpt2 import GPT2
+from latent_reasoning.hf.gpt_neox import GPT_NEOX
 from latent_reasoning.hf.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from latent_reasoning.hf.olmo2 import OLMO2
+from latent_reasoning.hf.phi3 import PHI3
+from latent_reasoning.hf.smollm3 import SMOLLM3
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3)}
+FAMILIES = {family.model_type: family for family in (
+    GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, SMOLLM3, GPT_NEOX, PHI3, GEMMA2, GEMMA3)}
 
 # Constants that old files hold as tensors.
-BUFFERS = r'h\.\d+\.attn\.(bias|masked_bias)|layers\.\d+\.self_attn\.rotary_emb\.inv_freq'
+BUFFERS = (r'h\.\d+\.attn\.(bias|masked_bias)|layers\.\d+\.self_attn\.rotary_emb\.inv_freq|'
+           r'layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)')
 
 
 def find(config: ModelConfig) -> Family:
@@ -30,7 +46,7 @@ def find(config: ModelConfig) -> Family:
       return family
   parts = ', '.join(f'{name}={getattr(config, name)!r}' for name in (
       'norm', 'mlp', 'fused_qkv', 'position_embedding', 'bias', 'qkv_bias', 'out_bias',
-      'mlp_bias', 'qk_norm'))
+      'mlp_bias', 'qk_norm', *(k for k, v in NONE_OF_IT.items() if getattr(config, k) != v)))
   raise InputError(f'the model is of no family of transformers (config.model has {parts}); '
                    f'expected the parts of one of {tuple(FAMILIES)}')
 
@@ -38,8 +54,9 @@ def find(config: ModelConfig) -> Family:
 def names(config: ModelConfig) -> dict[str, tuple[Name, int | None]]:
   """{name in a file without prefix: (its entry, its layer)}."""
   found = {}
-  head = [Name(('head',), 'lm_head.weight', True)] * (not config.tie_embeddings)
-  for name in find(config).tensors(config) + head:
+  family = find(config)
+  head = [Name(('head',), family.head, True)] * (not config.tie_embeddings)
+  for name in family.tensors(config) + head:
     layers = range(config.num_layers) if '{}' in name.theirs else [None]
     for layer in layers:
       found[name.theirs.format(layer)] = (name, layer)
@@ -65,10 +82,10 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
   kind = values.get('model_type')
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise InputError(f"{where}: model_type is {kind!r}; expected one of {tuple(FAMILIES)} "
-                     '(SmolLM2 is llama)')
+                     '(SmolLM2 is llama, Pythia gpt_neox)')
   read, family = Reader(values, where), FAMILIES[kind]
   for key, value in values.items():
-    if key in CHANGING and not among(value, CHANGING[key]):
+    if key in CHANGING.keys() - family.keys and not among(value, CHANGING[key]):
       raise InputError(f'{where}: {key} is {short(value)}, which is not computed here; '
                        f'supported: {CHANGING[key]}')
     if key not in INERT | family.keys | CHANGING.keys():
@@ -80,8 +97,9 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
   ensure(not config.num_heads % (config.num_kv_heads or config.num_heads),
          f'{where}: {config.num_kv_heads} heads of keys and values do not divide '
          f'{config.num_heads}')
-  ensure(config.position_embedding != 'rotary' or not size % 2,
-         f'{where}: heads are {size} wide; rotary positions need an even number')
+  turned = int(size * config.rope.fraction)
+  ensure(config.position_embedding != 'rotary' or turned and not turned % 2,
+         f'{where}: heads are {turned} wide; rotary positions need an even number')
   read.size('vocab_size')
   return config
 

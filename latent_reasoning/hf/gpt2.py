@@ -4,14 +4,25 @@ import dataclasses
 from typing import Any
 
 from latent_reasoning.config import ModelConfig
-from latent_reasoning.hf.family import Family, Name, Reader, dense
+from latent_reasoning.hf.family import (
+  NONE_OF_IT,
+  Family,
+  Name,
+  Reader,
+  dense,
+  plain,
+  read_activation,
+  write_activation,
+)
 
 
 def read(values: Reader, base: ModelConfig) -> ModelConfig:
   """The model of a config.json."""
   width = values.size('n_embd')
   return dataclasses.replace(
-      base, norm='layer', mlp='gelu', fused_qkv=True, position_embedding='learned', bias=True,
+      base, **{**NONE_OF_IT, 'activation': read_activation(
+          values, 'activation_function', 'gelu_new', 'gelu')},
+      norm='layer', mlp='gelu', fused_qkv=True, position_embedding='learned', bias=True,
       qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm=False,
       num_layers=values.size('n_layer'), embed_dim=width, num_heads=values.size('n_head'),
       num_kv_heads=0, head_dim=0, mlp_dim=values.size('n_inner', 4 * width),
@@ -23,14 +34,18 @@ def read(values: Reader, base: ModelConfig) -> ModelConfig:
 def fits(config: ModelConfig) -> bool:
   """Whether a model is a GPT-2."""
   return (config.norm == 'layer' and config.mlp == 'gelu' and config.fused_qkv and config.bias
-          and config.position_embedding == 'learned' and not config.qk_norm)
+          and config.position_embedding == 'learned' and not config.qk_norm
+          and config.num_kv_heads in (0, config.num_heads) and config.head_dim in (
+              0, config.embed_dim // config.num_heads)
+          and plain(config, 'activation', rope=('multiplier', 'fraction', 'local_base')))
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
   """The keys of its config.json."""
   return {'n_layer': config.num_layers, 'n_embd': config.embed_dim, 'n_head': config.num_heads,
           'n_inner': config.mlp_dim, 'n_positions': config.max_positions,
-          'layer_norm_epsilon': config.norm_epsilon, 'activation_function': 'gelu_new'}
+          'layer_norm_epsilon': config.norm_epsilon,
+          'activation_function': write_activation(config)}
 
 
 def tensors(config: ModelConfig) -> list[Name]:
@@ -47,5 +62,6 @@ def tensors(config: ModelConfig) -> list[Name]:
 
 GPT2 = Family(
     'gpt2', 'GPT2LMHeadModel',
-    frozenset(('n_layer', 'n_embd', 'n_head', 'n_inner', 'n_positions', 'layer_norm_epsilon')),
+    frozenset(('n_layer', 'n_embd', 'n_head', 'n_inner', 'n_positions', 'layer_norm_epsilon',
+               'activation_function')),
     read, fits, write, tensors, prefix='transformer.', conv1d=True)

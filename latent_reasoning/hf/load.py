@@ -101,7 +101,8 @@ def _own_head(path: pathlib.Path, model: ModelConfig) -> bool:
   """Whether a checkpoint that calls its head tied has one that differs from its table."""
   held, family = tensors(path), find(model)
   name = next(n.theirs for n in family.tensors(model) if n.ours == ('embedding',))
-  table, head = held.get(family.prefix + name) or held.get(name), held.get('lm_head.weight')
+  table = held.get(family.prefix + name) or held.get(name)
+  head = held.get(family.head) or held.get('lm_head.weight')
   if head is None or table is None:
     return False
   if head.shape != table.shape:
@@ -248,7 +249,9 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     name = full.removeprefix(prefix)
     if re.fullmatch(BUFFERS, name):
       continue
-    if config.tie_embeddings and name == 'lm_head.weight':  # equal to the table (`resolve`)
+    if name == 'lm_head.weight':  # as transformers calls each head since version 5
+      name = find(config).head
+    if config.tie_embeddings and name == find(config).head:  # equal to the table (`resolve`)
       continue
     if name not in expected:
       surplus.append(full)
@@ -261,8 +264,7 @@ def load(config: ModelConfig, like: dict, tokens: int, rng: chex.PRNGKey,
     try:
       if tensor.dtype not in FLOATS:
         raise ValueError(f'its type is {tensor.dtype}, expected one of {FLOATS}')
-      value = tensor.read()
-      value = value.T if entry.transposed else value
+      value = entry.read(tensor.read())
       if entry.ours[-1] in keys:
         put_rows(out, like, placed, entry.ours[-1], value, tokens, keys[entry.ours[-1]])
       else:

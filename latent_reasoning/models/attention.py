@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from latent_reasoning.config import ModelConfig
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.models import masks
 from latent_reasoning.models.masks import Mask
 
@@ -60,8 +60,9 @@ def _put(step: chex.Array, own: chex.Array, new: chex.Array) -> chex.Array:
   return jax.lax.dynamic_update_slice_in_dim(own, new, step, axis=own.ndim - 2)
 
 
-def _logits(equation: str, q: chex.Array, k: chex.Array) -> chex.Array:
-  return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+def _logits(equation: str, q: chex.Array, k: chex.Array, cap: float) -> chex.Array:
+  logits = jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def _serve(k: chex.Array, q: chex.Array) -> chex.Array:
@@ -73,35 +74,40 @@ def _softmax(logits: chex.Array, mask: chex.Array) -> chex.Array:
   return jax.nn.softmax(jnp.where(mask, logits, NEGATIVE), axis=-1)
 
 
-def dense(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+def dense(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
+          cap: float = 0.0) -> chex.Array:
   """One dense mask over the whole row: the reference of `shared_prefix`."""
-  return jnp.einsum('BNTS,BSNH->BTNH', weights(q, k, mask).astype(v.dtype), _serve(v, q))
+  shares = weights(q, k, mask, cap).astype(v.dtype)
+  return jnp.einsum('BNTS,BSNH->BTNH', shares, _serve(v, q))
 
 
-def weights(q: chex.Array, k: chex.Array, mask: Mask) -> chex.Array:
+def weights(q: chex.Array, k: chex.Array, mask: Mask, cap: float = 0.0) -> chex.Array:
   """The shares with which queries attend to keys: float32 [B, N, T, S], rows add to 1."""
-  return _softmax(_logits('BTNH,BSNH->BNTS', q, _serve(k, q)), masks.allowed(mask)[:, None])
+  return _softmax(_logits('BTNH,BSNH->BNTS', q, _serve(k, q), cap),
+                  masks.allowed(mask)[:, None])
 
 
-def shared_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+def shared_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
+                  cap: float = 0.0) -> chex.Array:
   """The same by parts: the prefix by itself, each readout to prefix and itself.
 
   A readout's own keys are R instead of K·R, and the prefix has none of them:
   P² + K·R·(P + R) logits instead of (P + K·R)². One softmax over both parts.
   """
-  return _by_parts(dense_prefix, q, k, v, mask)
+  return _by_parts(functools.partial(dense_prefix, cap=cap), q, k, v, mask, cap)
 
 
-def dense_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask) -> chex.Array:
+def dense_prefix(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
+                 cap: float = 0.0) -> chex.Array:
   """The prefix to itself: all [B, P, N or M, H]."""
   k, v = _serve(k, q), _serve(v, q)
-  weights = _softmax(_logits('BTNH,BSNH->BNTS', q, k),
+  weights = _softmax(_logits('BTNH,BSNH->BNTS', q, k, cap),
                      masks.sees_prefix(mask, q.shape[1])[:, None])
   return jnp.einsum('BNTS,BSNH->BTNH', weights.astype(v.dtype), v)
 
 
 def _by_parts(prefix: Callable[..., chex.Array], q: chex.Array, k: chex.Array, v: chex.Array,
-              mask: Mask) -> chex.Array:
+              mask: Mask, cap: float = 0.0) -> chex.Array:
   """The prefix to itself by a function as `dense_prefix`, then the readouts."""
   p, count = mask.prefix, mask.count
   out = prefix(q[:, :p], k[:, :p], v[:, :p], mask.part(0, p))
@@ -112,15 +118,17 @@ def _by_parts(prefix: Callable[..., chex.Array], q: chex.Array, k: chex.Array, v
   r = (length - p) // count
   own = (batch, count, r, heads, size)
   sees = masks.sees_prefix(mask.part(p, length), p).reshape(batch, count, r, p)
-  causal = jnp.broadcast_to(jnp.tril(jnp.ones((r, r), bool)), (batch, count, r, r))
+  near = masks.within(jnp.arange(r)[:, None] - jnp.arange(r), mask)
+  causal = jnp.broadcast_to(jnp.tril(jnp.ones((r, r), bool)) & near, (batch, count, r, r))
   readouts = _readouts(
       q[:, p:].reshape(own), k[:, :p], v[:, :p], k[:, p:].reshape(own),
-      v[:, p:].reshape(own), sees, causal)
+      v[:, p:].reshape(own), sees, causal, cap)
   return jnp.concatenate([out, readouts.reshape(batch, length - p, heads, size)], axis=1)
 
 
 def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache,
-           step: chex.Array) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
+           step: chex.Array,
+           cap: float = 0.0) -> tuple[chex.Array, tuple[chex.Array, chex.Array]]:
   """The next R tokens of each of K readouts, from a cache.
 
   Args:
@@ -138,16 +146,18 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
   own_k, own_v = _put(step, cache.own_k, new[0]), _put(step, cache.own_v, new[1])
   p, r, served = cache.prefix_k.shape[2], q.shape[2], k.shape[3]
   shared = q.reshape(batch, count, r, served, -1, q.shape[-1])  # G queries of a key
+  distance = step + jnp.arange(r)[:, None] - jnp.arange(own_k.shape[3])
+  near = masks.within(distance, mask)
   if mask.own is None:
-    causal = jnp.arange(own_k.shape[3]) <= step + jnp.arange(r)[:, None]
+    causal = (distance >= 0) & near
     own = jnp.broadcast_to(causal, (batch, count, *causal.shape))
   else:
-    own = mask.own[:, None]
+    own = mask.own[:, None] & near
   sees = jnp.concatenate([
       masks.sees_prefix(mask, p).reshape(batch, count, r, p), own], axis=-1)
   logits = jnp.concatenate([
-      _logits('BKRMGH,BMPH->BKMGRP', shared, cache.prefix_k),
-      _logits('BKRMGH,BKMSH->BKMGRS', shared, own_k)], axis=-1)
+      _logits('BKRMGH,BMPH->BKMGRP', shared, cache.prefix_k, cap),
+      _logits('BKRMGH,BKMSH->BKMGRS', shared, own_k, cap)], axis=-1)
   weights = _softmax(logits, sees[:, :, None, None]).astype(v.dtype)
   out = (jnp.einsum('BKMGRP,BMPH->BKRMGH', weights[..., :p], cache.prefix_v)
          + jnp.einsum('BKMGRS,BKMSH->BKRMGH', weights[..., p:], own_v))
@@ -156,7 +166,7 @@ def cached(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask, cache: Cache
 
 def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
               own_k: chex.Array, own_v: chex.Array, sees: chex.Array,
-              causal: chex.Array) -> chex.Array:
+              causal: chex.Array, cap: float) -> chex.Array:
   """Attends from [B, K, R] queries to a shared prefix and S own keys each.
 
   Args:
@@ -170,8 +180,8 @@ def _readouts(q: chex.Array, prefix_k: chex.Array, prefix_v: chex.Array,
   """
   p = prefix_k.shape[1]
   logits = jnp.concatenate([
-      _logits('BKRNH,BPNH->BNKRP', q, prefix_k),
-      _logits('BKRNH,BKSNH->BNKRS', q, own_k)], axis=-1)
+      _logits('BKRNH,BPNH->BNKRP', q, prefix_k, cap),
+      _logits('BKRNH,BKSNH->BNKRS', q, own_k, cap)], axis=-1)
   weights = _softmax(logits, jnp.concatenate([sees, causal], axis=-1)[:, None])
   weights = weights.astype(own_v.dtype)
   return (jnp.einsum('BNKRP,BPNH->BKRNH', weights[..., :p], prefix_v)
@@ -269,6 +279,14 @@ def _pad(multiple: int, q: chex.Array, k: chex.Array, v: chex.Array,
   if may is None:
     return padded
   return [*padded, lengthen(lengthen(may), 2).at[:, may.shape[1]:, 0].set(True)]
+
+
+def require(config: ModelConfig) -> None:
+  """Raises InputError where a kernel does not compute what the model asks for."""
+  for what in ('window', 'attention_cap'):
+    ensure(config.attention not in KERNELS or not getattr(config, what),
+           f"config.model.attention is '{config.attention}', a kernel that does not compute "
+           f"config.model.{what} ({getattr(config, what)}); expected 'shared_prefix'")
 
 
 def check(name: str) -> None:

@@ -1,10 +1,12 @@
 """Layers that all decoders are made of."""
 
+import math
 import re
 from typing import Any
 
 import chex
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -36,10 +38,13 @@ class RMSNorm(nn.Module):
   """x / sqrt(mean x²) · scale over the last axis (Zhang and Sennrich 2019), in float32."""
   epsilon: float
   dtype: jnp.dtype
+  zero_centered: bool = False  # by 1 + scale
 
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+    begin = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
+    scale = self.param('scale', begin, (x.shape[-1],), jnp.float32)
+    scale = 1 + scale if self.zero_centered else scale
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
     return (wide * scale).astype(self.dtype)
@@ -48,8 +53,8 @@ class RMSNorm(nn.Module):
 def norm(config: ModelConfig, **kwargs) -> nn.Module:
   """The norm that config.model.norm names."""
   dtype = jnp.dtype(config.dtype)
-  if config.norm == 'rms':
-    return RMSNorm(config.norm_epsilon, dtype, **kwargs)
+  if config.norm != 'layer':
+    return RMSNorm(config.norm_epsilon, dtype, config.norm == 'rms_zero_centered', **kwargs)
   return nn.LayerNorm(config.norm_epsilon, use_bias=config.bias, dtype=dtype, **kwargs)
 
 
@@ -100,7 +105,8 @@ def frequencies(half: int, rope: RopeConfig) -> chex.Array:
 
   'linear' stretches all positions (Chen et al. 2023). 'llama3' stretches the slow
   pairs by `factor`, keeps the fast ones, and goes over smoothly between wavelengths of
-  original / high and original / low positions.
+  original / high and original / low positions. 'yarn' does too, evenly over the pairs between
+  those wavelengths, rounded to whole pairs (Peng et al. 2023).
   """
   turns = rope.base**(-jnp.arange(half, dtype=jnp.float32) / half)
   if rope.scaling == 'linear':
@@ -109,19 +115,82 @@ def frequencies(half: int, rope: RopeConfig) -> chex.Array:
     waves = rope.original * turns / (2 * jnp.pi)  # in the original context
     smooth = jnp.clip((waves - rope.low) / (rope.high - rope.low), 0, 1)
     return turns * (smooth + (1 - smooth) / rope.factor)
+  if rope.scaling == 'yarn':
+    def pair(waves):  # which one turns so often in the original context
+      return half * math.log(rope.original / (2 * math.pi * waves)) / math.log(rope.base)
+    first, last = max(math.floor(pair(rope.high)), 0), min(math.ceil(pair(rope.low)),
+                                                           2 * half - 1)
+    smooth = jnp.clip((jnp.arange(half) - first) / max(last - first, 1e-3), 0, 1)
+    return turns * (1 - smooth + smooth / rope.factor)
   return turns
 
 
-def rotary(x: chex.Array, positions: chex.Array, rope: RopeConfig) -> chex.Array:
+class LatentProjection(nn.Module):
+  """A hidden state as the next input: dense, GELU, dense, layer norm, as in CODI."""
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, hidden: chex.Array) -> chex.Array:
+    up = nn.gelu(Dense(self.width, True, self.dtype, name='up')(hidden))
+    return nn.LayerNorm(dtype=self.dtype, name='norm')(
+        Dense(self.width, True, self.dtype, name='down')(up))
+
+
+@flax.struct.dataclass
+class Own:
+  """What layers do not have in common; a leading layer axis [L], or of one layer.
+
+  Attributes:
+    window: int32 [], as Mask.window; None: no layer has one.
+    turns: float32 [H/2], as `frequencies`, 0 in a layer without positions; None: all alike.
+  """
+  window: chex.Array | None = None
+  turns: chex.Array | None = None
+
+  def layer(self, i: int) -> 'Own':
+    """Of layer i."""
+    return jax.tree.map(lambda a: a[i], self)
+
+
+def own(config: ModelConfig) -> Own:
+  """What each layer of a model has of its own."""
+  c, rope = config, config.rope
+  windowed = [bool(c.window) and (not c.window_layers or i in c.window_layers)
+              for i in range(c.num_layers)]
+  window = turns = None
+  if any(windowed):
+    window = jnp.asarray([c.window if w else 2**30 for w in windowed], jnp.int32)
+  if c.position_embedding == 'rotary' and (c.no_rope_layers or rope.local_base):
+    half = pairs(c.head_dim or c.embed_dim // c.num_heads, rope)
+    plain = frequencies(half, rope)
+    local = frequencies(half, RopeConfig(rope.local_base)) if rope.local_base else plain
+    turns = jnp.stack([0 * plain if i in c.no_rope_layers else local if windowed[i] else plain
+                       for i in range(c.num_layers)])
+  return Own(window, turns)
+
+
+def pairs(size: int, rope: RopeConfig) -> int:
+  """How many pairs of a head's dimensions are turned."""
+  return int(size * rope.fraction) // 2
+
+
+def rotary(x: chex.Array, positions: chex.Array, rope: RopeConfig,
+           turns: chex.Array | None = None) -> chex.Array:
   """Rotary positions (Su et al. 2021), halves convention.
 
   Args:
     x: [B, T, N, H].
     positions: int32 [B, T].
     rope: base and scaling.
+    turns: of a layer with others (`own`).
   """
-  half = x.shape[-1] // 2
-  angle = positions[..., None].astype(jnp.float32) * frequencies(half, rope)
+  half = pairs(x.shape[-1], rope)
+  turns = frequencies(half, rope) if turns is None else turns
+  angle = positions[..., None].astype(jnp.float32) * turns
   sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]  # [B, T, 1, H/2]
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+  if rope.multiplier != 1:
+    sin, cos = rope.multiplier * sin, rope.multiplier * cos
+  a, b, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
+  parts = [a * cos - b * sin, b * cos + a * sin] + [rest] * bool(rest.size)
+  return jnp.concatenate(parts, axis=-1).astype(x.dtype)

@@ -15,12 +15,19 @@ def plain(batch: int, length: int) -> Mask:
 
 def sees_prefix(query: Mask, keys: int) -> chex.Array:
   """Returns bool [B, T, S]: visible_from <= j < visible_until for prefix keys j, but those with
-  unseen_from <= j < unseen_until."""
+  unseen_from <= j < unseen_until, and those that a window hides."""
   j = jnp.arange(keys)
   sees = (j >= query.visible_from[..., None]) & (j < query.visible_until[..., None])
+  if query.window is not None:
+    sees &= query.positions[..., None] - query.key_positions[:, None, :keys] < query.window
   if query.unseen_from is None:
     return sees
   return sees & ~((j >= query.unseen_from[..., None]) & (j < query.unseen_until[..., None]))
+
+
+def within(distance: chex.Array, mask: Mask) -> chex.Array | bool:
+  """Whether a window lets tokens of a readout see others so many places before them."""
+  return True if mask.window is None else distance < mask.window
 
 
 def allowed(mask: Mask) -> chex.Array:
@@ -53,5 +60,5 @@ def allowed(mask: Mask) -> chex.Array:
   i, j = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
   query, key = mask.segment[:, :, None], mask.segment[:, None, :]
   in_prefix = (key == 0) & sees_prefix(mask, length)
-  in_readout = (query == key) & (key != 0) & (j <= i)
+  in_readout = (query == key) & (key != 0) & (j <= i) & within(i - j, mask)
   return in_prefix | in_readout

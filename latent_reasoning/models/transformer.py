@@ -4,7 +4,8 @@ x + attention(norm(x)), then x + mlp(norm(x)), a final norm and a head. The defa
 GPT-2 (Radford et al. 2019): layer norm, one fused map to queries, keys and values, GELU,
 learned positions. A Llama (Touvron et al. 2023) has root-mean-square norms, SwiGLU
 (Shazeer 2020), rotary positions and fewer heads for keys and values (Ainslie et al. 2023).
-A family of pretrained models is such a choice (hf).
+A family of pretrained models is such a choice (hf). What layers do not have in common is in
+layers.own.
 
 Layers may be passed several times (config.model.loop): s_0 = e, s_l = f(mix(e, s_(l-1))), with
 f those layers and e what the first of them was given. Of 'add' and 'concat' the first loop
@@ -15,6 +16,7 @@ that shared-prefix and dense attention stay equal while training.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -34,17 +36,22 @@ from latent_reasoning.models.layers import (
   DENSE,
   LOW_RANK,
   Dense,
+  LatentProjection,
+  Own,
   RMSNorm,
   by_batch,
   norm,
   rotary,
 )
+from latent_reasoning.models.layers import own as own_of
 from latent_reasoning.models.masks import Mask
 
 EMBEDDING_STD = 0.02
 REMAT = {  # what the backward pass is given of a layer, beside its input
     'dots': jax.checkpoint_policies.save_only_these_names(DENSE, LOW_RANK, ATTENDED),
     'full': jax.checkpoint_policies.nothing_saveable}
+ACTIVATIONS = {'gelu': functools.partial(nn.gelu, approximate=False), 'gelu_tanh': nn.gelu,
+               'relu': nn.relu, 'silu': nn.silu}
 MANY = 8  # rows from which, on a CPU, the table times them beats them times its transpose
 
 
@@ -95,7 +102,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: chex.Array, positions: chex.Array, mask: Mask,
-               cache: Cache | None, step: chex.Array | None, banks=None, shared=None):
+               cache: Cache | None, step: chex.Array | None, banks=None, shared=None,
+               own: Own = Own()):  # noqa: B008 it is frozen
     c, dtype, imm = self.config, jnp.dtype(self.config.dtype), self.imm
     reads = None
     if cache is not None:
@@ -108,26 +116,26 @@ class Block(nn.Module):
                                              shared)
     drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
     out_scale = (2 * c.num_layers)**-0.5  # keeps the residual stream's variance
-    q, k, v = self._qkv(norm(c, name='norm_1')(x_BTD))  # [B, T, N, H]; k, v fewer heads
+    x_read = x_BTD  # [B, T, D], what the MLP reads too where both are parallel
+    q, k, v = self._qkv(self._norm('before', 'norm_1', x_BTD))  # [B, T, N, H]; k, v fewer heads
     if c.position_embedding == 'rotary':
-      q, k = rotary(q, positions, c.rope), rotary(k, positions, c.rope)
+      q, k = (rotary(a, positions, c.rope, own.turns) for a in (q, k))
+    if c.attention_scale:  # attention divides by sqrt(H)
+      q = (q * (c.attention_scale * q.shape[-1]**0.5)).astype(dtype)
+    seen, capped = mask.replace(window=own.window), {'cap': c.attention_cap} if (
+        c.attention_cap) else {}
     if cache is None:
-      y = attention.IMPLEMENTATIONS[c.attention](q, k, v, mask)
+      y = attention.IMPLEMENTATIONS[c.attention](q, k, v, seen, **capped)
     else:
-      y, (k, v) = attention.cached(q, k, v, mask, cache, step)
+      y, (k, v) = attention.cached(q, k, v, seen, cache, step, **capped)
     y = checkpoint_name(y, ATTENDED)
     y = self._dense(c.embed_dim, c.bias or c.out_bias, 'out', out_scale)(
         y.reshape(*x_BTD.shape[:2], -1))
-    x_BTD = x_BTD + drop(y)
+    x_BTD = x_BTD + drop(self._norm('after', 'post_norm_1', y))
 
-    y, bias = norm(c, name='norm_2')(x_BTD), c.bias or c.mlp_bias
-    up = self._dense(c.mlp_dim, bias, 'up')(y)
-    if c.mlp == 'swiglu':
-      y = nn.silu(self._dense(c.mlp_dim, bias, 'gate')(y)) * up
-    else:
-      y = nn.gelu(up)
-    y = self._dense(c.embed_dim, bias, 'down', out_scale)(y)
-    x_BTD = x_BTD + drop(y)
+    y = self._norm('before', 'norm_2', x_read if c.parallel else x_BTD)
+    y = self._dense(c.embed_dim, c.bias or c.mlp_bias, 'down', out_scale)(self._mlp(y))
+    x_BTD = x_BTD + drop(self._norm('after', 'post_norm_2', y))
     if imm and imm.place == 'after':
       x_BTD, banks, reads, shared = memory(x_BTD, positions, mask, banks, cache is not None,
                                            shared)
@@ -138,6 +146,20 @@ class Block(nn.Module):
     return Dense(features, bias, jnp.dtype(self.config.dtype), scale, self.config.lora,
                  self.deterministic, name=name)
 
+  def _norm(self, place: str, name: str, y: chex.Array) -> chex.Array:
+    """The norm at a place; nothing where the model has none there."""
+    return norm(self.config, name=name)(y) if self.config.norm_place in (place, 'both') else y
+
+  def _mlp(self, y: chex.Array) -> chex.Array:
+    """The hidden layer of the MLP, [B, T, F]."""
+    c, bias = self.config, self.config.bias or self.config.mlp_bias
+    act = ACTIVATIONS[c.nonlinearity]
+    if c.fused_mlp:
+      gate, up = jnp.split(self._dense(2 * c.mlp_dim, bias, 'gate_up')(y), 2, axis=-1)
+      return act(gate) * up
+    up = self._dense(c.mlp_dim, bias, 'up')(y)
+    return act(self._dense(c.mlp_dim, bias, 'gate')(y)) * up if c.mlp == 'swiglu' else act(up)
+
   def _qkv(self, y: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
     """Queries, keys and values by heads, before positions."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -146,27 +168,22 @@ class Block(nn.Module):
     def heads(a, count):
       return a.reshape(*a.shape[:2], count, size)
     bias = c.bias or c.qkv_bias
+    counts = (c.num_heads, few, few)
     if c.fused_qkv:
-      qkv = self._dense(3 * c.embed_dim, bias, 'qkv')(y)
-      return tuple(heads(a, c.num_heads) for a in jnp.split(qkv, 3, axis=-1))
-    q, k, v = (heads(self._dense(count * size, bias, name)(y), count)
-               for name, count in (('q', c.num_heads), ('k', few), ('v', few)))
+      qkv = self._dense(sum(counts) * size, bias, 'qkv')(y)
+      ends = [c.num_heads * size, (c.num_heads + few) * size]
+      return tuple(map(heads, jnp.split(qkv, ends, axis=-1), counts))
+    q, k, v = (self._dense(count * size, bias, name)(y)
+               for name, count in zip('qkv', counts, strict=True))
+    together = c.qk_norm_over == 'heads'
+    if not together:
+      q, k = heads(q, c.num_heads), heads(k, few)
     if c.qk_norm:
-      q, k = (RMSNorm(c.norm_epsilon, dtype, name=name)(a)
+      q, k = (RMSNorm(c.norm_epsilon, dtype, c.norm == 'rms_zero_centered', name=name)(a)
               for name, a in (('q_norm', q), ('k_norm', k)))
-    return q, k, v
-
-
-class LatentProjection(nn.Module):
-  """A hidden state as the next input: dense, GELU, dense, layer norm, as in CODI."""
-  width: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, hidden: chex.Array) -> chex.Array:
-    up = nn.gelu(Dense(self.width, True, self.dtype, name='up')(hidden))
-    return nn.LayerNorm(dtype=self.dtype, name='norm')(
-        Dense(self.width, True, self.dtype, name='down')(up))
+    if together:
+      q, k = heads(q, c.num_heads), heads(k, few)
+    return q, k, heads(v, few)
 
 
 class Transformer(nn.Module):
@@ -199,6 +216,7 @@ class Transformer(nn.Module):
 
   def setup(self):
     c = self.config
+    attention.require(c)
     normal = nn.initializers.normal(EMBEDDING_STD)
     known = self.pretrained_vocab or self.vocab
     new = self.vocab - known
@@ -226,6 +244,13 @@ class Transformer(nn.Module):
   def embed(self, tokens: chex.Array) -> chex.Array:
     """Token embeddings, without positions: [B, T] -> [B, T, D]."""
     dtype = jnp.dtype(self.config.dtype)
+    if self.config.scale_embeddings:
+      scale = jnp.asarray(self.config.embed_dim**0.5, dtype)
+      return scale * self._rows(tokens, dtype)
+    return self._rows(tokens, dtype)
+
+  def _rows(self, tokens: chex.Array, dtype: jnp.dtype) -> chex.Array:
+    """Rows of the tables."""
     if not self.pretrained_vocab:
       return self.embedding[tokens].astype(dtype)
     old = self.embedding[jnp.minimum(tokens, self.pretrained_vocab - 1)].astype(dtype)
@@ -269,10 +294,13 @@ class Transformer(nn.Module):
     block = Block if c.remat == 'none' else nn.remat(
         Block, prevent_cse=not c.scan, policy=REMAT[c.remat])
     imm = self.imm if self.imm and self.imm.write_policy else None
-    args, e = (self.dropout, deterministic), None
+    args, e, constants = (self.dropout, deterministic), None, own_of(c)
+    if constants.window is not None:
+      mask = mask.replace(positions=positions, key_positions=(
+          positions if cache is None else mask.key_positions))
     if c.scan:
-      def body(block, x, cache, banks):
-        out, _ = block(x, positions, mask, cache, step, banks)
+      def body(block, x, cache, banks, constants):
+        out, _ = block(x, positions, mask, cache, step, banks, None, constants)
         return out.hidden, out
       scanned = nn.scan(body, variable_axes={'params': 0},
                         split_rngs={'params': True, 'dropout': True}, length=c.num_layers)
@@ -281,25 +309,22 @@ class Transformer(nn.Module):
         e, x = (x, x) if e is None else (e, self.again(x, e))
         own = cache if c.depth == c.num_layers else jax.tree.map(
             lambda a, start=start: a[start:start + c.num_layers], cache)
-        x, layers = scanned(blocks, x, own, banks)
+        x, layers = scanned(blocks, x, own, banks, constants)
         found.append(layers)
       if len(found) > 1:
         layers = jax.tree.map(lambda *a: jnp.concatenate(a), *found)
     else:
       layers, shared, with_memory = [], None, imm and (imm.layers or range(c.num_layers))
-      first, last = c.loop.layers or (0, c.num_layers - 1)
-      once = [*range(c.num_layers)]
-      order = [*once[:last + 1], *(c.loop.count - 1) * once[first:last + 1], *once[last + 1:]]
       blocks = {}
-      for place, i in enumerate(order):
-        if i == first:
+      for place, i in enumerate(c.order):
+        if i == (c.loop.layers or (0,))[0]:
           e, x = (x, x) if e is None else (e, self.again(x, e))
         own = imm if imm and i in with_memory else None
         writer = not (imm and imm.shared) or shared is None
         if i not in blocks:
           blocks[i] = block(c, own, *args, writer, inspect, name=f'block_{i}')
         out, writes = blocks[i](x, positions, mask, cache and cache.layer(place), step,
-                                banks and banks[i], shared)
+                                banks and banks[i], shared, constants.layer(i))
         shared = writes if imm and imm.shared else None
         x = out.hidden
         layers.append(out)
@@ -349,6 +374,8 @@ class Transformer(nn.Module):
 
   def _of_tokens(self, logits: chex.Array, shape: tuple[int, ...]) -> chex.Array:
     """Logits in the shape of their hidden states, where no token is at no probability."""
+    if cap := self.config.logit_cap:
+      logits = cap * jnp.tanh(logits / cap)
     if self.num_tokens and self.num_tokens < self.vocab:
       logits = jnp.where(jnp.arange(self.vocab) < self.num_tokens, logits, attention.NEGATIVE)
     return logits.reshape(*shape, self.vocab)

@@ -37,7 +37,7 @@ def _lora(config: Config) -> bool:
   return config.model.lora.rank > 0
 
 
-COLUMN, ROW = r'(qkv|q|k|v|up|gate|project)', r'(out|down)'
+COLUMN, ROW = r'(qkv|q|k|v|up|gate|gate_up|project)', r'(out|down)'
 
 # The first that matches holds. Vectors are whole everywhere.
 TABLE = (

@@ -28,12 +28,14 @@ class _Plan:
   tile: int
   widths: tuple[int, ...]
   num_tokens: int
+  cap: float
   rows: tuple[str, ...] = ()
   vocabulary: str = ''
 
 
 def sums(hidden: chex.Array, kernels: Sequence[chex.Array], targets: chex.Array,
-         weights: chex.Array, tile: int, num_tokens: int = 0) -> tuple[chex.Array, chex.Array]:
+         weights: chex.Array, tile: int, num_tokens: int = 0,
+         cap: float = 0.0) -> tuple[chex.Array, chex.Array]:
   """Σ w · -log softmax(h W)[target], and Σ w over those whose largest logit is the target's.
 
   Args:
@@ -43,12 +45,13 @@ def sums(hidden: chex.Array, kernels: Sequence[chex.Array], targets: chex.Array,
     targets, weights: int32 and float32 [B, T].
     tile: tokens whose logits exist at a time on a device.
     num_tokens: columns behind them are no tokens; 0: there are none.
+    cap: logits x are cap · tanh(x / cap); 0: x.
 
   Returns:
     float32 scalars; only the first has a gradient, for hidden and kernels.
   """
   widths = tuple(kernel.shape[1] for kernel in kernels)
-  plan = _Plan(tile, widths, num_tokens or sum(widths))
+  plan = _Plan(tile, widths, num_tokens or sum(widths), cap)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
     divides = hidden.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']) == 0
@@ -151,8 +154,13 @@ def _tile(plan: _Plan, wanted: tuple[bool, ...], kernels, columns, hidden, targe
 
   def add(parts):
     return over(jnp.add, jax.lax.psum, [a.sum(-1) for a in parts])
-  logits = [jnp.where(own >= 0, jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32),
-                      NEGATIVE) for kernel, own in zip(kernels, columns, strict=True)]
+  logits = [jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+            for kernel in kernels]
+  slopes = None
+  if plan.cap:
+    bent = [jnp.tanh(a / plan.cap) for a in logits]
+    logits, slopes = [plan.cap * a for a in bent], [1 - a**2 for a in bent]
+  logits = [jnp.where(own >= 0, a, NEGATIVE) for a, own in zip(logits, columns, strict=True)]
   hits = [own == targets[:, None] for own in columns]
   top = over(jnp.maximum, jax.lax.pmax, [a.max(-1) for a in logits])[:, None]
   exps = [jnp.exp(a - top) for a in logits]
@@ -165,8 +173,11 @@ def _tile(plan: _Plan, wanted: tuple[bool, ...], kernels, columns, hidden, targe
   correct = jnp.sum((ahead == 0) * weights)
   if not any(wanted):
     return (loss, correct, (None,) * len(kernels)), None
-  d_logits = [((e / total[:, None] - hit) * weights[:, None]).astype(hidden.dtype)
+  d_logits = [(e / total[:, None] - hit) * weights[:, None]
               for e, hit in zip(exps, hits, strict=True)]
+  if slopes:
+    d_logits = [d * slope for d, slope in zip(d_logits, slopes, strict=True)]
+  d_logits = [d.astype(hidden.dtype) for d in d_logits]
   d_kernels = tuple(
       jnp.matmul(hidden.T, d, preferred_element_type=jnp.float32) if want else None
       for d, want in zip(d_logits, wanted[1:], strict=True))

@@ -217,7 +217,8 @@ def under_head(model, params, hidden: chex.Array, targets: chex.Array, weights: 
     logits = model.apply({'params': params}, hidden, method='head')
     return sums_of_logits(logits, targets, weights)
   kernels = model.apply({'params': params}, method='kernels')
-  loss, correct = cross_entropy.sums(hidden, kernels, targets, weights, tile, model.num_tokens)
+  loss, correct = cross_entropy.sums(hidden, kernels, targets, weights, tile, model.num_tokens,
+                                     model.config.logit_cap)
   return loss, {'loss': loss, 'weight': jnp.sum(weights), 'correct': correct}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import types
 
@@ -14,8 +15,9 @@ from hf.test_families import LLAMA3, SMALL
 
 from latent_reasoning import batching, sequences
 from latent_reasoning.errors import InputError
-from latent_reasoning.hf import families
+from latent_reasoning.hf import export, families
 from latent_reasoning.hf import load as pretrained
+from latent_reasoning.models import latents
 from latent_reasoning.models.transformer import Transformer, stack_layers
 
 torch = pytest.importorskip('torch', reason='parity with PyTorch: pip install torch==2.13.0')
@@ -44,6 +46,38 @@ MODELS = {
     'qwen3': ('qwen3', {**SMALL, 'num_key_value_heads': 2, 'head_dim': 8}),
     'qwen3 with biases': ('qwen3', {**SMALL, 'num_key_value_heads': 4, 'head_dim': 6,
                                     'attention_bias': True, 'tie_word_embeddings': True})}
+DEEP = {**SMALL, 'num_hidden_layers': 4, 'num_key_value_heads': 2}  # layers that differ
+MODELS.update({
+    'gpt2, exact GELU': ('gpt2', {**MODELS['gpt2'][1], 'activation_function': 'gelu'}),
+    'gpt2, ReLU': ('gpt2', {**MODELS['gpt2'][1], 'activation_function': 'relu'}),
+    'gpt2, SiLU': ('gpt2', {**MODELS['gpt2'][1], 'activation_function': 'silu'}),
+    'olmo2': ('olmo2', {**SMALL, 'num_key_value_heads': 2}),
+    'smollm3': ('smollm3', {**DEEP, 'no_rope_layer_interval': 2, 'use_sliding_window': True,
+                            'sliding_window': 4, 'pad_token_id': 0}),
+    'gpt_neox': ('gpt_neox', {**SMALL, 'rotary_pct': 0.34}),
+    'gpt_neox, one after the other': ('gpt_neox', {
+        **SMALL, 'use_parallel_residual': False, 'hidden_act': 'gelu_new', 'rotary_pct': 1.0}),
+    'phi3': ('phi3', {**SMALL, 'num_key_value_heads': 2, 'partial_rotary_factor': 0.34,
+                      'sliding_window': 5, 'pad_token_id': 0}),
+    'mistral with a window': ('mistral', {**SMALL, 'num_key_value_heads': 2,
+                                          'sliding_window': 4}),
+    'qwen2 with windows': ('qwen2', {**DEEP, 'use_sliding_window': True, 'sliding_window': 4,
+                                     'max_window_layers': 2}),
+    'qwen3 with windows': ('qwen3', {**DEEP, 'head_dim': 8, 'use_sliding_window': True,
+                                     'sliding_window': 4, 'layer_types': [
+                                         'sliding_attention', 'full_attention'] * 2}),
+    'gemma2': ('gemma2', {**DEEP, 'head_dim': 8, 'sliding_window': 4, 'pad_token_id': 0,
+                          'query_pre_attn_scalar': 12, 'attn_logit_softcapping': 2.0,
+                          'final_logit_softcapping': 3.0}),
+    'gemma3': ('gemma3_text', {**DEEP, 'head_dim': 8, 'sliding_window': 4, 'pad_token_id': 0,
+                               'sliding_window_pattern': 2, 'rope_theta': 1e5,
+                               'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}),
+    'llama, yarn': ('llama', {**SMALL, 'head_dim': 12, 'rope_parameters': {
+        'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0,
+        'original_max_position_embeddings': 16}}),
+    'llama, dynamic': ('llama', {**SMALL, 'rope_parameters': {
+        'rope_type': 'dynamic', 'rope_theta': 1e4, 'factor': 2.0}})})
+OWN = ('smollm3', 'phi3', 'mistral with a window', 'qwen2 with windows', 'gemma2', 'gemma3')
 
 
 def make(folder, name, **changes):
@@ -98,6 +132,84 @@ def test_logits_of_transformers(name, base, tmp_path):
   for b, text in enumerate(TEXTS):
     assert_close(hidden[b, :len(text)], seen.hidden_states[-1][b, :len(text)])
     assert_close(found[b, :len(text), :37], seen.logits[b, :len(text)])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('name', MODELS)
+def test_out_again(name, base, tmp_path):
+  """What is written is what was read: transformers computes the same of it, bit for bit, and
+  it comes back as the same model."""
+  from safetensors.numpy import save_file
+  theirs = make(tmp_path, name)
+  model, params = ours(tmp_path, base)
+  held = export.tensors(types.SimpleNamespace(model=model.config), jax.device_get(params), 37)
+  written, again = families.hf_config(model.config, 37, pad_token_id=0), tmp_path / 'again'
+  again.mkdir()
+  save_file({k: np.ascontiguousarray(v) for k, v in held.items()}, again / 'model.safetensors',
+            metadata={'format': 'pt'})
+  (again / 'config.json').write_text(json.dumps(written))
+  back = transformers.AutoModelForCausalLM.from_pretrained(again).eval()
+  tokens = torch.tensor(TEXTS[:1])
+  with torch.no_grad():
+    assert torch.equal(back(tokens).logits, theirs(tokens).logits)
+  found = dataclasses.replace(families.model_config(written, base, 'f'), init_from='')
+  assert found == dataclasses.replace(model.config, init_from='')
+
+
+def rows():
+  """RiM's: a question, two blocks whose tokens see each other, two readouts of 6 tokens."""
+  made = [sequences.PackedSequence(
+      TEXTS[0][:n], [*range(1, n - 3), n - 2, n - 2, n, n],
+      [sequences.Readout(until, [7, 1, 2, 30, 4, 5, 6]) for until in (n - 2, n)])
+      for n in (11, 8)]
+  return batching.collate(made, 12, 2, 6, 0)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('name', OWN)
+def test_ways_to_compute_it(name, base, tmp_path):
+  """Layers that differ: one mask, one prefix, a scan over layers and a cache say the same."""
+  make(tmp_path, name)
+  model, params = ours(tmp_path, base)
+  b, p = rows(), 12
+  real = np.arange(24) >= p
+  real = real | (np.arange(24) < np.array([[11], [8]]))
+
+  def states(model, params):
+    return np.asarray(jax.jit(lambda p: model.apply(
+        {'params': p}, b.tokens, b.positions, b.mask).hidden)(params))[real]
+  expected = states(model, params)
+  dense = Transformer(dataclasses.replace(model.config, attention='dense'), 40)
+  assert_close(states(dense, params), expected)
+  free = dataclasses.replace(model.config, window=0, window_layers=())
+  assert np.abs(states(Transformer(free, 40), params) - expected).max() > 1e-3
+  scanned = Transformer(dataclasses.replace(model.config, scan=True), 40)
+  stacked = stack_layers(params, model.config.num_layers)
+  assert_close(states(scanned, stacked), expected)
+
+  def decode(model, params):  # token by token, from a cache
+    out = latents.read_prefix(model, params, b)
+    cache, found = latents.empty_cache(out.layers, 2, 6), []
+    for step in range(6):
+      slots = slice(p + step, None, 6)
+      one = model.apply({'params': params}, b.tokens[:, slots], b.positions[:, slots],
+                        b.mask.cut(lambda a, slots=slots: a[:, slots]), cache, step)
+      cache = cache.add(one.layers, step)
+      found.append(one.hidden)
+    return jnp.stack(found, 2)
+  hidden = model.apply({'params': params}, b.tokens, b.positions, b.mask).hidden
+  whole = hidden[:, p:].reshape(2, 2, 6, -1)
+  for one, own in ((model, params), (scanned, stacked)):
+    assert_close(jax.jit(functools.partial(decode, one))(own), whole)
+
+
+@pytest.mark.parametrize('attention', ['splash', 'cudnn'])
+def test_kernels_refuse(base, attention):
+  """What a kernel does not compute is named."""
+  for what in ({'window': 3}, {'attention_cap': 2.0}):
+    model = Transformer(dataclasses.replace(base, attention=attention, **what), 16)
+    with pytest.raises(InputError, match=f'a kernel that does not compute .*{[*what][0]}'):
+      jax.eval_shape(model.init, jax.random.key(0), *batch([[1, 2]]))
 
 
 @pytest.mark.integration

@@ -25,17 +25,18 @@ def problem(parts=(V,), dtype=jnp.float32, seed=0):
   return hidden, kernels, targets, weights
 
 
-def whole(hidden, kernels, targets, weights, num_tokens=0):
+def whole(hidden, kernels, targets, weights, num_tokens=0, cap=0.0):
   """The reference implementation: all logits at once."""
   kernel = jnp.concatenate(kernels, 1)
   logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  logits = cap * jnp.tanh(logits / cap) if cap else logits
   if num_tokens:
     logits = jnp.where(jnp.arange(kernel.shape[1]) < num_tokens, logits, -1e30)
   loss, sums = losses.sums_of_logits(logits, targets, weights)
   return loss, sums['correct']
 
 
-def both(given, tile, num_tokens=0, scale=1.0):
+def both(given, tile, num_tokens=0, scale=1.0, cap=0.0):
   """((loss, correct), gradients of hidden and kernels) in tiles, and whole."""
   hidden, kernels, targets, weights = given
   def of(function):
@@ -43,14 +44,21 @@ def both(given, tile, num_tokens=0, scale=1.0):
       loss, correct = function(hidden, kernels)
       return scale * loss, correct
     return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, kernels)
-  return (of(lambda h, k: cross_entropy.sums(h, k, targets, weights, tile, num_tokens)),
-          of(lambda h, k: whole(h, k, targets, weights, num_tokens)))
+  return (of(lambda h, k: cross_entropy.sums(h, k, targets, weights, tile, num_tokens, cap)),
+          of(lambda h, k: whole(h, k, targets, weights, num_tokens, cap)))
 
 
 @pytest.mark.parametrize('tile', [1, 7, B * T, 1000])
 @pytest.mark.parametrize('parts', [(V,), (V - 3, 3), (1, V - 1)])
 def test_whole(tile, parts):
   own, reference = both(problem(parts), tile)
+  assert_close(own, reference, 1e-6)
+
+
+@pytest.mark.parametrize('num_tokens', [0, V - 2])
+def test_capped(num_tokens):
+  """As Gemma 2 caps its logits."""
+  own, reference = both(problem((V - 3, 3)), 7, num_tokens, cap=2.0)
   assert_close(own, reference, 1e-6)
 
 

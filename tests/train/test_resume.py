@@ -47,11 +47,16 @@ KINDS = {
         data.sort_window data.step_marks data.steps data.too_long data.valid_size
         eval.blocks eval.max_new_tokens eval.valid_problems imm.ablate imm.gate_bias
         imm.layers imm.linformer_rank imm.out_scale imm.place imm.rounds imm.shared imm.slots
-        imm.write_interval imm.write_policy method model.bias model.dtype model.embed_dim
-        model.frozen_dtype model.fused_qkv model.head_dim model.lora.alpha model.lora.dropout
+        imm.write_interval imm.write_policy method model.activation model.attention_cap
+        model.attention_scale model.bias model.dtype model.embed_dim
+        model.frozen_dtype model.fused_mlp model.fused_qkv model.head_dim model.logit_cap
+        model.lora.alpha model.lora.dropout
         model.lora.rank model.lora.targets model.max_positions model.mlp model.mlp_bias
-        model.mlp_dim model.norm model.norm_epsilon model.num_heads model.num_kv_heads
-        model.num_layers model.out_bias model.position_embedding model.qk_norm model.qkv_bias
+        model.mlp_dim model.no_rope_layers model.norm model.norm_epsilon model.norm_place
+        model.num_heads model.num_kv_heads
+        model.num_layers model.out_bias model.parallel model.position_embedding model.qk_norm
+        model.qk_norm_over model.qkv_bias model.rope.fraction model.rope.local_base
+        model.rope.multiplier model.scale_embeddings model.window model.window_layers
         model.rope.base model.rope.factor model.rope.high model.rope.low model.rope.original
         model.rope.scaling model.scan model.tie_embeddings optim.batch_size optim.beta1
         optim.beta2 optim.epsilon optim.max_epochs optim.max_grad_norm optim.muon_scale
