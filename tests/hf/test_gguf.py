@@ -71,11 +71,11 @@ def bpe():
   return json.loads(base.to_str())
 
 
-def write_tokenizer(writer, held, pre='smollm', kind='gpt2', **more):
+def write_tokenizer(writer, held, pre='smollm', tokens_of='gpt2', **more):
   """The metadata that llama.cpp's converter makes of a tokenizer.json."""
   special = {t['id'] for t in held['added_tokens']}
   entries = {**held['model']['vocab'], **{t['content']: t['id'] for t in held['added_tokens']}}
-  writer.add_tokenizer_model(kind)
+  writer.add_tokenizer_model(tokens_of)
   if pre:
     writer.add_tokenizer_pre(pre)
   tokens = [t for t, _ in sorted(entries.items(), key=lambda item: item[1])]
@@ -275,7 +275,7 @@ def test_damage(made, tiny_config, damage, message):
 @pytest.mark.parametrize('changes, message', [
     ({'pre': 'tekken'}, "pre-tokenizer 'tekken'; known are .*config.tokenizer.path"),
     ({'pre': ''}, 'pre-tokenizer None'),
-    ({'kind': 'llama'}, "tokenizer of the kind 'llama'; read is 'gpt2'")])
+    ({'tokens_of': 'llama'}, "tokenizer of the kind 'llama'; read is 'gpt2'")])
 def test_unknown_tokenizers(made, changes, message):
   path = made('llama', **changes)[2]
   with pytest.raises(InputError, match=message):
