@@ -8,6 +8,7 @@ import types
 import pytest
 import tokenizers
 
+from latent_reasoning import methods, sequences
 from latent_reasoning.data.example import Example
 from latent_reasoning.eval import answer_matching
 from latent_reasoning.hf import eval_harness
@@ -19,7 +20,7 @@ def task(tiny_config, make_run, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(
       Dataset=types.SimpleNamespace(from_list=list)))
   run = make_run(tiny_config(), tmp_path / 'run')
-  problems = [*run.splits.test[:3], Example('  “{x}”\n of 1\\2?', (), '1,000', ('999',))]
+  problems = [*run.splits.test[:3], Example('  “{x}”\n of\u2028 1\\2?', (), '1,000', ('999',))]
   eval_harness.write(run.config, run.tokenizer, tmp_path, problems, 'numeric')
   folder = tmp_path / eval_harness.FOLDER
   return run, problems, folder
@@ -35,10 +36,12 @@ def test_asks_and_scores(task, tmp_path):
   found = own['problems'](version=1)['test']
   assert [d['question'] for d in found] == [e.question for e in problems]
   exported = tokenizers.Tokenizer.from_str(json.dumps(run.tokenizer.to_json()))
-  predictor = run.predictor(None)
+  method, special = methods.get(run.config.method), sequences.special_tokens(run.tokenizer)
   for doc, example in zip(found[:3], problems, strict=False):
     asked = exported.encode(own['prompt'](doc)).ids
-    assert asked == list(predictor.row(doc['question']).prefix)
+    row = method.prompt(run.tokenizer.question(doc['question']), run.config.rim.blocks,
+                        run.config, special)
+    assert asked == list(row.prefix)
     assert own['target'](doc) == example.answer
   for said in ('1000', 'so #### 999', '1', ''):
     right = answer_matching.correct('numeric', said, ('1,000', '999'))

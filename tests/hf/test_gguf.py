@@ -17,6 +17,7 @@ import pytest
 import tokenizers
 from hf.test_families import LLAMA3, SMALL
 
+from latent_reasoning import experiment
 from latent_reasoning.data import gguf_file, tokenizer_files
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
@@ -36,6 +37,7 @@ MODELS = {
     'llama': LIKE,
     'llama, tied': {**LIKE, 'num_key_value_heads': 1, 'tie_word_embeddings': True,
                     'rope_theta': 1e5},
+    'llama, biases': {**LIKE, 'attention_bias': True, 'mlp_bias': True},
     'llama 3': {**LIKE, 'rope_parameters': {
         **LLAMA3, 'original_max_position_embeddings': 8192}},
     'qwen2': {**LIKE, 'tie_word_embeddings': True}, 'qwen3': {**LIKE, 'head_dim': 10},
@@ -88,12 +90,12 @@ def write_tokenizer(writer, held, pre='smollm', tokens_of='gpt2', **more):
     writer.add_bool(f'tokenizer.ggml.{key}', value)
 
 
-def weights_of(config, seed=0):
+def weights_of(config, seed=0, rows=ROWS):
   """Random parameters, and the same by the names of Hugging Face."""
   rng = np.random.default_rng(seed)
   params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32),
-                        shapes(config.model))
-  return params, export.tensors(config, params, ROWS)
+                        shapes(config.model, rows + 3))
+  return params, export.tensors(config, params, rows)
 
 
 def write(path, kind, model, weights, held=None, quantized=None, extra=(), pre='smollm',
@@ -127,7 +129,7 @@ def write(path, kind, model, weights, held=None, quantized=None, extra=(), pre='
   for name, value in weights.items():
     if kind == 'llama' and ('q_proj' in name or 'k_proj' in name):
       heads = model.num_heads if 'q_proj' in name else model.num_kv_heads
-      value = value.reshape(heads, 2, -1, value.shape[-1]).swapaxes(1, 2).reshape(value.shape)
+      value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
     if kind == 'gpt2' and value.ndim == 2 and '.h.' in name:
       value = value.T
     value = np.ascontiguousarray(value)
@@ -307,6 +309,30 @@ def test_no_adapter(made, tiny_config):
                           'optim.trainable': 'new'})
   with pytest.raises(InputError, match='a GGUF. Expected --format=hf or native'):
     export.adapter(config, {}, 40)
+
+
+@pytest.mark.integration
+def test_a_run_begins_with_it(tiny_config, tmp_path):
+  """From the file alone: sizes, tokenizer and weights; it answers, and is exported whole."""
+  kind, model = model_of('llama, tied', tiny_config().model)
+  config = tiny_config().replace(**{'model': model})
+  held = bpe()
+  weights = weights_of(config, rows=300)[1]
+  path = write(tmp_path / 'a.gguf', kind, model, weights, held)
+  run = experiment.open_run(tiny_config(**{
+      'model.init_from': str(path), 'model.lora.rank': 2, 'optim.trainable': 'new'}),
+      tmp_path / 'run')
+  params = run.init().params
+  assert run.tokenizer.size == len(held['model']['vocab']) and (
+      run.tokenizer.fingerprint == Tokenizer(json.dumps(held), 3, 1).fingerprint)
+  np.testing.assert_array_equal(params['embedding'], weights['model.embed_tokens.weight'][
+      :run.tokenizer.size])
+  assert len(next(run.predictor(params).texts(['1+2']))) == run.config.rim.blocks
+  export.write(run.config, params, run.tokenizer, tmp_path / 'export', None)
+  again = experiment.open_run(tiny_config(**{'model.init_from': str(tmp_path / 'export')}),
+                              tmp_path / 'again')
+  np.testing.assert_array_equal(
+      again.init().params['block_1']['q']['kernel'], params['block_1']['q']['kernel'])
 
 
 @pytest.mark.slow
