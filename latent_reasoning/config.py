@@ -162,8 +162,9 @@ class LoopConfig:
 class ModelConfig:
   """The transformer (models.transformer), and where its weights come from."""
   init_from: str = key(
-      '', 'weights to begin with, which set the sizes: a directory (or gs://…) or hub id, of '
-      "others or an export of this package, or the workdir of another run; '': from scratch")
+      '', 'weights to begin with, which set the sizes: a directory (or gs://…), FILE.gguf or '
+      "hub id, of others or an export of this package, or the workdir of another run; '': from "
+      'scratch')
   num_layers: int = key(4, 'transformer blocks', 1)
   embed_dim: int = key(64, 'width of the residual stream', 1)
   num_heads: int = key(4, 'attention heads', 1)

@@ -47,7 +47,7 @@ def theirs(path: pathlib.Path, shape: tuple[int, int, int]):
 
 def ours(path: pathlib.Path, base: ModelConfig, ids: np.ndarray):
   """The same weights here; programs are compiled ahead, one for a number of tokens."""
-  values = pretrained.read_json(path / 'config.json')
+  values = pretrained.values(path)
   config = families.model_config(values, base, 'config.json')
   config = dataclasses.replace(config, init_from=str(path))
   model, size = Transformer(config, VOCABULARY), ids.shape[1]

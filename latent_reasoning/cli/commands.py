@@ -4,7 +4,7 @@ import functools
 import pathlib
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from latent_reasoning.analysis import verbalizer
 from latent_reasoning.cli import evaluation
 from latent_reasoning.cli.evaluation import environment, restored, scored, scores
 from latent_reasoning.data import questions
+from latent_reasoning.data.example import Example
 from latent_reasoning.errors import Diverged, InputError, ensure
 from latent_reasoning.eval import (
   answer_matching,
@@ -209,8 +210,16 @@ def exported(run: Experiment, kind: str) -> pathlib.Path:
   results = run.workdir.results
   path = run.workdir.path / 'export' / kind
   export_lib.write(run.config, found.state.params, run.tokenizer, path,
-                   workdir.read_object(results), kind, found.step)
+                   workdir.read_object(results), kind, found.step, _problems(run))
   return path
+
+
+def _problems(run: Experiment) -> tuple[Sequence[Example], str] | None:
+  """The test problems and how they are compared; None where there are no data."""
+  loaded = getattr(run.splits, 'report', {})
+  if 'rules' not in loaded or loaded.get('absent'):
+    return None
+  return run.test, loaded['rules']['test']
 
 
 def verbalize(run: Experiment, question: str | None) -> int:

@@ -5,6 +5,7 @@
 | tokenizer.json         | `tokenizers`                                       |
 | tokenizer.model        | `transformers`, compared with `sentencepiece`      |
 | vocab.json, merges.txt | `transformers`                                     |
+| FILE.gguf              | gguf_file                                          |
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from typing import Any
 
 import tokenizers
 
-from latent_reasoning.data import storage, tokenizer_trial
+from latent_reasoning.data import gguf_file, storage, tokenizer_trial
 from latent_reasoning.errors import InputError
 
 MOST_BYTES = 64 << 20  # of a tokenizer.json; the largest that we know has 33 MB
@@ -52,6 +53,8 @@ def read(path: str, add_bos: str) -> str:
                        '--config.tokenizer.path=…')
   if file.name in FALLBACK:
     text = _convert(file)
+  elif file.suffix == '.gguf':
+    text = _of_gguf(file, add_bos)
   else:
     text = checked(file, 'set config.tokenizer.path to a tokenizer.json')
   return _with_bos(text, file) if add_bos == 'true' else text
@@ -147,6 +150,16 @@ def _convert(file: pathlib.Path) -> str:
   if reason := _try(text):
     raise InputError(f'{file}: found no tokenizer that can be used, {reason}; expected a '
                      'tokenizer.json')
+  return text
+
+
+def _of_gguf(file: pathlib.Path, add_bos: str) -> str:
+  """A tokenizer.json from the metadata of a GGUF."""
+  held, bos = gguf_file.tokenizer(file, add_bos == 'true')
+  text = json.dumps({**held, 'post_processor': template(bos)}, ensure_ascii=False)
+  if reason := _try(text):
+    raise InputError(f'{file}: found no tokenizer that can be used, {reason}; give its '
+                     'tokenizer.json with --config.tokenizer.path=FILE')
   return text
 
 

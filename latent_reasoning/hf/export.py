@@ -8,6 +8,7 @@ a block in both directions) is refused.
 
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -17,9 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from latent_reasoning import methods
 from latent_reasoning.config import Config
+from latent_reasoning.data import gguf_file
+from latent_reasoning.data.example import Example
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
-from latent_reasoning.hf import families, model_card, native
+from latent_reasoning.hf import eval_harness, families, model_card, native
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import lora
 from latent_reasoning.train.workdir import write_json, write_text
@@ -97,6 +100,9 @@ def adapter(config: Config, params: dict,
     raise InputError(f'an adapter is for weights that PEFT loads; found '
                      f'config.model.init_from {model.init_from!r}, of this package. Expected '
                      '--format=hf or native')
+  if model.init_from and pretrained.directory(model.init_from).is_file():
+    raise InputError(f'an adapter is for weights that PEFT loads; found config.model.init_from '
+                     f'{model.init_from!r}, a GGUF. Expected --format=hf or native')
   if not (model.init_from and lora.rank and config.optim.trainable == 'new'):
     raise InputError(
         f"an adapter is LoRA on pretrained weights; found config.model.init_from "
@@ -159,13 +165,16 @@ def tokenizer_files(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _talks(folder: pathlib.Path) -> bool:
   """Whether a checkpoint has a chat template."""
+  if folder.is_file():
+    return 'tokenizer.chat_template' in gguf_file.opened(folder).values
   settings = folder / 'tokenizer_config.json'
   return (folder / 'chat_template.jinja').is_file() or (
       settings.is_file() and bool(pretrained.read_json(settings).get('chat_template')))
 
 
 def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pathlib.Path,
-          results: dict[str, Any] | None, kind: str = 'hf', step: int = 0) -> None:
+          results: dict[str, Any] | None, kind: str = 'hf', step: int = 0,
+          problems: tuple[Sequence[Example], str] | None = None) -> None:
   """Writes the directory, whole or not at all, and reads its weights back.
 
   Args:
@@ -177,6 +186,7 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
     kind: 'hf', whole weights; 'peft', an adapter; 'native', what this package alone reads
       (hf.native), of any method.
     step: that the parameters were trained for.
+    problems: what a task for lm-evaluation-harness scores, and its rule; None: no task.
 
   Raises:
     InputError: the model is none that others have code for, or no adapter.
@@ -211,8 +221,12 @@ def write(config: Config, params: chex.ArrayTree, tokenizer: Tokenizer, path: pa
   _save(weights, making / file)
   for name, value in files.items():
     write_json(making / name, value)
+  task = ''
+  if problems and kind == 'hf' and not methods.get(config.method).is_text:
+    eval_harness.write(config, tokenizer, making, *problems)
+    task = eval_harness.name(config)
   write_text(making / 'README.md', model_card.native(config, results) if kind == 'native' else
-             model_card.card(config, tokenizer, kind, results, chat))
+             model_card.card(config, tokenizer, kind, results, chat, task))
   shutil.rmtree(path, ignore_errors=True)
   making.rename(path)
 

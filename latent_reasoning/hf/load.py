@@ -1,8 +1,8 @@
 """Checkpoints of Hugging Face: found, read and put in place.
 
-Weights are safetensors, whole or in shards with an index; each tensor goes by itself
-from its file into its parameter. Every tensor is accounted for: what is missing, surplus
-or of another shape is named, and nothing is guessed.
+Weights are safetensors, whole or in shards with an index, or a GGUF (hf.gguf); each tensor
+goes by itself from its file into its parameter. Every tensor is accounted for: what is
+missing, surplus or of another shape is named, and nothing is guessed.
 """
 
 import contextlib
@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 
 from latent_reasoning.config import Config, ModelConfig
 from latent_reasoning.data import hub, storage
-from latent_reasoning.errors import InputError, local_path
+from latent_reasoning.errors import InputError, ensure, local_path
+from latent_reasoning.hf import gguf
 from latent_reasoning.hf.families import BUFFERS, find, model_config, names
 
 # --- finding it ---------------------------------------------------------------
@@ -36,16 +37,20 @@ FILES = ('*.safetensors', '*.safetensors.index.json', 'config.json', 'adapter_co
 
 
 def directory(init_from: str) -> pathlib.Path:
-  """The folder of a checkpoint: itself, or copied from its address or the hub, and cached.
+  """The folder of a checkpoint, or its file that is a GGUF: itself, or copied from its address
+  or the hub, and cached.
 
   Raises:
     InputError: neither, or the library for the hub is missing.
   """
   if storage.is_address(init_from):
-    return storage.fetch(init_from, 'config.model.init_from', FILES)
+    alone = init_from.endswith('.gguf')
+    return storage.fetch(init_from, 'config.model.init_from', () if alone else FILES)
   path = local_path(init_from, 'config.model.init_from')
-  if path.is_dir():
+  if path.exists():
     return path
+  ensure(path.suffix != '.gguf', f'config.model.init_from is {init_from!r}, which is no file '
+         'here; expected the path of a GGUF')
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', init_from) or init_from.startswith('.'):
     raise InputError(f'config.model.init_from is {init_from!r}, which is no directory here; '
                      'expected one with config.json and *.safetensors, the workdir of a run, '
@@ -78,19 +83,26 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
+def values(path: pathlib.Path) -> dict[str, Any]:
+  """The config.json of a checkpoint, or what a GGUF says instead."""
+  return read_json(path / 'config.json') if path.is_dir() else gguf.values(path)
+
+
 def resolve(config: Config) -> Config:
   """The configuration with sizes and tokenizer of the checkpoint it starts from."""
   if not config.model.init_from:
     return config
   path = directory(config.model.init_from)
-  values = read_json(path / 'config.json')
-  model = model_config(values, config.model, str(path / 'config.json'))
+  said = values(path)
+  where = str(path / 'config.json') if path.is_dir() else str(path)
+  model = model_config(said, config.model, where)
   if model.tie_embeddings and _own_head(path, model):
     model = dataclasses.replace(model, tie_embeddings=False)
   tokenizer = dataclasses.replace(
       config.tokenizer, kind='file', path=config.tokenizer.path or str(
-          config.model.init_from if storage.is_address(config.model.init_from) else path),
-      at_least=values['vocab_size'])
+          config.model.init_from if storage.is_address(config.model.init_from)
+          and path.is_dir() else path),
+      at_least=said['vocab_size'])
   return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
@@ -117,12 +129,14 @@ PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt')
 
 
 def shards(path: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a checkpoint.
+  """The files of a checkpoint's weights.
 
   Raises:
     InputError: there are none, only pickled ones, or the index names a file that is
       missing or lies elsewhere.
   """
+  if path.is_file():
+    return [path]
   index = path / 'model.safetensors.index.json'
   if index.exists():
     files = sorted(set(weight_map(index).values()))
@@ -176,7 +190,8 @@ def _opened(file: pathlib.Path):
                      'download it again') from None
 
 
-def tensors(path: pathlib.Path, files: list[pathlib.Path] | None = None) -> dict[str, Tensor]:
+def tensors(path: pathlib.Path, files: list[pathlib.Path] | None = None
+            ) -> dict[str, Tensor | gguf.Tensor]:
   """Every tensor of a checkpoint, in the order of its files, or of `files`.
 
   Of several shards the index says which one has a tensor; what it does not name is there too.
@@ -184,6 +199,8 @@ def tensors(path: pathlib.Path, files: list[pathlib.Path] | None = None) -> dict
   Raises:
     InputError: a file is not sound, or does not have what the index says.
   """
+  if path.is_file():
+    return gguf.tensors(path)
   index = path / 'model.safetensors.index.json'
   wanted = weight_map(index) if index.exists() else {}
   found = {}

@@ -38,12 +38,13 @@ QUESTION = 'What is 1 + 2?'
 
 ASK = '''{load}
 
-def prompt(question):  # split_special_tokens: what spells a special token is plain text
+def prompt(question{number}):  # split_special_tokens: what spells a special token is plain text
   ids = tokenizer({text}, split_special_tokens=True)['input_ids']
   return {{'input_ids': ids{blocks}}}
 
-def ask(questions):
-  batch = tokenizer.pad([prompt(q) for q in questions], return_tensors='pt')  # on the left
+def ask(questions{number}):
+  prompts = [prompt(q{given}) for q in questions]
+  batch = tokenizer.pad(prompts, return_tensors='pt')  # on the left
   out = model.generate(**batch, max_new_tokens={most}, do_sample=False,
                        eos_token_id={end}, pad_token_id={pad})
   return tokenizer.batch_decode(out[:, batch['input_ids'].shape[1]:], skip_special_tokens=True)
@@ -54,6 +55,16 @@ print(ask([question])[0])
 questions = [question, 'What is 2 + 3?', 'And 12 + 9 - 4?']  # many at once
 for question, answer in zip(questions, ask(questions)):
   print(question, answer)'''
+
+ADAPTIVE = '''
+
+def ask_adaptively(question):  # reads another block until two answers in a row are the same
+  said = [None]
+  for blocks in range(1, {number} + 1):
+    said.append(ask([question], blocks)[0])
+    if said[-1] == said[-2]:
+      break
+  return said[-1], blocks'''
 
 POST = '''import json
 import urllib.request
@@ -66,12 +77,26 @@ request = urllib.request.Request('http://localhost:8000/v1/{route}', json.dumps(
 print(json.load(urllib.request.urlopen(request))['choices'][0]{said})'''
 
 
-def blocks(config: Config, tokenizer: Tokenizer) -> str:
-  """What stands for the reasoning, after a question and its newline, as text."""
-  names, number = tokenizer.special(), config.eval.blocks or config.rim.blocks
+def blocks(config: Config, tokenizer: Tokenizer, number: int = 0) -> str:
+  """What stands for the reasoning, after a question and its newline, as text.
+
+  Args:
+    config: of the run.
+    tokenizer: its tokenizer.
+    number: of blocks; 0: as many as in evaluation.
+  """
+  names, number = tokenizer.special(), number or config.eval.blocks or config.rim.blocks
   prompt = methods.get(config.method).prompt([], number, config,
                                              sequences.special_tokens(tokenizer))
   return ''.join(names[i] for i in prompt.prefix)
+
+
+def number_of_blocks(config: Config, tokenizer: Tokenizer) -> int:
+  """How many times one text stands for the reasoning, so that it may stand there fewer times;
+  0: it is no such text."""
+  number = config.eval.blocks or config.rim.blocks
+  return number * (methods.get(config.method).has_blocks and blocks(config, tokenizer)
+                   == number * blocks(config, tokenizer, 1))
 
 
 def chat_template(config: Config, tokenizer: Tokenizer, held: dict[str, Any]) -> str:
@@ -110,7 +135,7 @@ def code(text: Any) -> str:
 
 
 def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any] | None,
-         chat: bool = False) -> str:
+         chat: bool = False, task: str = '') -> str:
   """The model card.
 
   Args:
@@ -119,6 +144,7 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
     kind: of the export.
     results: results.json; None: not measured.
     chat: whether the export has a chat template.
+    task: for lm-evaluation-harness, beside it; '': there is none.
 
   Raises:
     InputError: results that evaluation did not write.
@@ -130,11 +156,16 @@ def card(config: Config, tokenizer: Tokenizer, kind: str, results: dict[str, Any
   tail, text = blocks(config, tokenizer), "' '.join(question.split()) + '\\n'"
   if methods.get(config.method).is_text:
     text = 'question' if tokenizer.start else "'\\n' + question"
-  more = f" + tokenizer({tail!r}, add_special_tokens=False)['input_ids']" if tail else ''
+  number, said = number_of_blocks(config, tokenizer), repr(tail)
+  if number:
+    said = f'{blocks(config, tokenizer, 1)!r} * blocks'
+  more = f" + tokenizer({said}, add_special_tokens=False)['input_ids']" if tail else ''
   most = config.eval.max_new_tokens
   asked = ASK.format(
+      number=f', blocks={number}' * bool(number), given=', blocks' * bool(number),
       load=LOAD[kind].format(base=start, rows=tokenizer.vocab_size), text=text, blocks=more,
       most=most, end=tokenizer.end, pad=tokenizer.pad, question=QUESTION)
+  asked += ADAPTIVE.format(number=number) if number > 1 else ''
   bos = [code(tokenizer.text(i)) for i in tokenizer.start]
   begins = (f"Every text begins with {' '.join(bos)}, which the tokenizer puts there, as in "
             'training.' if bos else 'No BOS stands in front of a text, as in training.')
@@ -155,12 +186,12 @@ Trained by `latent_reasoning` with the method {code(config.method)} on the data
 
 The question on one line, every run of white space as one space, a newline, what stands in for
 the reasoning, then greedy decoding until {code(tokenizer.special()[tokenizer.end])}. {begins}
-Plain causal attention: no code of its own. {ABOUT[kind]}{_trace(config)}
+Plain causal attention: no code of its own. {ABOUT[kind]}{_trace(config)}{_fewer(number)}
 
 ```python
 {asked}
 ```
-{_served(text, tail, most, chat) if kind == 'hf' else ''}'''
+{_served(text, tail, most, chat) if kind == 'hf' else ''}{_harness(task)}'''
 
 
 def native(config: Config, results: dict[str, Any] | None) -> str:
@@ -201,6 +232,28 @@ def _trace(config: Config) -> str:
           if methods.get(config.method).trace else '')
 
 
+def _fewer(number: int) -> str:
+  if number < 2:
+    return ''
+  return (f' An answer may be read after fewer of the {number} blocks: of causal attention the '
+          'number of blocks in the prompt is all that there is to it, and the answer is the '
+          'one that evaluation reads after that block. `ask_adaptively` reads no more of them '
+          'than it takes until two answers in a row are the same.')
+
+
+def _harness(task: str) -> str:
+  return f'''
+## lm-evaluation-harness
+
+In this folder, with `latent_reasoning` installed with its extra `eval-harness`; other problems,
+lines of JSON with question and answer, by `--metadata='{{"problems": "FILE"}}'`:
+
+```sh
+lm_eval --model hf --model_args pretrained=. --include_path harness --tasks {task}
+```
+''' if task else ''
+
+
 def _measured(results: dict[str, Any] | None) -> str:
   if not results:
     return 'Not measured.'
@@ -209,9 +262,12 @@ def _measured(results: dict[str, Any] | None) -> str:
       return (f"Loss {results['loss']:.4f} a token on {code(results['dataset'])} "
               f"({code(results['split'])}), checkpoint of step {results['step']:d}.")
     accuracy, error = results['accuracy']['final'], results['standard_error']['final']
+    each = results['accuracy'].get('per_block', ())
     return (f"Exact match on {results['n']:,d} problems of {code(results['dataset'])} "
             f"({code(results['split'])}): {accuracy:.1%} ± {error:.1%}, seed "
-            f"{results['seed']:d}, checkpoint of step {results['step']:d}.")
+            f"{results['seed']:d}, checkpoint of step {results['step']:d}."
+            + (f" Read after 1, 2, … blocks: {', '.join(f'{a:.1%}' for a in each)}."
+               if len(each) > 1 else ''))
   except (KeyError, TypeError, ValueError) as error:
     raise InputError(f'results.json is not what an evaluation writes ({error!r}); evaluate '
                      'again (--mode=eval), or remove it') from None
@@ -222,11 +278,17 @@ def _served(text: str, tail: str, most: int, chat: bool) -> str:
   def post(asked, route, said):
     return POST.format(question=QUESTION, most=most, asked=asked, route=route, said=said)
   found = f'''
-A server with the interface of completions, such as vLLM's, is asked with the same text:
+A server with the interface of completions is asked with the same text, one of
 
 ```sh
 transformers serve . --port 8000
+vllm serve . --port 8000
+python -m sglang.launch_server --model-path . --port 8000
+llama-server -m model.gguf --port 8000
 ```
+
+(the last after llama.cpp's `python convert_hf_to_gguf.py FOLDER --outfile model.gguf`, which
+knows the tokenizers of pretrained models and refuses one that was trained with this model):
 
 ```python
 {post(f"'prompt': {text} + {tail!r}", 'completions', "['text']")}

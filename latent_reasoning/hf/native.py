@@ -178,6 +178,8 @@ def find(init_from: str) -> Source | None:
     InputError: there is nothing, or it is of another version or program.
   """
   path = pretrained.directory(init_from)
+  if path.is_file():
+    return None
   if (path / 'adapter_config.json').is_file():
     return _adapter(path)
   found = pretrained.read_json(path / 'config.json')

@@ -79,7 +79,7 @@ def resolve(config: Config) -> tuple[Config, int]:
   if values is None and (source := native.find(name)):
     return init_from.resolve(config), source.tokenizer.size
   if values is None:
-    values = pretrained.read_json(pretrained.directory(name) / 'config.json')
+    values = pretrained.values(pretrained.directory(name))
   model = families.model_config(values, config.model, name)
   return dataclasses.replace(config, model=model), int(values['vocab_size'])
 

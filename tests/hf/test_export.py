@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from llama import LLAMA
 
 from latent_reasoning import experiment as run_lib
-from latent_reasoning.cli import commands
+from latent_reasoning.analysis import answer_selection
+from latent_reasoning.cli import block_commands, commands
 from latent_reasoning.errors import InputError
-from latent_reasoning.hf import export, families, model_card
+from latent_reasoning.hf import eval_harness, export, families, model_card
 from latent_reasoning.hf import load as pretrained
 from latent_reasoning.models import lora
 from latent_reasoning.train import trainer
@@ -126,6 +127,61 @@ def alike(said, own) -> bool:
 @pytest.mark.integration
 def test_same_answers(trained, own):
   assert alike(answers(trained, 'hf')[0], own)
+
+
+def card_of(run):
+  """What the code of the export's card defines."""
+  names = {}
+  with contextlib.chdir(run.workdir.path / 'export/hf'), contextlib.redirect_stdout(
+      io.StringIO()):
+    exec(snippets(pathlib.Path('README.md').read_text())[0], names)
+  return names
+
+
+@pytest.mark.integration
+def test_fewer_blocks(trained):
+  """How many blocks there are is a number in the prompt: with k of them, what is read here
+  after block k; and reading until two answers agree stops where analysis says."""
+  names, most = card_of(trained), trained.config.rim.blocks
+  questions = [trained.splits.test[i].question for i in range(50)]
+  by_block = list(trained.predictor(trained.restore().state.params).texts(questions))
+  for k in range(1, most + 1):
+    assert alike(names['ask'](questions, k), [texts[k - 1] for texts in by_block])
+  assert alike(names['ask'](questions), [texts[-1] for texts in by_block])
+  blocks = answer_selection.first(answer_selection.agreement(np.array(by_block)) >= 2)
+  assert alike([names['ask_adaptively'](q) for q in questions[:20]],
+               [(texts[k], k + 1) for texts, k in zip(by_block, blocks[:20], strict=False)])
+
+
+@pytest.mark.integration
+def test_analyses(trained):
+  """Rules, probes and reading no more blocks than needed, of a pretrained model."""
+  found = block_commands.analyzed(trained)
+  results = json.loads(trained.workdir.results.read_text())
+  assert found['per_block'] == pytest.approx(results['accuracy']['per_block'])
+  rules = found['choice']['rules']
+  assert rules['final']['accuracy'] == pytest.approx(results['accuracy']['final'])
+  assert rules.keys() >= {'probe', 'most confident', 'first two that agree'}
+  for one in found['choice']['adaptive'].values():
+    assert 1 <= one['chosen']['blocks'] <= trained.config.rim.blocks
+
+
+@pytest.mark.integration
+def test_harness(trained):
+  """The same accuracy by lm-evaluation-harness, by the command that the card shows."""
+  lm_eval = pytest.importorskip('lm_eval', reason="pip install -e '.[eval-harness]'")
+  from lm_eval.tasks import TaskManager
+  name = eval_harness.name(trained.config)
+  folder = trained.workdir.path / 'export/hf'
+  assert ('lm_eval --model hf --model_args pretrained=. --include_path harness --tasks '
+          f'{name}\n') in (folder / 'README.md').read_text()
+  found = lm_eval.simple_evaluate(
+      model='hf', model_args=f'pretrained={folder}', tasks=[name], limit=50, batch_size=10,
+      device='cpu', bootstrap_iters=0,
+      task_manager=TaskManager(include_path=str(folder / eval_harness.FOLDER)))
+  lines = trained.workdir.path.joinpath('predictions.jsonl').read_text().splitlines()[:50]
+  own = np.mean([json.loads(line)['correct'][-1] for line in lines])
+  assert found['results'][name]['exact_match,none'] == pytest.approx(own, abs=0.021)
 
 
 @pytest.mark.integration
@@ -260,6 +316,9 @@ def test_card(trained):
   memory = trained.tokenizer.text(trained.tokenizer.memory)
   assert memory == ('<m_1>' if trained.tokenizer.size > 257 else '<m>')
   assert f'<b>{memory}</b>' * trained.config.rim.blocks in text
+  assert f"'<b>{memory}</b>' * blocks" in text and 'Read after 1, 2, … blocks' in text
+  for server in ('transformers serve', 'vllm serve', 'sglang.launch_server', 'llama-server'):
+    assert server in text
   assert ('begins with `<|endoftext|>`' if trained.tokenizer.start else 'No BOS stands') in text
   data = huggingface_hub.ModelCard(text).data
   assert data.base_model == trained.config.model.init_from and 'rim' in data.tags
