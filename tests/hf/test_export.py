@@ -390,7 +390,8 @@ def test_nothing_evil_in_a_card(tiny_config, make_run, tmp_path, evil):
     ({'rim.block_attention': 'bidirectional'}, 'block_attention'),
     ({'rim.readout_sees_question': False}, 'readout_sees_question'),
     ({'model.bias': False}, 'no family of transformers .*bias=False'),
-    ({'model.position_embedding': 'rotary'}, 'no family'), ({'model.norm': 'rms'}, 'no family'),
+    ({'model.position_embedding': 'rotary', 'model.bias': False}, 'no family'),
+    ({'model.norm': 'rms'}, 'no family'),
     ({**LLAMA, 'model.qkv_bias': True, 'model.mlp_bias': True}, 'no family'),
     ({**LLAMA, 'model.position_embedding': 'learned'}, 'no family')])
 def test_what_others_have_no_code_for(tiny_config, changes, message):
