@@ -98,7 +98,8 @@ def test_controls():
 def summary(**finals):
   return {'control': 'direct', 'runs': {name: {
       'causal': True, 'method': name, 'seeds': [0], 'final': {'mean': final, 'error': None},
-      'per_block': [], 'by_steps': {}, 'parameters': None, 'against': {},
+      'per_block': [], 'by_steps': {}, 'parameters': None, 'against': {}, 'scaling': {},
+      'serial_layers': None,
       'sizes': dict.fromkeys(comparison.SIZES),
       'latency': [{'batch': 1, 'first_ms': 1.0, 'full_ms': 1.0 + k / 100}]}
       for k, (name, final) in enumerate(finals.items())}}
