@@ -252,10 +252,8 @@ def compute(run: Experiment, found: Restored, records: list[dict[str, Any]]) -> 
     of a generated chain of thought included; 'token_layers': tokens times the layers that each
     passes, a mean over problems.
   """
-  predictor, loop = run.predictor(found.state.params), run.config.model.loop
-  loops = run.config.eval.loops or loop.count
-  first, last = loop.layers or (0, run.config.model.num_layers)
-  depth = run.config.model.num_layers + (loops - 1) * (last - first)
+  predictor = run.predictor(found.state.params)
+  depth = predictor.model.config.depth  # as asked, config.eval.loops included
   rows = [predictor.row(r['question']) for r in records[:COUNTED]]
   passes = max(r.loops.passes if r.loops else 1 for r in rows) + rows[0].readouts[-1].latents
   said = _before_answer(run, records[:COUNTED])

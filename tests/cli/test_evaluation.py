@@ -5,12 +5,16 @@ import dataclasses
 import json
 import subprocess
 
+import jax
+import numpy as np
 import pytest
 
 from latent_reasoning import experiment as run_lib
 from latent_reasoning.cli import commands, evaluation
 from latent_reasoning.errors import InputError
 from latent_reasoning.train import trainer, workdir
+from latent_reasoning.train.checkpoint import Restored
+from latent_reasoning.train.train_step import TrainState
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -34,6 +38,27 @@ def test_evaluate_writes_results_and_predictions(trained, capsys):
   assert 1 <= result['tokens']['mean'] <= trained.config.eval.max_new_tokens
   out = capsys.readouterr().out
   assert 'rim on arithmetic/test, 6 problems' in out and str(trained.workdir.results) in out
+
+
+@pytest.mark.parametrize('changes, passes, serial, tokens', [
+    ({'method': 'direct'}, 1, 2, lambda q: 2 * q),
+    ({'rim.passes': 2}, 2, 4, lambda q: 2 * (q + 9 * 2)),  # three blocks of three tokens
+    ({'rim.passes': 2, 'eval.passes': 3}, 3, 6, lambda q: 2 * (q + 9 * 3)),
+    ({'model.loop.count': 3, 'model.loop.layers': (1, 1)}, 1, 4, lambda q: 4 * (q + 9)),
+    ({'model.loop.count': 3, 'eval.loops': 2}, 1, 4, lambda q: 4 * (q + 9)),
+    ({'method': 'coconut', 'baselines.latents': 2, 'baselines.parts': 3}, 5, 10,
+     lambda q: 2 * (q + 1 + 4)),  # <b>, then two thoughts for each of two steps
+    ({'method': 'cot'}, 1, 2 * 7, lambda q: 2 * (q + 6))])  # '7', a line, '####', then '3'
+def test_compute_before_the_answer(tiny_config, make_run, tmp_path, changes, passes, serial,
+                                   tokens):
+  """Passes, layers one after another and token-layers, counted by hand."""
+  run = make_run(tiny_config(**{'data.arithmetic.max_steps': 2, **changes}), tmp_path)
+  params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(run.fresh).params)
+  said = '7\n####3' if changes.get('method') == 'cot' else '3'
+  records = [{'question': '1+2-3', 'predictions': [said]}] * 2
+  found = evaluation.compute(run, Restored(TrainState(0, params, None), 0, {}), records)
+  asked = len(run.tokenizer.question('1+2-3'))
+  assert found == {'passes': passes, 'serial_layers': serial, 'token_layers': tokens(asked)}
 
 
 def test_commit_of_what_was_measured(tmp_path, monkeypatch):
