@@ -15,6 +15,7 @@ import functools
 import pathlib
 import queue
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -68,12 +69,14 @@ class Job:
     about: seed or trial, in words.
     flags: what makes it this run.
     mode: 'train', or 'trial' of a search.
+    same: the folder of a trial that was this very training; '': there is none.
   """
   run: str
   folder: str
   about: str
   flags: Sequence[str]
   mode: str = 'train'
+  same: str = ''
 
   def result(self, workdir: Workdir) -> dict[str, Any] | None:
     """What it ended in, once it has."""
@@ -125,9 +128,12 @@ def run(config: SweepConfig, flags: Sequence[str], workdir: Workdir,
                             share)
     found = {name: sweep_search.Found(search[name], [
         job.result(workdir) for job in trials if job.run == name]) for name in search}
+    best = {name: found[name].best if name in found else 0 for name in runs}
     seeds = [Job(name, f'{name}-{seed}', f'seed {seed}', [
-        *runs[name], *more[name][found[name].best if name in found else 0],
-        f'--config.seed={seed}']) for seed in config.seeds for name in runs]
+        *runs[name], *more[name][best[name]], f'--config.seed={seed}'],
+        same=sweep_search.folder(name, search[name][best[name]]) * (
+            seed == config.seeds[0]) if name in found else '')
+        for seed in config.seeds for name in runs]
     ready = []
     for i in () if status else [i for i in mine if i >= count]:
       job = seeds[i - count]
@@ -195,6 +201,8 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
       left = f', about {minutes:.0f} min left'
     print(f'run {number + 1} of {total}: {job.run}, {job.about}{left}; log in {place.path}/'
           'log.txt', file=sys.stderr, flush=True)
+    if job.same and not workdir.remote:
+      _begin_as(workdir.path / job.same, place.path)
     slot = free.get()
     try:
       status = 0 if stopped else sweep_processes.child([
@@ -217,6 +225,14 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
     with sweep_processes.passing_on(stopped), pool:
       list(pool.map(train, mine))
   return (stopped[0] if stopped else 0), failed
+
+
+def _begin_as(trial: pathlib.Path, place: pathlib.Path) -> None:
+  """Gives a run that is not there yet the files of a trial with its settings and seed: it is
+  trained, and only has to be scored."""
+  if trial.is_dir() and not (place / 'config.json').exists():
+    shutil.copytree(trial, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
+        '.lock', 'log*.txt', 'commands.txt', 'trial.json', 'wandb*'))
 
 
 def _report(config: SweepConfig, names: Sequence[str], jobs: Sequence[Job],

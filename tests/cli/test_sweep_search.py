@@ -135,6 +135,26 @@ def test_seeds_are_trained_at_what_validation_chose(tmp_path, monkeypatch, capsy
   assert sweep.run(CONFIG, ['--config=c.py'], Workdir(tmp_path)) == 0 and not trained.flags
 
 
+def test_the_first_seed_begins_as_its_trial(tmp_path, monkeypatch):
+  """It is that training; another seed, or a run that has begun, is left alone."""
+  trained = Trained(monkeypatch, **{'2': 0.4})
+  child = trained.child
+  def keeping(flags, place, slot):
+    if place.name.startswith('trial-'):
+      place.mkdir(parents=True)
+      (place / 'config.json').write_text(place.name)
+      (place / 'log.txt').write_text('long')
+    return child(flags, place, slot)
+  monkeypatch.setattr(sweep_processes, 'child', keeping)
+  (tmp_path / 'b-3').mkdir(parents=True)
+  (tmp_path / 'b-3/config.json').write_text('begun')
+  assert sweep.run(CONFIG, [], Workdir(tmp_path)) == 0
+  assert (tmp_path / 'a-3/config.json').read_text() == f'trial-a-{RATE}=2'
+  assert sorted(f.name for f in (tmp_path / 'a-3').iterdir()) == ['config.json', 'results.json']
+  assert (tmp_path / 'b-3/config.json').read_text() == 'begun'
+  assert not (tmp_path / 'a-4/config.json').exists()
+
+
 def test_other_candidates_are_other_trials(tmp_path, monkeypatch):
   """What was tried is not tried again, and what was not is."""
   trained = Trained(monkeypatch)
