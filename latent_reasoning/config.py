@@ -96,6 +96,8 @@ class DataConfig:
       'raise', 'a sequence that no bucket holds; dropped ones are counted')
   valid_size: int = key(500, 'problems carved from train where there is no valid split')
   limit: int = key(0, 'use only the first N problems of each split; 0: all')
+  max_steps: int = key(
+      0, 'of files and the hub: problems of more steps are left out of every split; 0: none')
   sort_window: int = key(1, 'batches whose sequences are sorted by length together; 1: none', 1)
   arithmetic: ArithmeticConfig = group(ArithmeticConfig)
   graphs: GraphConfig = group(GraphConfig)

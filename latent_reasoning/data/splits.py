@@ -14,7 +14,7 @@ from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.prosqa import Graphs
 from latent_reasoning.data.state_tracking import StateTracking
-from latent_reasoning.errors import InputError, local_path, nearest
+from latent_reasoning.errors import InputError, ensure, local_path, nearest
 
 # Stems of files by split; also, after '_', endings of stems.
 STEMS = {'train': ('train',), 'valid': ('valid', 'validation', 'val', 'dev'),
@@ -32,7 +32,8 @@ class Splits:
   `report` is made for JSON: name; counts by split; rules, how answers are compared
   (eval.answer_matching), by split; sources, the report of `formats.read` by split; carved,
   {split: problems taken from train}; and duplicates, {'train_valid' | 'train_test' |
-  'valid_test': problems dropped from the first of the two because the second asks the same}.
+  'valid_test': problems dropped from the first of the two because the second asks the same},
+  and left_out, by split, where config.max_steps leaves some out.
   """
   train: Sequence[Example]
   valid: Sequence[Example]
@@ -69,13 +70,21 @@ def load(config: DataConfig, seed: int) -> Splits:
       sets[split], sets['train'] = _carve(sets['train'], split, config.valid_size, seed)
       carved[split] = len(sets[split])
   duplicates = _drop_duplicates(sets)
+  left_out = {}
+  if most := config.max_steps:
+    for split, examples in sets.items():
+      sets[split] = [e for e in examples if len(e.steps) <= most]
+      left_out[split] = len(examples) - len(sets[split])
+      ensure(sets[split], f'config.data.max_steps is {most}, and each of the {len(examples):,} '
+             f'{split} problems has more steps; raise it')
   if config.limit:
     sets = {split: examples[:config.limit] for split, examples in sets.items()}
   return Splits(**sets, report={
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
       'rules': {s: found.get(s, found['train'])[1]['rule'] for s in STEMS},
       'sources': {split: report for split, (_, report) in found.items()},
-      'carved': carved, 'duplicates': duplicates})
+      'carved': carved, 'duplicates': duplicates,
+      **({'left_out': left_out} if left_out else {})})
 
 
 def load_or_stand_in(config: DataConfig, seed: int, count: int) -> Splits:

@@ -118,6 +118,8 @@ def data(found: dict[str, Any]) -> str:
             for pair, count in found.get('duplicates', {}).items() if count]
   notes += [f"{source['skipped']} malformed lines skipped in {source['path']}"
             for source in found.get('sources', {}).values() if source.get('skipped')]
+  if most := sum(found.get('left_out', {}).values()):
+    notes.append(f'{most:,} of too many steps left out')
   if found.get('too_long'):
     notes.append(f"{found['too_long']} of train too long, dropped")
   return f"{found['name']}: {', '.join(notes)}"

@@ -229,6 +229,21 @@ def test_a_set_that_is_neither_file_nor_name(data_config):
     data.load_set('gsm8.jsonl', data_config)
 
 
+def test_problems_of_many_steps_are_left_out(folder):
+  """Of every split, and counted; a split of which nothing is left is an error."""
+  def lines(*steps):
+    return ''.join(json.dumps({'question': f'{i} and {n}?', 'steps': ['1+1=2'] * n,
+                               'answer': '2'}) + '\n' for i, n in enumerate(steps))
+  files = {'train.jsonl': lines(1, 3, 2, 4), 'valid.jsonl': lines(2, 5), 'test.jsonl': lines(3)}
+  splits = data.load(folder(files=files, max_steps=3), 0)
+  assert [[len(e.steps) for e in s] for s in (splits.train, splits.valid, splits.test)] == [
+      [1, 3, 2], [2], [3]]
+  assert splits.report['left_out'] == {'train': 1, 'valid': 1, 'test': 0}
+  assert splits.report['counts'] == {'train': 3, 'valid': 1, 'test': 1}
+  with pytest.raises(InputError, match='max_steps is 1, and each of the 2 valid problems'):
+    data.load(folder(files=files, max_steps=1), 0)
+
+
 def test_rules_are_told_by_split(folder):
   config = folder(files={
       'train.json': '[{"question": "q", "steps": [], "answer": "yes"},'
