@@ -181,7 +181,7 @@ def test_a_readout_that_reads_ahead(make, monkeypatch):
   """Readouts without a causal mask of their own are seen."""
   sound = attention._readouts
   monkeypatch.setattr(attention, '_readouts', lambda *args: sound(
-      *args[:-1], args[-1] | True))
+      *args[:-2], args[-2] | True, args[-1]))
   fails(make(own=True), SIGHT, GRADIENTS, SEPARATE, SPLIT)
 
 

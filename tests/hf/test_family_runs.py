@@ -35,7 +35,8 @@ FAMILIES = {  # sizes, and whether layers are scanned
     'gemma3_text': (LOCAL, True)}
 
 
-@pytest.mark.parametrize('kind', FAMILIES)
+@pytest.mark.parametrize('kind', [kind if kind in ('smollm3', 'gemma2') else pytest.param(
+    kind, marks=pytest.mark.slow) for kind in FAMILIES])
 def test_rim(kind, tiny_config, make_checkpoint, tmp_path):
   """Logits behind the blocks are those of transformers, with the export and the adapter."""
   peft = pytest.importorskip('peft', reason="pip install -e '.[test-hf]'")
