@@ -338,7 +338,7 @@ def shortened(words):
     keys['data.dir'] = 'DIRECTORY'  # not from the hub
   if args.config.sweep.runs:
     runs = {r.split()[0]: r for r in args.config.sweep.runs}
-    last = 'rim' if 'rim' in runs else list(runs)[-1]
+    last = 'rim' if 'rim' in runs and args.config.sweep.control != 'rim' else list(runs)[-1]
     keys['sweep.runs'] = (runs[args.config.sweep.control], runs[last])
   devices = ['--devices=1'] * ('--mode=plan' in words)
   if any(word.startswith('--target=') for word in words):  # its compiler and kernels lack
