@@ -71,6 +71,7 @@ def test_training_does_not_begin_again_by_itself(again):
   trainer.train(again())  # there are sound ones now
 
 
+@pytest.mark.integration
 def test_checkpoints_that_are_gone(again):
   """The folder is missing beside a log that says steps were done."""
   run = again()
@@ -84,6 +85,7 @@ def test_checkpoints_that_are_gone(again):
   assert lines(run) == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('damage', [b'null', b'5', b'[]', b'{}', b'{"step":"x"}', b'\xff\xfe',
                                     b'{"step": 1', b'[' * 5000, b'{"step": true}'])
 def test_damaged_lines_of_a_log(again, damage):

@@ -203,7 +203,8 @@ def test_default_workdir(flag, method, name):
   assert main.default_workdir(flag, method) == pathlib.Path('runs') / name
 
 
-@pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('whole', [pytest.param(False, marks=pytest.mark.integration),
+                                   pytest.param(True, marks=pytest.mark.slow)])
 def test_sequence(tmp_path, monkeypatch, capsys, whole):
   """train, eval, generate, check_leakage and latency, in the default workdir, and their files.
 
