@@ -6,8 +6,8 @@ Chains of exactly eight operations and a model of two layers, so that neither a 
 block alone has room for them. Steps, learning rates, step labels, readouts, data and decoder
 are those of rim_arithmetic.py for every arm; (8, 1) is RiM, (1, 8) one block in eight passes.
 On 2026-11-30 (seeds 0, 1, 2; a core of an AMD EPYC a run, jax 0.10.2): (8, 1) 35.1%, (4, 2)
-36.2, (2, 4) 38.8, (1, 8) 99.6, a chain of thought 100.0. What lacks is depth, as predicted;
-the middle wins nothing in these steps. Variants:
+36.2, (2, 4) 38.8, (1, 8) 99.6, a chain of thought 100.0. What lacks here is serial depth; the
+middle gains little in these steps. Of the variants `mixed` alone was run, with seed 0:
 
   :controls      depth that is not shared (8 layers), depth of all tokens (a trunk looped four
                  times), blocks that do not see each other from the second pass on

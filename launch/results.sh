@@ -7,10 +7,10 @@
 #   default      rim_arithmetic: trained, evaluated, analyzed, intervened on, verbalized   0.4
 #   comparison   chains of four operations, every method, three seeds                      1.5
 #   mixed        chains of two to four, every method, three seeds                          0.9
-#   depth        K blocks in L passes on chains of eight, three seeds, asked otherwise too     1.3
-#   lengths      the same arms on chains of two to eight, asked up to twelve                 0.9
-#   variables    the same on assignments to four variables that are all asked                1.5
-#   permutations the same on words over S5                                                   1.5
+#   depth        K blocks in L passes on chains of eight, three seeds, asked otherwise     1.5
+#   lengths      the same arms on chains of two to eight, asked up to twelve  (one seed: 0.6)
+#   variables    the same on assignments to four variables that are all asked   (not run yet)
+#   permutations the same on words over S5                                      (not run yet)
 #   memory       the implicit memory on characters, every write policy, three seeds        1.0
 #   speed        rows, memory, layer, torch, decode: speed beside references               0.3
 #   plans        training steps by the compilers of TPUs and GPUs                          0.5

@@ -108,7 +108,7 @@ def cores() -> list[int]:
   """Numbers of the CPUs that this process may run on.
 
   Raises:
-    InputError: they cannot be told apart here.
+    InputError: this system cannot pin a process to a core.
   """
   ensure(hasattr(os, 'sched_getaffinity'), '--per_core pins each run to a core, which this '
          'system has no call for; expected Linux')
