@@ -59,14 +59,15 @@ RIVALS = (
     'reasoning_decoder.joint=True reasoning_decoder.weight=1.0',
     'kava method=codi baselines.latents=4 baselines.projection=True baselines.kv_weight=1.0',
     'pccot method=pccot baselines.latents=8', 'lotus method=lotus baselines.latents=4',
-    # RiM's blocks in two passes, and under LOTUS's supervision: places for 7+2=9 and its end.
-    'rim_passes method=rim rim.passes=2', 'rim_parallel method=rim_parallel rim.block_tokens=5')
+    # RiM's block in four passes, and blocks under LOTUS's supervision: places for 7+2=9, end.
+    'rim_1x4 method=rim rim.blocks=1 rim.passes=4',
+    'rim_parallel method=rim_parallel rim.block_tokens=5')
 ONE_STAGE = ('direct', 'pause', 'cot', 'codi', 'icot', 'coconut', 'coconut_mixed', 'sim_cot',
              'kava', 'pccot', 'lotus')
 SEARCHED = (*METHODS, *RIVALS, 'pause_steps method=pause_steps')
 SEARCH = ('optim.stage1.learning_rate=1e-3,3e-3,6e-3',
           *(f'{name} optim.stage2.learning_rate=2e-4,4e-4,1e-3'
-            for name in ('direct_steps', 'pause_steps', 'rim', 'rim_passes')),
+            for name in ('direct_steps', 'pause_steps', 'rim', 'rim_1x4')),
           'icot baselines.smoothing=2.0,4.0', 'coconut baselines.latents=1,2',
           *(f'{name} baselines.distill_weight=1.0,5.0,20.0' for name in ('codi', 'pccot')),
           'kava baselines.kv_weight=0.3,1.0,3.0',
@@ -93,10 +94,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   elif variant == 'smoke':
     _smoke(c)
   elif variant in ('searched', 'searched_smoke'):
-    _searched(c, 6000)
+    _searched(c, 5000)
     if variant == 'searched_smoke':
       _smoke(c)
-      _searched(c, 30, ('direct', 'coconut', 'rim'))
+      _searched(c, 50, ('direct', 'coconut', 'rim'))
     return c
   elif variant == 'four':
     c.sweep.runs = tuple(f'{name} method={name}' for name in FOUR)
@@ -142,7 +143,7 @@ def _longer_parts(c: ml_collections.ConfigDict) -> tuple[str, ...]:
 def _searched(c: ml_collections.ConfigDict, most: int, names: tuple[str, ...] = ()) -> None:
   """At most so many steps at a constant rate, until validation improves no more, at what is
   best in three trials of each method; of those named alone, in two."""
-  c.train.eval_every = c.train.save_every = most // 30
+  c.train.eval_every = c.train.save_every = most // 25
   c.optim.patience = 3 if names else 6
   c.optim.stage1.update(steps=most // 2, schedule='constant')
   c.optim.stage2.update(steps=most - most // 2, schedule='constant')

@@ -393,8 +393,8 @@ class OptimConfig:
       0.0, 'a stage ends after so many passes over the training split, whatever its steps; '
       '0: never')
   patience: int = key(
-      0, 'the last stage ends after so many validations in a row without a better one, or '
-      'after its steps; 0: never before')
+      0, 'the last stage ends after so many validations in a row without a better one, after '
+      'one that has every problem right, or after its steps; 0: never before')
   max_grad_norm: float = key(1.0, 'global norm that gradients are clipped to; 0: no clipping')
   stage1: StageConfig = group(StageConfig)
   stage2: StageConfig = group(StageConfig)

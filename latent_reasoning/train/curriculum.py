@@ -162,9 +162,10 @@ def converged(scores: Sequence[float], config: BaselinesConfig) -> bool:
 
 
 def stalled(scores: Sequence[float], patience: int) -> bool:
-  """Whether the last `patience` scores are no better than the best before; 0: never."""
+  """Whether the last `patience` scores are no better than the best before, or that is an
+  accuracy of 1, which none can be better than; 0: never."""
   best = max(range(len(scores)), key=lambda i: (scores[i], -i))  # the first of the best
-  return bool(patience) and len(scores) - 1 - best >= patience
+  return bool(patience) and (len(scores) - 1 - best >= patience or scores[best] >= 1)
 
 
 def build(config: OptimConfig, examples: int, parts: int = 1, extend: tuple[int, ...] = (),

@@ -317,8 +317,10 @@ class _Loop:
     if step == curriculum.total or not curriculum_lib.stalled(self.final, patience):
       return False
     self.run.batches.curriculum = dataclasses.replace(curriculum, ended=step)
-    self.progress.say(f'training ends at step {step} of at most {curriculum.total}: the last '
-                      f'{patience} validations were no better (config.optim.patience)')
+    why = ('validation has every problem right' if max(self.final) >= 1 else
+           f'the last {patience} validations were no better')
+    self.progress.say(f'training ends at step {step} of at most {curriculum.total}: {why} '
+                      '(config.optim.patience)')
     return True
 
   def parts(self, step: int, accuracy: float | None) -> None:
