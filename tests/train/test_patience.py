@@ -69,7 +69,7 @@ def test_it_ends_where_validation_improves_no_more(tiny_config, make_run, tmp_pa
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize('changes, said, end', [CASES[0], CASES[3]])
+@pytest.mark.parametrize('changes, said, end', [CASES[0], CASES[-1]])
 def test_resumed_run_equals_whole(tiny_config, make_run, tmp_path, resumed, scores,
                                   changes, said, end):
   """Killed before each of its last validations, and before the step of the last: the same end
