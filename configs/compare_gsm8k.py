@@ -4,8 +4,13 @@
       --config.data.dir=GSM8K_AUG_DIRECTORY --config.model.init_from=GPT2_DIRECTORY
 
 GPT-2 with LoRA on GSM8K-Aug, the recipe of rim_gsm8k.py for every method, seeds 0, 1, 2:
-for a GPU. Without the directories, both come from the hub (extra `hf`). Variants, each
-from scratch on GSM8K itself, in a small model whose accuracy is near zero:
+for a GPU. Without the directories, both come from the hub (extra `hf`). Variants:
+
+  :smollm2   SmolLM2-135M on GSM8K itself, with LOTUS in place of CODI and iCoT: for a GPU
+  :smollm2_short  the same on problems of at most three steps, direct, CoT and RiM, seed 0:
+             rim_gsm8k.py:smollm2_short for each, hours on two cores
+
+and from scratch on GSM8K itself, in a small model whose accuracy is near zero:
 
   :short     rim_gsm8k.py:tiny for every method: the path, and the costs
   :smoke     the whole path in a few minutes
@@ -19,6 +24,9 @@ import ml_collections
 
 HERE = pathlib.Path(__file__)
 base = runpy.run_path(str(HERE.with_name('rim_gsm8k.py')))['get_config']
+SMOLLM2 = ('direct method=direct', 'cot method=cot', 'rim method=rim',
+           'direct_steps method=direct_steps', 'pause_steps method=pause_steps',
+           'lotus method=lotus', 'coconut method=coconut')
 METHODS = runpy.run_path(str(HERE.with_name('compare_arithmetic.py')))['METHODS']
 
 CONTROLS = (
@@ -32,13 +40,16 @@ CONTROLS = (
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  if variant not in ('', 'short', 'smoke', 'controls'):
-    raise ValueError(f"compare_gsm8k has no variant '{variant}'; expected short, smoke or "
-                     'controls')
-  c = base('tiny' if variant in ('short', 'smoke') else '')
-  c.sweep.runs = CONTROLS if variant == 'controls' else METHODS
+  if variant not in ('', 'short', 'smoke', 'controls', 'smollm2', 'smollm2_short'):
+    raise ValueError(f"compare_gsm8k has no variant '{variant}'; expected short, smoke, "
+                     'controls, smollm2 or smollm2_short')
+  c = base('tiny' if variant in ('short', 'smoke') else variant.replace('controls', ''))
+  c.sweep.runs = {'controls': CONTROLS, 'smollm2': SMOLLM2,
+                  'smollm2_short': SMOLLM2[:3]}.get(variant, METHODS)
   c.sweep.seeds = (0, 1, 2)
   c.sweep.control = 'direct'
+  if variant == 'smollm2_short':
+    c.sweep.seeds = (0,)
   if variant == 'smoke':
     c.sweep.seeds = (0,)
     c.data.limit = 400

@@ -41,6 +41,8 @@ class ArithmeticConfig:
 @dataclasses.dataclass(frozen=True)
 class GraphConfig:
   """Generated graph reasoning in the form of ProsQA (data.prosqa)."""
+  wording: Literal['sentences', 'letters'] = key(
+      'sentences', "'Every terpus is a brimpus.', or 'ab', an edge from a to b")
   min_hops: int = key(3, 'fewest steps from the person to the right option', 1)
   max_hops: int = key(6, 'most')
   nodes: int = key(28, 'drawn; those without an edge are left out')

@@ -25,10 +25,10 @@ VARIANTS = {'compare_arithmetic': ('short', 'four', 'smoke', 'controls', 'length
                                    'width', 'blocks', 'scale', 'searched', 'searched_smoke'),
             'compare_depth': ('controls', 'long', 'mixed', 'permutations', 'hops', 'variables',
                               'smoke'),
-            'compare_gsm8k': ('short', 'smoke', 'controls'),
-            'compare_prosqa': ('short', 'smoke', 'controls'),
+            'compare_gsm8k': ('short', 'smoke', 'controls', 'smollm2', 'smollm2_short'),
+            'compare_prosqa': ('letters', 'searched', 'short', 'smoke', 'controls'),
             'rim_arithmetic': tuple('2345678'),
-            'rim_gsm8k': ('tiny', 'llama1b', 'llama3b', 'qwen'),
+            'rim_gsm8k': ('tiny', 'llama1b', 'llama3b', 'qwen', 'smollm2', 'smollm2_short'),
             'imm_shakespeare': ('replication', 'replication_128', 'replication_256',
                                 'replication_full', 'controls', 'slots', 'mechanisms',
                                 'initialisation')}

@@ -1,6 +1,7 @@
 """Graph reasoning in the wording of ProsQA, generated (Coconut, arXiv 2412.06769).
 
   Every terpus is a brimpus. Tom is a terpus. … Is Tom a lempus or scrompus?
+  qc,tq, … :t?ls         the same as letters, an edge a pair, for models in minutes
 
 A directed acyclic graph grows node by node, as in the paper's appendix. Nodes 0 and 1
 are the two persons of interest. Each further node draws Poisson(parents) parents among
@@ -20,8 +21,9 @@ from collections.abc import Callable
 from latent_reasoning.config import GraphConfig
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.synthetic import Generated
-from latent_reasoning.errors import InputError
+from latent_reasoning.errors import InputError, ensure
 
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 # The words of the published files, each about equally frequent there.
 NAMES = ('Alex', 'Bob', 'Carol', 'Davis', 'Eva', 'Fae', 'Gabriel', 'Jack', 'Max', 'Oliver',
          'Polly', 'Rex', 'Sally', 'Sam', 'Stella', 'Tom', 'Wren')
@@ -49,9 +51,12 @@ class Graphs(Generated):
 
     Raises:
       InputError: more concepts than there are words for, fewer than a graph may need,
-        or a space without a problem for this split.
+        more nodes than letters, or a space without a problem for this split.
     """
-    if not config.nodes - 2 <= config.concepts <= len(CONCEPTS):
+    if config.wording == 'letters':
+      ensure(config.nodes <= len(LETTERS), f'config.data.graphs.nodes is {config.nodes}; '
+             f"expected at most {len(LETTERS)} where wording is 'letters'")
+    elif not config.nodes - 2 <= config.concepts <= len(CONCEPTS):
       raise InputError(f'config.data.graphs.concepts is {config.concepts}; expected '
                        f'{config.nodes - 2} (config.data.graphs.nodes - 2) to {len(CONCEPTS)}')
     self._config = config
@@ -67,7 +72,8 @@ class Graphs(Generated):
     draw = random.Random(int.from_bytes(hashlib.blake2b(key).digest())).random
     edges, below = grow(c.nodes, c.parents, draw)
     persons = {a for a, _ in edges} - {b for _, b in edges}
-    found = ask(edges, below, draw) if len(persons) <= len(NAMES) else None
+    enough = self._config.wording == 'letters' or len(persons) <= len(NAMES)
+    found = ask(edges, below, draw) if enough else None
     if found is None or not c.min_hops <= len(found[0]) - 1 <= c.max_hops:
       return None
     path, wrong = found
@@ -75,6 +81,12 @@ class Graphs(Generated):
 
   def counterfactual(self, example: Example, seed: int) -> Example:
     """The graph with its two options in each other's place, so that the other one is right."""
+    if self._config.wording == 'letters':
+      facts, question = example.question.split(':')
+      one, other = question[-2:]
+      table = str.maketrans(one + other, other + one)
+      return Example(f'{facts.translate(table)}:{question}', tuple(
+          step.translate(table) for step in example.steps), example.answer.translate(table))
     facts, _, question = example.question.rpartition('. ')
     options = re.fullmatch(r'Is \w+ an? (\w+) or (\w+)\?', question).groups()
     return Example(f'{_exchanged(facts, *options)}. {question}',
@@ -83,6 +95,13 @@ class Graphs(Generated):
 
   def _example(self, drawn: tuple[Edges, list[int], int, Callable[[], float]]) -> Example:
     edges, path, wrong, draw = drawn
+    if self._config.wording == 'letters':
+      letters = _shuffled(LETTERS, draw)
+      options = ''.join(_shuffled((letters[path[-1]], letters[wrong]), draw))
+      facts = ','.join(letters[a] + letters[b] for a, b in _shuffled(edges, draw))
+      return Example(f'{facts}:{letters[path[0]]}?{options}', tuple(
+          letters[a] + letters[b] for a, b in zip(path, path[1:], strict=False)),
+          letters[path[-1]])
     children = {b for _, b in edges}
     names, concepts = _shuffled(NAMES, draw), _shuffled(CONCEPTS[:self._config.concepts], draw)
     word = {node: (concepts if node in children else names).pop()

@@ -207,6 +207,35 @@ def test_words_are_those_of_the_published_files(shared_data, data_config):
   assert len(prosqa.CONCEPTS) == 38 == len(set(prosqa.CONCEPTS))
 
 
+def read_letters(example: Example) -> Read:
+  facts, person, one, other = re.fullmatch(r'([a-z,]+):([a-z])\?([a-z])([a-z])',
+                                           example.question).groups()
+  edges, right = [tuple(pair) for pair in facts.split(',')], example.answer
+  after, before = collections.defaultdict(set), collections.defaultdict(set)
+  for a, b in edges:
+    after[a].add(b)
+    before[b].add(a)
+  wrong, = {one, other} - {right}
+  return Read(edges, person, (one, other), right, wrong, after, before)
+
+
+def test_letters():
+  """Each problem, its counterfactual too: the steps lead to the right option, a shortest way,
+  and nothing leads to the wrong one."""
+  graphs = Graphs(replaced(wording='letters', nodes=14, min_hops=2, max_hops=4), 0, 'test')
+  for i, example in enumerate(graphs[:40]):
+    other = graphs.counterfactual(example, i)
+    assert read_letters(other).right == read_letters(example).wrong
+    for one in (example, other):
+      problem = read_letters(one)
+      assert all(b in problem.after[a] for a, b in one.steps)
+      assert [a for a, _ in one.steps] == [problem.person, *(b for _, b in one.steps[:-1])]
+      reached = distances(problem, problem.person)
+      assert reached[problem.right] == len(one.steps) and problem.wrong not in reached
+  with pytest.raises(InputError, match='at most 26'):
+    Graphs(replaced(wording='letters', nodes=27), 0, 'test')
+
+
 def test_counterfactual():
   """The other option is reached, by as many steps, and the first one is not any more."""
   graphs = Graphs(CONFIG, 0, 'test')
