@@ -17,7 +17,8 @@ middle gains little in these steps. Of the variants `mixed` alone was run, with 
                  '--config.eval.sets=("min_steps=9,max_steps=12",)'
   :permutations  words of eight letters over S5, bound by depth (data.state_tracking)
   :hops          eight hops in a text of 32 letters, bound by depth
-  :variables     eight assignments to four variables, all of which are asked: bound by memory
+  :variables     eight assignments to four variables, all of which are asked
+  :registers     the same by numbers, each variable twice: bound by memory, less by depth
   :smoke         the whole path on a toy, in minutes; its numbers mean nothing
 """
 
@@ -34,7 +35,7 @@ CONTROLS = (
     'rim_8x1', 'direct method=direct', 'pause_steps method=pause_steps',
     'rim_layers_8 model.num_layers=8', 'rim_trunk_4 model.loop.count=4',
     *(f'{arm.replace(" ", "_causal ", 1)} rim.pass_attention=causal' for arm in ARMS[1:3]))
-TASKS = ('permutations', 'hops', 'variables')
+TASKS = ('permutations', 'hops', 'variables', 'registers')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:

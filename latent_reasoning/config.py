@@ -56,7 +56,8 @@ class GraphConfig:
 @dataclasses.dataclass(frozen=True)
 class StateTrackingConfig:
   """Generated words over S5, p-hop induction, or assignments (data.state_tracking)."""
-  task: Literal['permutations', 'hops', 'variables'] = key('permutations', 'which')
+  task: Literal['permutations', 'hops', 'variables', 'registers'] = key(
+      'permutations', 'which')
   min_steps: int = key(4, 'fewest steps of a problem', 1)
   max_steps: int = key(4, 'most; of hops at most 9', 1)
   live: int = key(4, 'variables, all of whose values are asked; of hops, letters', 2)

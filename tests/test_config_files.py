@@ -24,7 +24,7 @@ FILES = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*
 VARIANTS = {'compare_arithmetic': ('short', 'four', 'smoke', 'controls', 'length', 'depth',
                                    'width', 'blocks', 'scale', 'searched', 'searched_smoke'),
             'compare_depth': ('controls', 'long', 'mixed', 'permutations', 'hops', 'variables',
-                              'smoke'),
+                              'registers', 'smoke'),
             'compare_gsm8k': ('short', 'smoke', 'controls', 'smollm2', 'smollm2_short'),
             'compare_prosqa': ('letters', 'searched', 'short', 'smoke', 'controls'),
             'rim_arithmetic': tuple('2345678'),

@@ -1,4 +1,4 @@
-"""State tracking, generated: tasks bound by serial depth, and one bound by what must be held.
+"""State tracking, generated: tasks bound by serial depth, and two by what must be held.
 
   permutations  abba          five objects, a exchanges the first two, b moves the last one to
                               the front; words over S5, whose word problem is complete for NC1
@@ -6,6 +6,8 @@
                               last letter to the one behind its last occurrence, p times
   variables     351:a+b,c*a   the values of a, b, c …, then assignments modulo 10: a becomes
                               a + b; the answer is all values in the end, so that all are live
+  registers     351:a+2,c*3   the same, but each is changed by numbers, and equally often: of
+                              m registers and n assignments, n / m follow on each other
 """
 
 import hashlib
@@ -47,15 +49,16 @@ def variables(question: str) -> Solved:
   values, assignments = question.split(':')
   held, steps = dict(zip(LETTERS, map(int, values), strict=False)), []
   for one, symbol, other in assignments.split(','):
-    held[one] = _APPLY[symbol](held[one], held[other]) % 10
+    held[one] = _APPLY[symbol](held[one], held[other] if other in held else int(other)) % 10
     steps.append(f'{one}={held[one]}')
   return steps, ''.join(map(str, held.values()))
 
 
-SOLVE = {'permutations': permutations, 'hops': hops, 'variables': variables}
+SOLVE = {'permutations': permutations, 'hops': hops, 'variables': variables,
+         'registers': variables}
 FACTS = {  # what of a question may be changed, and into what
     'permutations': (r'[ab]', 'ab'), 'hops': (r'(?<![\d:])[a-z]', ''),
-    'variables': (r'\d', '0123456789')}
+    'variables': (r'\d', '0123456789'), 'registers': (r'\d', '0123456789')}
 
 
 class StateTracking(Generated):
@@ -81,9 +84,11 @@ class StateTracking(Generated):
     elif c.task == 'hops':
       question = f'{count}:{some(LETTERS[:c.live], c.length)}'
     else:
-      names = LETTERS[:c.live]
-      question = f"{some('0123456789', c.live)}:" + ','.join(
-          some(names, 1) + some('+-*', 1) + some(names, 1) for _ in range(count))
+      names, digits, of_names = LETTERS[:c.live], '0123456789', c.task == 'variables'
+      changed = some(names, count) if of_names else draw.sample(
+          [names[i % c.live] for i in range(count)], count)
+      question = f'{some(digits, c.live)}:' + ','.join(
+          one + some('+-*', 1) + some(names if of_names else digits, 1) for one in changed)
     return (question, question) if SOLVE[c.task](question) else None
 
   def _example(self, drawn: Any) -> Example:
@@ -95,7 +100,7 @@ class StateTracking(Generated):
     task, question = self._config.task, example.question
     pattern, options = FACTS[task]
     places = [m.start() for m in re.finditer(pattern, question.partition(':')[0] if
-                                             task == 'variables' else question)]
+                                             options == '0123456789' else question)]
     changes = [(i, other) for i in places
                for other in options or LETTERS[:self._config.live] if other != question[i]]
     for i, other in random.Random(f'{seed}/{question}').sample(changes, len(changes)):

@@ -35,7 +35,8 @@ def expected(task, question):
   values, found = [*map(int, values)], []
   for one, symbol, other in assignments.split(','):
     a, b = ord(one) - 97, ord(other) - 97
-    values[a] = eval(f'({values[a]}{symbol}{values[b]}) % 10')
+    number = other if task == 'registers' else values[b]
+    values[a] = eval(f'({values[a]}{symbol}{number}) % 10')
     found.append(''.join(map(str, values)))
   return found
 
@@ -47,12 +48,19 @@ def test_right(task):
     states = expected(task, example.question)
     lengths.add(len(example.steps))
     assert len(states) == len(example.steps) and states[-1] == example.answer
-    if task == 'variables':  # a step is what has changed
+    if task in ('variables', 'registers'):  # a step is what has changed
       for step, state in zip(example.steps, states, strict=True):
         assert state[ord(step[0]) - 97] == step[-1]
     else:
       assert [*example.steps] == states
   assert lengths == set(range(2, 9))
+
+
+def test_registers_change_equally_often():
+  for example in make('registers')[:60]:
+    changes = [step[0] for step in example.steps]
+    counts = [changes.count(name) for name in 'abcd']
+    assert max(counts) - min(counts) <= 1 and sum(counts) == len(example.steps)
 
 
 @pytest.mark.parametrize('task', TASKS)
