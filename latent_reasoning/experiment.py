@@ -20,6 +20,7 @@ from latent_reasoning.config import Config
 from latent_reasoning.data import hub, storage, tokenizers
 from latent_reasoning.data import text as data_text
 from latent_reasoning.data.example import Example
+from latent_reasoning.data.stored import Stored
 from latent_reasoning.errors import InputError, ensure, local_path
 from latent_reasoning.eval import answer_matching, checkpoint_selection, language_modeling
 from latent_reasoning.eval.evaluator import Predictor, evaluate
@@ -227,10 +228,10 @@ class Experiment:
   def fingerprint(self) -> dict[str, str]:
     """A hash of each split; empty for generated problems, which the config determines."""
     splits = {s: getattr(self.splits, s, ()) for s in ('train', 'valid', 'test')}
-    return {name: hashlib.blake2b(
+    return {name: found.fingerprint() if isinstance(found, Stored) else hashlib.blake2b(
         found.tobytes() if isinstance(found, np.ndarray) else repr(found).encode(),
-        digest_size=16).hexdigest()
-            for name, found in splits.items() if isinstance(found, (list, tuple, np.ndarray))}
+        digest_size=16).hexdigest() for name, found in splits.items()
+            if isinstance(found, (list, tuple, np.ndarray, Stored))}
 
   def checkpoints(self, writer: bool = False) -> Checkpoints:
     return Checkpoints(self.workdir.checkpoints, self.config.train.max_to_keep, writer=writer)
@@ -391,6 +392,8 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   splits = load(config.data, config.seed, *[config.optim.batch_size] * asking)
   tokenizer = tokenizers.build(config.tokenizer, lambda: batches_lib.texts(splits.train),
                                workdir.tokenizer, config.rim.max_steps)
+  if isinstance(splits.train, Stored):
+    splits = dataclasses.replace(splits, train=splits.train.tokenized(tokenizer))
   config = batches_lib.sized(config, method, splits.train, tokenizer)
   train = batches_lib.fitting(config, method, splits.train, tokenizer)
   too_long = len(splits.train) - len(train)

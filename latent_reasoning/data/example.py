@@ -21,6 +21,16 @@ class Example:
   answer: str
   others: tuple[str, ...] = ()
 
+  @property
+  def characters(self) -> int:
+    """Of question and steps."""
+    return len(self.question) + sum(map(len, self.steps))
+
+
+def of(question: str, steps: Iterable[str], answer: str, others: Iterable[str]) -> Example:
+  """An example as JSON holds it."""
+  return Example(question, tuple(steps), answer, tuple(others))
+
 
 def make(question: str, steps: Iterable[str], answer: str,
          others: Iterable[str] = ()) -> Example:

@@ -79,8 +79,25 @@ SETS = {
 SPLITS = {'train': 'train', 'validation': 'valid', 'valid': 'valid', 'test': 'test'}
 
 
-def read(config: DataConfig) -> dict[str, tuple[list[Example], dict]]:
-  """Downloads a data set, or finds it in the cache.
+def listed(config: DataConfig) -> tuple[dict[str, Any], Any]:
+  """The rows of a data set by split, downloaded or from the cache, and what says of which
+  version they are; None: nothing does.
+
+  Raises:
+    InputError: the library is missing or the hub cannot be reached.
+  """
+  repository, name = REPOSITORIES[config.name]
+  found = rows(repository, name, config, '--config.data.dir=…')
+  versions = [(split, getattr(data, '_fingerprint', None)) for split, data in found.items()]
+  return found, versions if all(version for _, version in versions) else None
+
+
+def read(config: DataConfig, found: dict[str, Any] | None = None
+         ) -> dict[str, tuple[list[Example], dict]]:
+  """The examples of a data set.
+
+  Args:
+    found: its rows, as `listed` returns them; None: those.
 
   Returns:
     {'train' | 'valid' | 'test': (examples, report as of `formats.read`)}, for the
@@ -90,13 +107,12 @@ def read(config: DataConfig) -> dict[str, tuple[list[Example], dict]]:
     InputError: the library is missing, the hub cannot be reached, or a row is
       malformed.
   """
-  repository, name = REPOSITORIES[config.name]
-  found = {}
-  for split, data in rows(repository, name, config, '--config.data.dir=…').items():
-    path = f'{repository} {split}'
+  examples = {}
+  for split, data in (found or listed(config)[0]).items():
+    path = f'{REPOSITORIES[config.name][0]} {split}'
     numbered = ((f'{path} row {i}', row) for i, row in enumerate(data))
-    found[split] = formats.collect(numbered, config, path, 'hub')
-  return found
+    examples[split] = formats.collect(numbered, config, path, 'hub')
+  return examples
 
 
 def read_set(name: str, config: DataConfig) -> tuple[list[Example], dict]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from latent_reasoning import config_loading
 from latent_reasoning.config import Config, DataConfig
-from latent_reasoning.data import formats, hub, storage
+from latent_reasoning.data import example, formats, hub, storage, stored
 from latent_reasoning.data.arithmetic import Arithmetic
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.prosqa import Graphs
@@ -58,9 +58,18 @@ def load(config: DataConfig, seed: int) -> Splits:
     raise InputError("config.data.name is 'files' but config.data.dir and train are "
                      'empty; expected a path; set --config.data.dir=…')
   if local:
-    found = {split: formats.read(path, config) for split, path in _resolve(config).items()}
+    paths, rows = _resolve(config), None
+    folder = stored.place(config, seed, {
+        split: storage.fetch(path, 'a data file') for split, path in paths.items()})
   else:
-    found = hub.read(config)
+    rows, versions = hub.listed(config)
+    folder = versions and stored.place(config, seed, versions=versions)
+  if kept := stored.found(folder):
+    train, rest = kept
+    return Splits(train, *([example.of(*row) for row in rest[s]] for s in ('valid', 'test')),
+                  report=rest['report'])
+  found = ({split: formats.read(path, config) for split, path in paths.items()} if local
+           else hub.read(config, rows))
   if 'train' not in found:
     raise InputError(f'found the splits {sorted(found)}; expected a train split')
   sets = {split: examples for split, (examples, _) in found.items()}
@@ -79,12 +88,16 @@ def load(config: DataConfig, seed: int) -> Splits:
              f'{split} problems has more steps; raise it')
   if config.limit:
     sets = {split: examples[:config.limit] for split, examples in sets.items()}
-  return Splits(**sets, report={
+  report = {
       'name': config.name, 'counts': {s: len(sets[s]) for s in STEMS},
       'rules': {s: found.get(s, found['train'])[1]['rule'] for s in STEMS},
       'sources': {split: report for split, (_, report) in found.items()},
       'carved': carved, 'duplicates': duplicates,
-      **({'left_out': left_out} if left_out else {})})
+      **({'left_out': left_out} if left_out else {})}
+  sets['train'] = stored.keep(folder, sets['train'], {
+      'report': report, **{s: [dataclasses.astuple(e) for e in sets[s]]
+                           for s in ('valid', 'test')}})
+  return Splits(**sets, report=report)
 
 
 def load_or_stand_in(config: DataConfig, seed: int, count: int) -> Splits:

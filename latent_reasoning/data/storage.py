@@ -35,10 +35,15 @@ def library(address: Any) -> str:
   return f" ({scheme}://… needs pip install -e '.[{extra}]')" if extra else ''
 
 
-def copies() -> pathlib.Path:
-  """The folder of copies: in the user's cache, wherever the system has it."""
+def cache() -> pathlib.Path:
+  """This package's folder in the user's cache, wherever the system has it."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'latent_reasoning' / 'copies'
+  return pathlib.Path(base).expanduser() / 'latent_reasoning'
+
+
+def copies() -> pathlib.Path:
+  """The folder of copies."""
+  return cache() / 'copies'
 
 
 def fetch(text: str | pathlib.Path, key: str, wanted: Sequence[str] = ()) -> pathlib.Path:

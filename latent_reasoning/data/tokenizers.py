@@ -112,6 +112,10 @@ class Tokenizer:
       found = self._base.encode(text, add_special_tokens=False)
     except BaseException as error:
       raise _failed(error, f'cannot read {text[:60]!r}') from None
+    return self._plainly(text, found)
+
+  def _plainly(self, text: str, found: tokenizers.Encoding) -> list[int]:
+    """The ids of a text without added tokens."""
     if self._added.isdisjoint(found.ids):
       return found.ids
     # An added token that is an entry of the vocabulary as well: its characters say the same.
@@ -143,6 +147,25 @@ class Tokenizer:
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text."""
     return [list(self._known(t)) for t in texts]
+
+  def examples(self, examples: Sequence[tuple[str, Sequence[str], str]]
+               ) -> list[tuple[list[int], list[list[int]], list[int]]]:
+    """The ids of question, steps and answer of each of many examples, on all cores; as
+    `question` and `encode_batch` return them.
+
+    Raises:
+      InputError: the library cannot read a text.
+    """
+    asked = [f'{normalise(question)}\n' for question, _, _ in examples]
+    rest = [text for _, steps, answer in examples for text in (*steps, answer)]
+    texts = list(dict.fromkeys([*asked, *rest]))
+    try:
+      found = self._base.encode_batch(texts, add_special_tokens=False)
+    except BaseException as error:
+      raise _failed(error, f'cannot read one of {len(texts):,} texts') from None
+    ids = dict(zip(texts, map(self._plainly, texts, found), strict=True))
+    return [([*self.start, *ids[line]], [ids[step] for step in steps], ids[answer])
+            for line, (_, steps, answer) in zip(asked, examples, strict=True)]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids`; special and padding ids have none."""

@@ -88,7 +88,7 @@ def model_config(values: dict[str, Any], base: ModelConfig, where: str) -> Model
     if key in CHANGING.keys() - family.keys and not among(value, CHANGING[key]):
       raise InputError(f'{where}: {key} is {short(value)}, which is not computed here; '
                        f'supported: {CHANGING[key]}')
-    if key not in INERT | family.keys | CHANGING.keys():
+    if key not in INERT | family.keys | CHANGING.keys() and not key.startswith('_'):  # of files
       _unknown(key, value, kind, where)
   config = family.read(read, base)
   size = config.head_dim or config.embed_dim // config.num_heads

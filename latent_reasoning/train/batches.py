@@ -6,6 +6,7 @@ the same order. Every process lays out the whole batch, which is small, and puts
 it on its own devices (sharding.batch), whatever the mesh.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -19,6 +20,8 @@ from latent_reasoning import sequences
 from latent_reasoning.batching import Batch, bucketed, collate_decoder_targets, fit, sizes
 from latent_reasoning.config import BucketConfig, Config
 from latent_reasoning.data.example import Example
+from latent_reasoning.data.stored import Stored
+from latent_reasoning.data.synthetic import Generated
 from latent_reasoning.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ class Batches(Stepwise):
     size, span = self.config.optim.batch_size, self.config.data.sort_window
     stop = len(self.examples) // size * size
     index = self._order(stage, epoch)[:stop][window * span * size:(window + 1) * span * size]
-    encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
+    encoded = encode(self.examples, index, self.tokenizer)
     if span > 1:
       encoded.sort(key=lambda e: (len(e.steps), len(e.question) + sum(map(len, e.steps))))
     batches = [encoded[i:i + size] for i in range(0, len(encoded), size)]
@@ -87,7 +90,7 @@ class Batches(Stepwise):
   def shapes(self, stage: int) -> int:
     """As `Stepwise.shapes`, by a sample of the problems."""
     index = np.linspace(0, len(self.examples) - 1, min(SHAPED, len(self.examples))).astype(int)
-    encoded = sequences.encode([self.examples[i] for i in index], self.tokenizer)
+    encoded = encode(self.examples, index, self.tokenizer)
     if self.method.parts:  # four draws of each, evenly spaced over all
       encoded = [dataclasses.replace(e, draw=(i * 0.618 + j) / 4 % 1)
                  for i, e in enumerate(encoded) for j in range(4)]
@@ -153,8 +156,16 @@ def _joined(rows: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
   return rows
 
 
+def encode(examples: Sequence[Example], index: Sequence[int],
+           tokenizer) -> list[sequences.TokenizedExample]:
+  """The tokens of examples of these numbers."""
+  if isinstance(examples, Stored) and examples.has_tokens:
+    return [sequences.TokenizedExample(*examples.pieces(i)) for i in index]
+  return sequences.encode([examples[i] for i in index], tokenizer)
+
+
 def usable(config: Config, method: sequences.Method, examples: Sequence[Example],
-           tokenizer) -> list[Example]:
+           tokenizer) -> Sequence[Example]:
   """Returns the examples whose rows fit the buckets in every stage.
 
   Raises:
@@ -162,24 +173,56 @@ def usable(config: Config, method: sequences.Method, examples: Sequence[Example]
       there is no batch.
   """
   ids = sequences.special_tokens(tokenizer)
-  kept, first = [], ''
-  for example in examples:
-    encoded, = sequences.encode([example], tokenizer)
+  lengths = _lengths(examples, tokenizer)
+
+  def error(these: list[int]) -> InputError | None:
+    """What is wrong with the row of the longest question, steps and answer of these."""
+    question, steps, answer = zip(*(lengths[i] for i in these), strict=True)
+    longest = sequences.TokenizedExample(
+        [0] * max(question), [[0] * max(k) for k in zip(*steps, strict=True)],
+        [0] * max(answer))
     try:
-      check(config, every_sequence(config, method, encoded, ids), len(example.steps))
-    except InputError as error:
-      if config.data.too_long == 'raise':
-        raise InputError(f"{error}, or leave such problems out with config.data.too_long="
-                         f"'drop'. The problem: {example.question[:80]!r}") from None
-      first = first or str(error)
-      continue
-    kept.append(example)
-  if first and len(kept) < config.optim.batch_size:
+      check(config, every_sequence(config, method, longest, ids), len(steps[0]))
+    except InputError as found:
+      return found
+    return None
+
+  def rejected(these: list[int]) -> list[int]:
+    """Those that do not fit. No row is longer than that of a longer example, so that many
+    are seen to fit by one."""
+    if not error(these):
+      return []
+    half = len(these) // 2
+    return rejected(these[:half]) + rejected(these[half:]) if half else these
+  alike = collections.defaultdict(list)
+  for i, (question, steps, _) in enumerate(lengths):
+    alike[len(steps), question < 2].append(i)
+  out = sorted(i for these in alike.values() for i in rejected(
+      sorted(these, key=lambda i: lengths[i][0] + sum(lengths[i][1]))))
+  if not out:
+    return examples
+  first = error(out[:1])
+  if config.data.too_long == 'raise':
+    raise InputError(f"{first}, or leave such problems out with config.data.too_long="
+                     f"'drop'. The problem: {examples[out[0]].question[:80]!r}")
+  if len(examples) - len(out) < config.optim.batch_size:
     raise InputError(
-        f'{len(examples) - len(kept):,} of {len(examples):,} training problems are too long, '
+        f'{len(out):,} of {len(examples):,} training problems are too long, '
         f'the first of them because {first}; what is left is less than '
         f'config.optim.batch_size {config.optim.batch_size}')
-  return kept
+  left = set(out)
+  kept = [i for i in range(len(examples)) if i not in left]
+  return examples.subset(kept) if isinstance(examples, Stored) else [examples[i] for i in kept]
+
+
+def _lengths(examples: Sequence[Example],
+             tokenizer) -> list[tuple[int, tuple[int, ...], int]]:
+  """How many tokens question, each step and answer of each example have."""
+  if isinstance(examples, Stored) and examples.has_tokens:
+    return [(row[0], tuple(row[1:-1]), row[-1]) for row in examples.lengths()]
+  rows = tokenizer.examples([(e.question, e.steps, e.answer) for e in examples])
+  return [(len(question), tuple(map(len, steps)), len(answer))
+          for question, steps, answer in rows]
 
 
 def every_sequence(config: Config, method: sequences.Method,
@@ -266,22 +309,26 @@ def _last(row: sequences.PackedSequence) -> int:
 def sized(config: Config, method: sequences.Method, train: Sequence[Example],
           tokenizer) -> Config:
   """The configuration with the buckets that it does not state, by a sample of the problems."""
-  sample = _sample(train)
-  return buckets(config, method, sequences.encode(sample, tokenizer),
-                 sequences.special_tokens(tokenizer), sampled=len(sample) < len(train))
+  index = _sample(train)
+  return buckets(config, method, encode(train, index, tokenizer),
+                 sequences.special_tokens(tokenizer), sampled=len(index) < len(train))
 
 
-def _sample(train: Sequence[Example]) -> Sequence[Example]:
-  """Training problems by which sizes are chosen: the longest, of generated ones the first."""
-  if isinstance(train, (list, tuple)) and len(train) > SAMPLED:
-    train = sorted(train, key=lambda e: -len(e.question) - sum(map(len, e.steps)))
-  return [train[i] for i in range(min(SAMPLED, len(train)))]
+def _sample(train: Sequence[Example]) -> Sequence[int]:
+  """Numbers of the training problems by which sizes are chosen: the longest, of generated ones
+  the first."""
+  index = range(len(train))
+  if len(train) > SAMPLED and not isinstance(train, Generated):
+    long = (train.characters() if isinstance(train, Stored) else
+            [e.characters for e in train])
+    index = sorted(index, key=lambda i: -long[i])
+  return index[:SAMPLED]
 
 
 def fitting(config: Config, method: sequences.Method, train: Sequence[Example],
             tokenizer) -> Sequence[Example]:
   """Returns the training problems whose rows fit; generated ones must all fit."""
-  if isinstance(train, (list, tuple)):
+  if not isinstance(train, Generated):
     return usable(config, method, train, tokenizer)
   sample = [train[i] for i in range(min(SAMPLED, len(train)))]
   if len(usable(config, method, sample, tokenizer)) < len(sample):
@@ -292,7 +339,7 @@ def fitting(config: Config, method: sequences.Method, train: Sequence[Example],
 
 def texts(train: Sequence[Example]):
   """Yields the text of the training split, of generated problems a sample."""
-  generated = not isinstance(train, (list, tuple))
-  for example in itertools.islice(train, SAMPLED if generated else None):
+  most = SAMPLED if isinstance(train, Generated) else None
+  for example in itertools.islice(train, most):
     yield '\n'.join([example.question, *example.steps,
                      f'{sequences.ANSWER_MARK}{example.answer}'])

@@ -239,6 +239,8 @@ def test_added_tokens_never_match_in_text(tmp_path):
     for text in ('<think>', 'a <think> b', 'a<tool_call>', '<tool_call> c', '<s>', 'c <s>c'):
       ids = t.encode(text)
       assert ids and added.isdisjoint(ids) and max(ids) < t.size
+      assert t.examples([(text, ('a', text), text)]) == [
+          (t.question(text), [t.encode('a'), ids], ids)]
     assert t.encode('ac') == t.encode('a?'), 'a character that is an added token is unknown'
     exported = tokenizers.Tokenizer.from_str(json.dumps(t.to_json()))
     exported.encode_special_tokens = True  # split_special_tokens of transformers

@@ -181,7 +181,7 @@ def test_harness(trained):
       task_manager=TaskManager(include_path=str(folder / eval_harness.FOLDER)))
   lines = trained.workdir.path.joinpath('predictions.jsonl').read_text().splitlines()[:50]
   own = np.mean([json.loads(line)['correct'][-1] for line in lines])
-  assert found['results'][name]['exact_match,none'] == pytest.approx(own, abs=0.021)
+  assert found['results'][name]['exact_match,none'] == pytest.approx(own)
 
 
 @pytest.mark.integration

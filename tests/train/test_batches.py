@@ -135,6 +135,33 @@ def test_too_long(tiny_config, tokenizer):
   assert usable(tiny_config(), problems, tokenizer) == problems
 
 
+ASKING = [name for name, method in methods.METHODS.items() if not method.is_text]
+
+
+@pytest.mark.parametrize('method', ASKING)
+def test_what_fits_is_what_fits_alone(tiny_config, tokenizer, method):
+  """Many problems are seen to fit by one as long as all of them: as if each were looked at."""
+  random = np.random.default_rng(0)
+  def text(most):
+    return ''.join(random.choice([*'0123456789+'], random.integers(1, most)))
+  problems = [Example(text(14), tuple(text(9) for _ in range(random.integers(0, 5))), text(4))
+              for _ in range(120)]
+  config = tiny_config(**{'method': method, 'data.too_long': 'drop', 'optim.batch_size': 1,
+                          'data.buckets.prefix': (19,), 'data.buckets.readout': (14,),
+                          'model.max_positions': 40})
+  own, ids = methods.get(method), sequences.special_tokens(tokenizer)
+  def fits(problem):
+    encoded, = sequences.encode([problem], tokenizer)
+    try:
+      batches.check(config, batches.every_sequence(config, own, encoded, ids),
+                    len(problem.steps))
+    except InputError:
+      return False
+    return True
+  alone = [problem for problem in problems if fits(problem)]
+  assert usable(config, problems, tokenizer) == alone and 10 < len(alone) < 110
+
+
 @pytest.mark.parametrize('changes', [
     {'data.buckets.prefix': (12,)}, {'data.buckets.count': (2,)},
     {'data.buckets.readout': (1,)}])
