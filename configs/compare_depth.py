@@ -7,7 +7,9 @@ block alone has room for them. Steps, learning rates, step labels, readouts, dat
 are those of rim_arithmetic.py for every arm; (8, 1) is RiM, (1, 8) one block in eight passes.
 On 2026-11-30 (seeds 0, 1, 2; a core of an AMD EPYC a run, jax 0.10.2): (8, 1) 35.1%, (4, 2)
 36.2, (2, 4) 38.8, (1, 8) 99.6, a chain of thought 100.0. What lacks here is serial depth; the
-middle gains little in these steps. Of the variants `mixed` alone was run, with seed 0:
+middle gains little in these steps. Of the variants `mixed`, `variables` and `registers` were
+run, with seed 0. The last two no arm learns in these steps, a chain of thought neither (5.2 and
+0.2%, RiM 5.9 and 0.1, one block 6.1 and 0.8), so they decide nothing yet:
 
   :controls      depth that is not shared (8 layers), depth of all tokens (a trunk looped four
                  times), blocks that do not see each other from the second pass on
