@@ -12,7 +12,7 @@ from typing import Any
 
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.splits import normal
-from latent_reasoning.data.synthetic import Generated
+from latent_reasoning.data.stored import Stored
 
 WORDS = 8  # of an n-gram
 SAMPLED = 2_000  # generated problems that are read; of files, all are
@@ -35,7 +35,8 @@ def measure(train: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> 
   """Compares training data with test sets.
 
   Args:
-    train: what was trained on. Generated problems are sampled: the first `SAMPLED` are read.
+    train: what was trained on. A sequence that is generated lazily (no list, tuple or
+      `Stored`) is sampled: its first `SAMPLED` problems are read.
     sets: test problems by name.
 
   Returns:
@@ -43,7 +44,8 @@ def measure(train: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> 
     `numbers_masked`, counts of test questions; ngram_share, in [0, 1]; ngrams, how many
     different ones there are; `short`, how many questions are too short to have one.
   """
-  read = min(SAMPLED, len(train)) if isinstance(train, Generated) else len(train)
+  whole = isinstance(train, (list, tuple, Stored))
+  read = len(train) if whole else min(SAMPLED, len(train))
   normals = {name: [normal(e.question) for e in examples] for name, examples in sets.items()}
   masks = {name: [masked(q) for q in questions] for name, questions in normals.items()}
   pieces = {name: {g for q in questions for g in grams(q)}

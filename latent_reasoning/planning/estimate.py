@@ -62,6 +62,11 @@ KNOWN = {
     'meta-llama/Llama-3.2-1B': _llama(16, 2048, 8192, 32, 64, True, 32.0),
     'meta-llama/Llama-3.2-3B': _llama(28, 3072, 8192, 24, 128, True, 32.0),
     'meta-llama/Llama-3.1-8B': _llama(32, 4096, 14_336, 32, 128, False, 8.0),
+    'HuggingFaceTB/SmolLM2-135M': {
+        'model_type': 'llama', 'num_hidden_layers': 30, 'hidden_size': 576,
+        'intermediate_size': 1536, 'num_attention_heads': 9, 'num_key_value_heads': 3,
+        'vocab_size': 49_152, 'rms_norm_eps': 1e-5, 'tie_word_embeddings': True,
+        'max_position_embeddings': 8192, 'rope_theta': 1e5},
     'Qwen/Qwen2.5-0.5B': {
         'model_type': 'qwen2', 'num_hidden_layers': 24, 'hidden_size': 896,
         'intermediate_size': 4864, 'num_attention_heads': 14, 'num_key_value_heads': 2,
