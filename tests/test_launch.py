@@ -29,7 +29,7 @@ KUBE = ('--name=rim', '--image=gcr.io/p/rim:1', '--nodes=4')
 # each answer once, the last for ever. 'execute' runs the shell command of an ssh. Where a
 # file `saves` names a workdir, each call leaves a checkpoint there.
 STAND_IN = f'''#!{sys.executable} -IS
-import json, os, sys
+import fcntl, json, os, sys
 here, name = os.path.split(sys.argv[0])
 argv = sys.argv[1:]
 with open(here + '/calls', 'a') as calls:
@@ -42,6 +42,8 @@ if os.path.exists(here + '/saves'):
     steps = file.read() + '/checkpoints'
   os.makedirs(steps, exist_ok=True)
   os.mkdir(f'{{steps}}/{{len(os.listdir(steps)) + 1}}')
+lock = open(here + '/lock', 'w')  # two may be called at once
+fcntl.flock(lock, fcntl.LOCK_EX)
 with open(here + '/answers') as file:
   rules = json.load(file)
 for i, (words, answers) in enumerate(rules):
@@ -49,6 +51,7 @@ for i, (words, answers) in enumerate(rules):
     answer = answers.pop(0) if len(answers) > 1 else answers[0]
     with open(here + '/answers', 'w') as file:
       json.dump(rules, file)
+    lock.close()
     if answer == 'execute':
       command = [a.removeprefix('--command=') for a in argv if a.startswith('--command=')]
       os.chdir(os.environ['HOME'])
