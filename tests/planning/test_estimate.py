@@ -61,6 +61,7 @@ def test_known_checkpoints(tiny_config):
   """Sizes of models that one plans for without having them, as published."""
   counts = {'openai-community/gpt2': 124_439_808, 'meta-llama/Llama-3.2-1B': 1_235_814_400,
             'meta-llama/Llama-3.2-3B': 3_212_749_824, 'meta-llama/Llama-3.1-8B': 8_030_261_248,
+            'HuggingFaceTB/SmolLM2-135M': 134_515_008,
             'Qwen/Qwen2.5-0.5B': 494_032_768}
   assert counts.keys() == estimate.KNOWN.keys()
   for name, count in counts.items():
