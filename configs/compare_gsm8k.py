@@ -8,7 +8,7 @@ for a GPU. Without the directories, both come from the hub (extra `hf`). Variant
 
   :smollm2   SmolLM2-135M on GSM8K itself, with LOTUS in place of CODI and iCoT: for a GPU
   :smollm2_short  the same on problems of at most three steps, direct, CoT and RiM, seed 0:
-             rim_gsm8k.py:smollm2_short for each, hours on two cores
+             rim_gsm8k.py:smollm2_short for each, for two cores (not run yet)
 
 and from scratch on GSM8K itself, in a small model whose accuracy is near zero:
 

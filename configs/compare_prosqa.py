@@ -8,8 +8,8 @@ Trained on generated graphs, scored on them and on the published files of ProsQA
 1, 2: for a GPU. An answer names one of two classes, so a guess is right half of the time.
 Variants:
 
-  :letters   graphs of twelve nodes in letters, three or four hops: minutes a run on a core
-  :searched  as :letters, searched and stopped like compare_arithmetic.py:searched
+  :letters   graphs of twelve nodes in letters, three or four hops (not run yet)
+  :searched  as :letters, searched and stopped like compare_arithmetic.py:searched (not run yet)
   :short     fewer steps, two seeds: hours on two cores
   :smoke     the whole path in minutes; its numbers mean nothing
   :controls  the controls of compare_arithmetic.py
@@ -26,7 +26,7 @@ methods = runpy.run_path(str(HERE.with_name('compare_arithmetic.py')))
 
 
 def letters() -> ml_collections.ConfigDict:
-  """Graphs that a model of four layers and width 64 is trained on in minutes."""
+  """Graphs for a model of four layers and width 64."""
   c = methods['base']('4')
   c.data.name = 'graphs'
   c.data.graphs.update(wording='letters', nodes=12, min_hops=3, max_hops=4)

@@ -6,7 +6,7 @@
 Without the directories, both come from the hub (extra `hf`). GPT-2, LoRA of rank 128,
 all else frozen but the new tokens. Variants: `llama1b`, `llama3b` and `qwen` begin with
 other weights; `smollm2`, with SmolLM2-135M, learns the 7,473 problems of GSM8K itself;
-`smollm2_short` those of at most three steps, in hours on two cores (not run yet). `tiny`,
+`smollm2_short` those of at most three steps, for two cores (not run yet). `tiny`,
 from scratch, runs the same code on GSM8K itself, on a laptop. Learning rates, dropout and
 LoRA's targets are ours, the paper does not publish them. `tiny` shows the path, not a
 result: 2% of 256 test problems after 10 minutes on one busy core (AMD EPYC, jax 0.10.2,
@@ -57,7 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _three_steps(c: ml_collections.ConfigDict) -> None:
-  """Problems of at most three steps, for two cores: what is left takes about 13 s a step."""
+  """Problems of at most three steps, for two cores."""
   c.data.max_steps = 3
   c.data.buckets.update(prefix=(136,), readout=(24, 72), count=(1, 4))
   c.model.dtype = 'float32'

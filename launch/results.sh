@@ -9,7 +9,7 @@
 #   mixed        chains of two to four, every method, three seeds                          0.9
 #   depth        K blocks in L passes on chains of eight, three seeds, asked otherwise     1.5
 #   lengths      the same arms on chains of two to eight, asked up to twelve  (one seed: 0.6)
-#   variables    the same on assignments to four variables that are all asked   (0.5 a seed; none learns it)
+#   variables    the same on assignments to four variables that are all asked   (one seed: 0.3)
 #   permutations the same on words over S5                                      (not run yet)
 #   memory       the implicit memory on characters, every write policy, three seeds        1.0
 #   speed        rows, memory, layer, torch, decode: speed beside references               0.3

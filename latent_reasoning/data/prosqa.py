@@ -1,7 +1,7 @@
 """Graph reasoning in the wording of ProsQA, generated (Coconut, arXiv 2412.06769).
 
   Every terpus is a brimpus. Tom is a terpus. … Is Tom a lempus or scrompus?
-  qc,tq, … :t?ls         the same as letters, an edge a pair, for models in minutes
+  qc,tq, … :t?ls         the same in letters, an edge a pair, for small models
 
 A directed acyclic graph grows node by node, as in the paper's appendix. Nodes 0 and 1
 are the two persons of interest. Each further node draws Poisson(parents) parents among

@@ -20,7 +20,7 @@ from latent_reasoning.config import StateTrackingConfig
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.synthetic import Generated
 
-LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+LETTERS, DIGITS = 'abcdefghijklmnopqrstuvwxyz', '0123456789'
 _APPLY = {'+': lambda a, b: a + b, '-': lambda a, b: a - b, '*': lambda a, b: a * b}
 Solved = tuple[list[str], str]  # steps and answer
 
@@ -58,7 +58,7 @@ SOLVE = {'permutations': permutations, 'hops': hops, 'variables': variables,
          'registers': variables}
 FACTS = {  # what of a question may be changed, and into what
     'permutations': (r'[ab]', 'ab'), 'hops': (r'(?<![\d:])[a-z]', ''),
-    'variables': (r'\d', '0123456789'), 'registers': (r'\d', '0123456789')}
+    'variables': (r'\d', DIGITS), 'registers': (r'\d', DIGITS)}
 
 
 class StateTracking(Generated):
@@ -83,12 +83,14 @@ class StateTracking(Generated):
       question = some('ab', count)
     elif c.task == 'hops':
       question = f'{count}:{some(LETTERS[:c.live], c.length)}'
+    elif c.task == 'variables':
+      names = LETTERS[:c.live]
+      question = f'{some(DIGITS, c.live)}:' + ','.join(
+          some(names, 1) + some('+-*', 1) + some(names, 1) for _ in range(count))
     else:
-      names, digits, of_names = LETTERS[:c.live], '0123456789', c.task == 'variables'
-      changed = some(names, count) if of_names else draw.sample(
-          [names[i % c.live] for i in range(count)], count)
-      question = f'{some(digits, c.live)}:' + ','.join(
-          one + some('+-*', 1) + some(names if of_names else digits, 1) for one in changed)
+      changed = draw.sample([LETTERS[i % c.live] for i in range(count)], count)
+      question = f'{some(DIGITS, c.live)}:' + ','.join(
+          one + some('+-*', 1) + some(DIGITS, 1) for one in changed)
     return (question, question) if SOLVE[c.task](question) else None
 
   def _example(self, drawn: Any) -> Example:
@@ -100,7 +102,7 @@ class StateTracking(Generated):
     task, question = self._config.task, example.question
     pattern, options = FACTS[task]
     places = [m.start() for m in re.finditer(pattern, question.partition(':')[0] if
-                                             options == '0123456789' else question)]
+                                             options == DIGITS else question)]
     changes = [(i, other) for i in places
                for other in options or LETTERS[:self._config.live] if other != question[i]]
     for i, other in random.Random(f'{seed}/{question}').sample(changes, len(changes)):

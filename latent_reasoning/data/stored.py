@@ -115,8 +115,8 @@ class Stored(Sequence[Example]):
 def _tokenize(problems: Stored, tokenizer: Tokenizer, place: pathlib.Path) -> None:
   pieces, first, total = [[0]], [[0]], 0
   ids = (place / 'ids.npy').open('wb')
-  with ids, progress.steps(f'tokenizing {len(problems):,} problems, once for this tokenizer',
-                           len(problems)) as done:
+  with ids, progress.steps(f'tokenizing {len(problems):,} problems, once for this tokenizer, '
+                           f'into {place.parent}', len(problems)) as done:
     written = []
     for start in range(0, len(problems), CHUNK):
       chunk = problems[start:start + CHUNK]
