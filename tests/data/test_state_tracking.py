@@ -58,7 +58,8 @@ def test_right(task):
 
 @pytest.mark.parametrize('task, question, answer', [
     ('permutations', 'bbaab', '34512'), ('hops', '4:abdadacccadccbdaabbcdaaa', 'a'),
-    ('variables', '1846:a-a,a*a,b-c,d-c,a-c,a-a', '0442'), ('registers', '4806:a-6,b*9', '8206')])
+    ('variables', '1846:a-a,a*a,b-c,d-c,a-c,a-a', '0442'),
+    ('registers', '4806:a-6,b*9', '8206')])
 def test_the_first_problem_stays_what_it_was(task, question, answer):
   """Of a seed; else a run that goes on has other data, and what was reported is of none."""
   first = make(task)[0]
