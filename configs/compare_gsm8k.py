@@ -44,6 +44,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"compare_gsm8k has no variant '{variant}'; expected short, smoke, "
                      'controls, smollm2 or smollm2_short')
   c = base('tiny' if variant in ('short', 'smoke') else variant.replace('controls', ''))
+  if variant in ('', 'smollm2'):  # continuous thoughts cannot be packed; equal for all
+    c.data.update(packing=False, sort_window=16)
   c.sweep.runs = {'controls': CONTROLS, 'smollm2': SMOLLM2,
                   'smollm2_short': SMOLLM2[:3]}.get(variant, METHODS)
   c.sweep.seeds = (0, 1, 2)

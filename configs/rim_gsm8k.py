@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     raise ValueError(f"rim_gsm8k has no variant '{variant}'; known: "
                      f"{', '.join(filter(None, PRETRAINED))}")
   c = config.default()
-  c.data.update(name='gsm8k_aug', too_long='drop', sort_window=16)
+  c.data.update(name='gsm8k_aug', too_long='drop', packing=True)
   c.data.arithmetic.update(min_steps=1, max_steps=8, modulus=0, templates=8)
   c.data.buckets.update(prefix=(128, 256, 384), readout=(16, 32, 128), count=(2, 4, 8, 13, 16))
   c.tokenizer.update(kind='bpe', vocab_size=16_384, pad_to=128)  # of a model from scratch
@@ -72,7 +72,7 @@ def _three_steps(c: ml_collections.ConfigDict) -> None:
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
   """GSM8K itself on two cores: both stages of the same code, in minutes."""
-  c.data.name = 'gsm8k'
+  c.data.update(name='gsm8k', packing=False, sort_window=16)
   c.data.buckets.update(prefix=(160, 384), readout=(32, 128), count=(3, 8))
   c.tokenizer.update(vocab_size=1024, pad_to=8)
   c.model.update(num_layers=4, embed_dim=64, num_heads=4, mlp_dim=256, max_positions=640,

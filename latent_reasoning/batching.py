@@ -1,5 +1,6 @@
 """From packed sequences to batches of one static shape."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import chex
@@ -31,6 +32,8 @@ class Mask:
     positions: int32 [B, T], of these tokens, and
     window: int32 [], from a token back to the first that it may see, both counted; None: there
       is none.
+    shared: whether a row may hold several problems: each token of the prefix then sees its own
+      problem's alone, from visible_from on, and each of a readout those of its segment alone.
   """
   segment: chex.Array
   visible_from: chex.Array
@@ -45,6 +48,7 @@ class Mask:
   key_positions: chex.Array | None = None
   positions: chex.Array | None = None
   window: chex.Array | None = None
+  shared: bool = flax.struct.field(pytree_node=False, default=False)
 
   def cut(self, how: Callable[[chex.Array], chex.Array]) -> 'Mask':
     """The same of some positions: `how` takes them from [B, T]."""
@@ -55,6 +59,21 @@ class Mask:
   def part(self, start: int, stop: int) -> 'Mask':
     """The same for positions start … stop - 1 of a row."""
     return self.cut(lambda a: a[:, start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """Where the sequence of a problem stands in a row.
+
+  Attributes:
+    row: the sequence.
+    start: the place of its prefix's first token.
+    readouts: of the first token of each of its readouts, counted from the end of the row's
+      prefix.
+  """
+  row: sequences.PackedSequence
+  start: int
+  readouts: Sequence[int]
 
 
 @flax.struct.dataclass
@@ -105,6 +124,8 @@ class Batch:
     unseen_from, unseen_until: int32 [B, L], with loops: what a readout does not see of the
       prefix before its visible_until, which is the blocks of other passes.
     causal_prefix: as Mask.causal_prefix.
+    slots: with several problems in a row (Placed), how many parts of equal length the places
+      behind the prefix are; anchors are then [B, A] of at most A readouts. 0: a problem a row.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -125,6 +146,7 @@ class Batch:
   unseen_from: np.ndarray | None = None
   unseen_until: np.ndarray | None = None
   causal_prefix: bool = flax.struct.field(pytree_node=False, default=False)
+  slots: int = flax.struct.field(pytree_node=False, default=0)
 
   def real(self, pad: int) -> int:
     """How many of its tokens are no padding, a teacher's included."""
@@ -132,27 +154,46 @@ class Batch:
     return own + (self.teacher.real(pad) if self.teacher else 0)
 
   @property
+  def places(self) -> int:
+    """How many it has, padding and a teacher's included."""
+    return self.tokens.size + (self.teacher.places if self.teacher else 0)
+
+  @property
   def mask(self) -> Mask:
-    count = self.anchors.shape[1]
+    count = self.slots or self.anchors.shape[1]
     readout = max(1, (self.tokens.shape[1] - self.prefix) // max(1, count))
     until = self.visible_until[:, self.prefix::readout]
     return Mask(self.segment, self.visible_from, self.visible_until, until, self.prefix,
                 count, self.unseen_from, self.unseen_until,
                 causal_prefix=self.causal_prefix,
-                key_positions=self.positions[:, :self.prefix])
+                key_positions=self.positions[:, :self.prefix], shared=self.slots > 0)
 
 
 def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, readout: int,
             pad: int = 0) -> Batch:
   """Lays rows out in arrays of one shape: P = prefix, K = count, R = readout; P is longer by
-  the places of later passes, where there are some.
+  the places of later passes, where there are some."""
+  places = [k * readout for k in range(count)]
+  return lay_out([[Placed(row, 0, places[:len(row.readouts)])] for row in rows], prefix, count,
+                 readout, count, pad)
+
+
+def lay_out(rows: Sequence[Sequence[Placed]], prefix: int, count: int, readout: int,
+            anchored: int, pad: int = 0, shared: bool = False) -> Batch:
+  """`collate` of sequences that have their places.
 
   What the padding holds does not matter: no real token sees it, and its weight
   is 0. It sees the row's first token, because a softmax over nothing is a mean
   over everything.
+
+  Args:
+    rows: what stands in each; nothing in a row of padding.
+    anchored: A, of at most how many readouts a row has anchors.
+    shared: whether a row may hold several problems, and each of its K parts several readouts.
   """
-  first, loops = prefix, rows[0].loops
-  if any(row.loops != loops for row in rows):
+  every = [placed.row for row in rows for placed in row]
+  first, loops = prefix, every[0].loops
+  if any(row.loops != loops for row in every):
     raise ValueError('rows of one batch have the same passes')
   if loops:
     prefix += (loops.passes - 1) * loops.size
@@ -162,17 +203,21 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
   targets = np.full((size, length), pad, np.int32)
   weights = np.zeros((size, length), np.float32)
   segment = np.zeros((size, length), np.int32)
-  segment[:, prefix:] = np.repeat(np.arange(1, count + 1), readout)
+  if not shared:
+    segment[:, prefix:] = np.repeat(np.arange(1, count + 1), readout)
   visible_from = np.zeros((size, length), np.int32)
   visible_until = np.ones((size, length), np.int32)
-  anchors = np.zeros((size, count), np.int32)
+  anchors = np.zeros((size, anchored), np.int32)
   unseen_from, unseen_until = np.zeros((2, size, length), np.int32)
-  own_latents = np.zeros((size, count), np.int32)
-  for b, row in enumerate(rows):
-    n = len(row.prefix)
-    tokens[b, :n] = row.prefix
-    positions[b, :n] = np.arange(n)
-    visible_until[b, :n] = row.visible_until
+  own_latents = np.zeros((size, anchored), np.int32)
+  readouts = [0] * size  # that have their places
+  for b, placed in ((b, placed) for b, row in enumerate(rows) for placed in row):
+    row, at, n = placed.row, placed.start, len(placed.row.prefix)
+    own = slice(at, at + n)
+    tokens[b, own] = row.prefix
+    positions[b, own] = np.arange(n)
+    visible_from[b, own] = at
+    visible_until[b, own] = np.asarray(row.visible_until, np.int32) + at
     if loops:
       before = n - loops.size  # what is read once
       for start in range(first, prefix, loops.size):
@@ -180,23 +225,28 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
         tokens[b, again], positions[b, again] = row.prefix[before:], np.arange(before, n)
         visible_until[b, again] = before
     if row.labels:  # of the last pass
-      stop = prefix if loops else n
+      stop = prefix if loops else at + n
       targets[b, stop - len(row.labels):stop] = np.maximum(row.labels, 0)
       weights[b, stop - len(row.labels):stop] = np.greater_equal(row.labels, 0)
-    for k, out in enumerate(row.readouts):
-      inputs, start = out.inputs, prefix + k * readout
+    for out, place in zip(row.readouts, placed.readouts, strict=True):
+      k = readouts[b]
+      readouts[b] += 1
+      inputs, start = out.inputs, prefix + place
       stop, begin = start + len(inputs), start + out.latents
+      part = slice(start, stop if shared else start + readout)
       tokens[b, start:stop], own_latents[b, k] = inputs, out.latents
-      positions[b, start:start + readout] = np.arange(out.visible_until,
-                                                      out.visible_until + readout)
-      visible_from[b, start:start + readout] = out.visible_from
-      until = out.visible_until
+      positions[b, part] = np.arange(out.visible_until,
+                                     out.visible_until + part.stop - part.start)
+      visible_from[b, part] = at + out.visible_from
+      until = at + out.visible_until
       if out.reads > 1:  # in the places of that pass
         place = first + (out.reads - 2) * loops.size
-        unseen_from[b, start:start + readout] = before
-        unseen_until[b, start:start + readout] = place
+        unseen_from[b, part] = before
+        unseen_until[b, part] = place
         until += place - before
-      visible_until[b, start:start + readout] = until
+      visible_until[b, part] = until
+      if shared:
+        segment[b, part] = k + 1
       if out.start is None:
         anchors[b, k] = until - 1
         if out.out:
@@ -208,7 +258,7 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
         if out.out:
           targets[b, begin:stop] = out.out
       weights[b, begin:stop] = out.weight
-  outs = [out for row in rows for out in row.readouts]
+  outs = [out for row in every for out in row.readouts]
   return Batch(tokens, positions, targets, weights, segment, visible_from,
                visible_until, anchors, prefix,
                latents=max((out.latents for out in outs), default=0),
@@ -216,7 +266,8 @@ def collate(rows: Sequence[sequences.PackedSequence], prefix: int, count: int, r
                started=bool(outs) and all(out.start is not None for out in outs),
                mark=max((out.mark for out in outs), default=0),
                loops=loops, causal_prefix=not loops and all(
-                   [*row.visible_until] == [*range(1, len(row.prefix) + 1)] for row in rows),
+                   [*row.visible_until] == [*range(1, len(row.prefix) + 1)] for row in every),
+               slots=count if shared else 0,
                **({'unseen_from': unseen_from, 'unseen_until': unseen_until}
                   if loops else {}))
 

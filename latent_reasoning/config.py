@@ -102,6 +102,9 @@ class DataConfig:
   max_steps: int = key(
       0, 'of files and the hub: problems of more steps are left out of every split; 0: none')
   sort_window: int = key(1, 'batches whose sequences are sorted by length together; 1: none', 1)
+  packing: bool = key(
+      False, 'several problems in a row, which do not see one another, in place of buckets: '
+      'less padding')
   arithmetic: ArithmeticConfig = group(ArithmeticConfig)
   graphs: GraphConfig = group(GraphConfig)
   state_tracking: StateTrackingConfig = group(StateTrackingConfig)

@@ -84,6 +84,10 @@ def _check(config: Config) -> None:
     if list(sizes) != sorted(set(sizes)) or sizes and sizes[0] < 1:
       raise InputError(f'config.data.buckets.{name} is {sizes}; expected '
                        'increasing sizes of at least 1')
+  if data.packing and data.sort_window > 1:
+    raise InputError(f'config.data.sort_window is {data.sort_window}, which sorts problems by '
+                     'length, and with config.data.packing rows hold problems of any length; '
+                     'expected config.data.sort_window 1')
   if optim.patience and not config.train.eval_every:
     raise InputError('config.train.eval_every is 0, and training goes on until a validation '
                      'ends it (config.optim.patience); expected steps between validations')

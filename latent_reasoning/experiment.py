@@ -400,10 +400,11 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
+  unit = config.optim.grad_accum_steps * sharding.parts(sharding.make(config.mesh))
   batches = batches_lib.Batches(config, method, train, tokenizer,
                                 curriculum.build(config.optim, len(train), parts,
                                                  config.train.extend, epochs),
-                                decoder_targets=bool(decoder.source) and decoder.joint)
+                                bool(decoder.source) and decoder.joint, unit)
   run = Experiment(config, workdir, splits, tokenizer, batches,
                    {entry: data.load_set(entry, config.data, config.seed)
                     for entry in config.eval.sets if 'absent' not in splits.report})

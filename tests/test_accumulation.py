@@ -23,6 +23,7 @@ CASES |= {
                             'reasoning_decoder.joint': True, 'baselines.latents': 2}
        for name in ('coconut', 'codi')},
     'codi, KaVa': {'method': 'codi', 'baselines.latents': 2, 'baselines.kv_weight': 1.0},
+    'packed': {'data.packing': True, 'data.sort_window': 1},
     'auxiliary': {'aux.align': 0.3, 'aux.smooth': 0.2},
     'reasoning decoder': {'reasoning_decoder.source': 'blocks',
                           'reasoning_decoder.joint': True},

@@ -47,6 +47,10 @@ class DecoderInputs:
     """How many tokens it tells."""
     return int(np.count_nonzero(self.decoder_targets.weights))
 
+  @property
+  def places(self) -> int:
+    return self.decoder_targets.weights.size
+
 
 def extract(model, params, batch: batching.Batch, kind: str) -> DecoderInputs:
   source = sharding.by_rows(lambda batch: _by_row(model, params, batch, kind), params, batch)

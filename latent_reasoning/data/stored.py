@@ -31,7 +31,7 @@ from latent_reasoning.data.tokenizers import Tokenizer
 
 LARGE = 16 << 20  # bytes of files from which on it pays
 CHUNK = 20_000  # problems that are tokenized at once
-LATER = ('buckets', 'sort_window', 'too_long', 'cache_dir')  # keys that do not change problems
+LATER = ('buckets', 'sort_window', 'packing', 'too_long', 'cache_dir')  # change no problem
 
 
 class Stored(Sequence[Example]):

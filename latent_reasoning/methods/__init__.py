@@ -56,6 +56,16 @@ def check(config: Config) -> Method:
                     ('aux.align and smooth', aux.align or aux.smooth)):
     ensure(passes == 1 or not used, f'config.{key} goes with one pass over latents or blocks, '
            f'and there are {passes}; expected one of them off')
+  for why, used in (
+      (f'method {method.name} has texts and no problems', method.is_text),
+      (f'method {method.name} has continuous thoughts', method.has_latents),
+      ('there are several passes over latents or blocks', passes > 1),
+      ('a memory (config.imm.write_policy) goes from one token to the next',
+       config.imm.write_policy),
+      ('config.reasoning_decoder.joint says one text of each readout', joint),
+      ('config.aux compares the problems of a batch', aux.align or aux.smooth)):
+    ensure(not (config.data.packing and used), 'config.data.packing puts several problems in '
+           f'a row, but {why}; expected config.data.packing False')
   if method.check:
     method.check(config)
   return method

@@ -120,6 +120,9 @@ def _by_parts(prefix: Callable[..., chex.Array], q: chex.Array, k: chex.Array, v
   sees = masks.sees_prefix(mask.part(p, length), p).reshape(batch, count, r, p)
   near = masks.within(jnp.arange(r)[:, None] - jnp.arange(r), mask)
   causal = jnp.broadcast_to(jnp.tril(jnp.ones((r, r), bool)) & near, (batch, count, r, r))
+  if mask.shared:
+    segment = mask.segment[:, p:].reshape(batch, count, r)
+    causal &= (segment[..., :, None] == segment[..., None, :]) & (segment[..., None, :] > 0)
   readouts = _readouts(
       q[:, p:].reshape(own), k[:, :p], v[:, :p], k[:, p:].reshape(own),
       v[:, p:].reshape(own), sees, causal, cap)
@@ -193,14 +196,14 @@ def cudnn(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
   """The same with cuDNN's fused kernel over the prefix; readouts as in `shared_prefix`.
 
   A causal prefix needs no mask: its padding is on the right, where no token sees it, and the
-  kernel skips what is above the diagonal. Any other mask (bidirectional blocks) is a bias to
-  cuDNN, which then skips nothing. Our tests have no GPU: they run what is handed to it with
-  `implementation` 'xla', and compile it for one.
+  kernel skips what is above the diagonal. Any other mask (bidirectional blocks, several
+  problems in a row) is a bias to cuDNN, which then skips nothing. Our tests have no GPU: they
+  run what is handed to it with `implementation` 'xla', and compile it for one.
   """
   def prefix(q, k, v, mask):
     p = q.shape[1]
     attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    if mask.causal_prefix:
+    if mask.causal_prefix and not mask.shared:
       return attend(*_pad(2, q, k, v), is_causal=True)[:, :p]  # its backward pass: even lengths
     *qkv, may = _pad(2, q, k, v, masks.sees_prefix(mask, p))
     return attend(*qkv, mask=may[:, None])[:, :p]
@@ -213,8 +216,9 @@ def splash(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
   `shared_prefix`.
 
   It skips tiles in which nothing is seen and keeps no weights. The mask of a causal prefix
-  is static, an object of the kernel: padding is on the right, where no token sees it. Any other
-  mask (bidirectional blocks) is an array, of each row its own: rows then take the place of
+  is static, an object of the kernel: padding is on the right, where no token sees it; of
+  several problems in a row, each has a number that its tokens see alone. Any other mask
+  (bidirectional blocks) is an array, of each row its own: rows then take the place of
   the kernel's heads, and heads are mapped over, so that a mask serves all of them. On a mesh
   each device runs it on its rows and heads. Our tests run it with `interpret`, and compile
   it for a TPU.
@@ -222,6 +226,8 @@ def splash(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
   def prefix(q, k, v, mask):
     mesh = jax.sharding.get_abstract_mesh()
     call, more = functools.partial(_static_splash, interpret=interpret), ()
+    if mask.shared:
+      more = (mask.visible_from,)
     if not mask.causal_prefix:
       call = functools.partial(_dynamic_splash, interpret=interpret)
       more = (masks.sees_prefix(mask, q.shape[1]),)
@@ -236,7 +242,8 @@ def splash(q: chex.Array, k: chex.Array, v: chex.Array, mask: Mask,
   return _by_parts(prefix, q, k, v, mask)
 
 
-def _static_splash(q: chex.Array, k: chex.Array, v: chex.Array, interpret: bool) -> chex.Array:
+def _static_splash(q: chex.Array, k: chex.Array, v: chex.Array,
+                   problem: chex.Array | None = None, *, interpret: bool) -> chex.Array:
   from jax.experimental.pallas.ops.tpu import splash_attention as lib  # 0.3 s to import
   length = q.shape[1]
   q, k, v = (a.swapaxes(1, 2) for a in _pad(128, q, k, v))  # a TPU's tiles need T, H last
@@ -245,7 +252,11 @@ def _static_splash(q: chex.Array, k: chex.Array, v: chex.Array, interpret: bool)
   kernel = lib.make_splash_mha_single_device(
       lib.MultiHeadMask([one] * q.shape[1]), interpret=interpret,
       block_sizes=lib.BlockSizes(*[tile] * 8))
-  return jax.vmap(kernel)(_scaled(q), k, v).swapaxes(1, 2)[:, :length]
+  more = ()
+  if problem is not None:
+    ids = jnp.pad(problem, ((0, 0), (0, q.shape[2] - length)))
+    more = (lib.SegmentIds(ids, ids),)
+  return jax.vmap(kernel)(_scaled(q), k, v, *more).swapaxes(1, 2)[:, :length]
 
 
 def _dynamic_splash(q: chex.Array, k: chex.Array, v: chex.Array, may: chex.Array,

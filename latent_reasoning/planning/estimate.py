@@ -112,7 +112,10 @@ def planned(config: Config, devices: Sequence[Any] = ()) -> Planned:
   method = methods.check(config)
   mesh = sharding.make(config.mesh, devices)
   cut = _row_unit(config, mesh)
-  size = -(-config.optim.batch_size // cut) * cut
+  size = config.optim.batch_size
+  if batch.slots:  # of a sample's problems, several in a row
+    size = math.ceil(size * len(batch.tokens) / min(size, rows.MOST))
+  size = -(-size // cut) * cut
   batch = jax.tree.map(lambda a: np.broadcast_to(a[:1], (size, *a.shape[1:])), batch)
   stages = (config.optim.stage1, config.optim.stage2)
   batches = SimpleNamespace(at=lambda step: batch, curriculum=Curriculum(stages, (1, 1)),

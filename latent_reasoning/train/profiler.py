@@ -40,34 +40,37 @@ class Speed:
     self._run = run
     self._peak = hardware.of(jax.devices()[0].device_kind)
     self._flops: dict[Hashable, float] = {}  # of a step, by stage and shapes
-    self._tokens, self._done = 0, 0.0
+    self._tokens, self._places, self._done = 0, 0, 0.0
     self.text = ''
 
-  def work(self, stage: int, state: TrainState, batch) -> tuple[int, float]:
-    """Tokens of a step that are no padding, and the model's FLOPs.
+  def work(self, stage: int, state: TrainState, batch) -> tuple[int, int, float]:
+    """Tokens of a step that are no padding, all of its places, and the model's FLOPs.
 
     FLOPs are counted once a shape, by tracing the step anew, and where a peak is known: 0
     elsewhere.
     """
-    tokens = batch.real(self._run.tokenizer.pad)
+    tokens = batch.real(self._run.tokenizer.pad), batch.places
     if not self._peak:
-      return tokens, 0.0
+      return *tokens, 0.0
     key = stage, flops.shapes(batch)
     if key not in self._flops:
       whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
       self._flops[key] = flops.of_step(self._run, stage, state, whole, remat=False)
-    return tokens, self._flops[key]
+    return *tokens, self._flops[key]
 
-  def add(self, work: tuple[int, float]) -> None:
-    self._tokens, self._done = self._tokens + work[0], self._done + work[1]
+  def add(self, work: tuple[int, int, float]) -> None:
+    self._tokens += work[0]
+    self._places += work[1]
+    self._done += work[2]
 
   def take(self, seconds: float) -> dict[str, float]:
-    """Of all that was added since: 'tokens_per_second' over all devices, and 'mfu', the
-    model's FLOPs as a share of the peak of all devices, where that is known."""
-    tokens, done = self._tokens, self._done
-    self._tokens, self._done = 0, 0.0
-    found = {'tokens_per_second': tokens / seconds}
-    self.text = f"{found['tokens_per_second']:,.0f} tokens/s"
+    """Of all that was added since: 'tokens_per_second' over all devices, 'padding', the share
+    of places without a token, and 'mfu', the model's FLOPs as a share of the peak of all
+    devices, where that is known."""
+    tokens, places, done = self._tokens, self._places, self._done
+    self._tokens, self._places, self._done = 0, 0, 0.0
+    found = {'tokens_per_second': tokens / seconds, 'padding': 1 - tokens / max(1, places)}
+    self.text = f"{found['tokens_per_second']:,.0f} tokens/s ({found['padding']:.0%} padding)"
     if self._peak:
       found['mfu'] = done / seconds / jax.device_count() / self._peak.flops
       self.text += f" MFU {found['mfu']:.1%}"

@@ -99,7 +99,7 @@ class _Pending:
   stage: int
   sums: dict[str, Any]
   learning_rate: float
-  work: tuple[int, float] = (0, 0.0)  # performance.Speed
+  work: tuple[int, int, float] = (0, 0, 0.0)  # profiler.Speed
   watched: dict[str, float] = dataclasses.field(default_factory=dict)
 
 

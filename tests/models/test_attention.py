@@ -1,5 +1,6 @@
 """Split and cached attention beside their oracle, one dense mask."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from latent_reasoning import batching, methods, sequences
 from latent_reasoning.errors import InputError
 from latent_reasoning.models import attention, masks
 from latent_reasoning.models.transformer import LayerOutput
+from latent_reasoning.train import packing
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -27,20 +29,30 @@ VARIANTS = {
     'rim, bidirectional, blind': {'rim.block_attention': 'bidirectional',
                                   'rim.readout_sees_question': False},
     'direct': {'method': 'direct'}, 'direct_steps': {'method': 'direct_steps'},
-    'pause': {'method': 'pause'}, 'cot': {'method': 'cot', 'shape': (20, 1, 24)}}
+    'pause': {'method': 'pause'}, 'cot': {'method': 'cot', 'shape': (20, 1, 24)},
+    'packed': {'data.packing': True, 'shape': (80, 2, 24, 16)},
+    'packed, bidirectional': {'data.packing': True, 'shape': (80, 2, 24, 16),
+                              'rim.block_attention': 'bidirectional'}}
 
 
 def random_batch(config, seed: int, stage: int = 1, shape=SHAPE) -> batching.Batch:
-  """Two rows of a method, with questions, steps and answers of random length."""
+  """Two rows of a method, with questions, steps and answers of random length; with
+  config.data.packing several problems in each, and a shape of four sizes."""
   rng = np.random.default_rng(seed)
   def text(low, high):
     return rng.integers(1, 90, rng.integers(low, high + 1)).tolist()
   rows = []
-  for _ in range(2):
+  for _ in range(8 if config.data.packing else 2):
     example = sequences.TokenizedExample(
         text(2, 8), [text(1, 5) for _ in range(rng.integers(0, 4))], text(1, 2))
     rows.append(methods.get(config.method).sequence(example, stage, 0.0, config, IDS))
-  return batching.collate(rows, *shape)
+  if not config.data.packing:
+    return batching.collate(rows, *shape)
+  shape = packing.Shape(*shape)
+  packed = packing.pack(rows, shape)
+  assert len(packed[0]) > 2
+  packed += [[]] * (2 - len(packed))
+  return batching.lay_out(packed, *dataclasses.astuple(shape), shared=True)
 
 
 def qkv(seed: int, length: int):
@@ -91,13 +103,14 @@ KERNELS = {
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps', 'cot'])
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional, blind', 'direct_steps', 'cot',
+                                     'packed', 'packed, bidirectional'])
 @pytest.mark.parametrize('name', KERNELS)
 def test_kernels_are_dense(tiny_config, name, variant):
   """Forward and gradient at all tokens, of the kernel on a CPU or of what is handed to it: rows
   longer than a tile, of odd length, and fewer heads for keys."""
   config = tiny_config(**{k: v for k, v in VARIANTS[variant].items() if k != 'shape'})
-  batch = random_batch(config, 0, shape=(139, 2, 50))
+  batch = random_batch(config, 0, shape=(139, 2, 50, 16)[:3 + config.data.packing])
   assert batch.causal_prefix == ('bidirectional' not in variant)
   q, k, v = qkv(0, batch.tokens.shape[1])
   real = is_real(batch)[..., None, None]
@@ -142,10 +155,13 @@ def test_padding_changes_no_number(tiny_config, name, variant):
     assert np.abs(one).max() > 1e-2
 
 
-@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional'])
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional', 'packed',
+                                     'packed, bidirectional'])
 def test_a_causal_prefix_has_no_mask(make, tiny_config, variant):
   """Splash attention is handed no array of P x P; of any other prefix, one."""
-  batch = random_batch(tiny_config(**VARIANTS[variant]), 0, shape=(130, 2, 5))
+  changes = {k: v for k, v in VARIANTS[variant].items() if k != 'shape'}
+  shape = (130, 2, 24, 16) if 'packed' in variant else (130, 2, 5)
+  batch = random_batch(tiny_config(**changes), 0, shape=shape)
   x = qkv(0, batch.tokens.shape[1])
   found = {a.aval.shape for a in arrays(jax.make_jaxpr(
       lambda a: attention.splash(*a, batch.mask))(x).jaxpr)}
@@ -166,7 +182,7 @@ def arrays(jaxpr):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional'])
+@pytest.mark.parametrize('variant', ['rim', 'rim, bidirectional', 'packed'])
 def test_splash_compiles_for_a_tpu(make, variant):
   """As far as it goes without one: tiles and layouts that the kernel's compiler accepts."""
   batch = make(variant)

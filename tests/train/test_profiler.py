@@ -49,6 +49,7 @@ def test_tokens_are_real(trained):
   for line, own in zip(lines, (counts[:2], counts[2:4], counts[4:]), strict=True):
     seconds = 2 / line['steps_per_second']
     assert line['tokens_per_second'] == pytest.approx(sum(own) / seconds)
+    assert line['padding'] == pytest.approx(1 - sum(own) / 2 / run.batches.at(0).tokens.size)
 
 
 @pytest.mark.integration
@@ -69,7 +70,7 @@ def test_no_mfu_without_a_peak(trained):
   run, state, _ = trained
   speed = Speed(run)
   speed.add(speed.work(1, state, run.batches.at(0)))
-  assert speed.take(1.0).keys() == {'tokens_per_second'} and 'MFU' not in speed.text
+  assert speed.take(1.0).keys() == {'tokens_per_second', 'padding'} and 'MFU' not in speed.text
 
 
 @pytest.mark.integration

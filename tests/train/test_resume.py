@@ -41,7 +41,7 @@ KINDS = {
         data.graphs.concepts data.graphs.max_hops data.graphs.min_hops data.graphs.nodes
         data.graphs.parents data.graphs.test_size data.graphs.train_size
         data.graphs.valid_size data.graphs.wording data.limit data.max_steps data.name
-        data.on_error data.seq_len
+        data.on_error data.packing data.seq_len
         data.state_tracking.length data.state_tracking.live data.state_tracking.max_steps
         data.state_tracking.min_steps data.state_tracking.task data.state_tracking.test_size
         data.state_tracking.train_size data.state_tracking.valid_size
