@@ -159,6 +159,7 @@ def measure(config: Config, target: str = '', shapes: bool = False) -> dict[str,
   tokens = batch.tokens.shape
   found = {
       'devices': mesh.size, 'mesh': dict(mesh.shape), 'rows': list(tokens),
+      'problems': config.optim.batch_size if run.batches.at(0).slots else tokens[0],
       'row_unit': _row_unit(config, mesh), 'refused': refused,
       'rows_seen': run.seen, 'readouts': batch.anchors.shape[1],
       'parameters': params, 'trained': sum(a.size for a in jax.tree.leaves(own)),

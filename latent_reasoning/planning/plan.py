@@ -61,7 +61,7 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
     memory_gb = memory_gb or peak.memory / 1e9
     if searched:
       def measured(remat, rows):
-        print(f'{target}: remat {remat}, {rows:,} rows …', file=sys.stderr, flush=True)
+        print(f'{target}: remat {remat}, {rows:,} problems …', file=sys.stderr, flush=True)
         return _measured(argv, environments[0], f'--config.model.remat={remat}',
                          f'--config.optim.batch_size={rows}')
       print(search(measured, searched, peak, memory_gb, target, (remat,) if remat else REMAT))
@@ -82,16 +82,16 @@ def largest_batch(measured: Callable[[int], dict[str, Any]], start: int, limit: 
   measured says where the limit is reached, and only what lies there is compiled.
 
   Args:
-    measured: rows, or the next number that the mesh divides -> `measure`.
+    measured: problems, or the next number that the mesh divides -> `measure`.
     limit: bytes of a device.
   """
   found, rows = {}, start
   while rows and rows not in found and len(found) < MOST_COMPILED:
     one = measured(rows)
-    found[one['rows'][0]] = one
-    rows = _next_rows(found, one['rows'][0], one['row_unit'], limit)
+    found[one['problems']] = one
+    rows = _next_rows(found, one['problems'], one['row_unit'], limit)
   return max((one for one in found.values() if fits(one, limit)), default=None,
-             key=lambda one: one['rows'][0])
+             key=lambda one: one['problems'])
 
 
 def _next_rows(found: dict[int, dict[str, Any]], last: int, unit: int, limit: float) -> int:
@@ -120,20 +120,20 @@ def fits(one: dict[str, Any], limit: float) -> bool:
 def search(measured: Callable[[str, int], dict[str, Any]], start: int, peak: hardware.Peak,
            memory_gb: float, target: str, policies: Sequence[str] = REMAT) -> str:
   """The largest batch that fits under each config.model.remat, and the flags of the fastest."""
-  rows, best = [['remat', 'rows', 'GiB', 'TFLOP a device', 'step ms', 'tokens/s']], None
+  rows, best = [['remat', 'problems', 'GiB', 'TFLOP a device', 'step ms', 'tokens/s']], None
   for remat in policies:
     one = largest_batch(functools.partial(measured, remat), start, memory_gb * 1e9)
-    start = one['rows'][0] if one else start  # the next one keeps less
+    start = one['problems'] if one else start  # the next one keeps less
     if one is None:
       rows.append([remat, 'none fits', *[''] * 4])
       continue
     step = times(one, peak)['step']
     speed = math.prod(one['rows']) / step
-    rows.append([remat, f"{one['rows'][0]:,}", f"{one['total_bytes'] / GIB:.1f}",
+    rows.append([remat, f"{one['problems']:,}", f"{one['total_bytes'] / GIB:.1f}",
                  f"{one['flops'] / one['devices'] / 1e12:.3g}", f'{1e3 * step:.3g}',
                  f'{speed:.3g}'])
     if best is None or speed > 1.02 * best[0]:  # what recomputes less, unless it is slower
-      best = speed, remat, one['rows'][0]
+      best = speed, remat, one['problems']
   flags = 'nothing fits; expected a larger target, or config.optim.grad_accum_steps'
   if best:
     flags = (f'fastest by the written model: --config.model.remat={best[1]} '
@@ -167,10 +167,13 @@ def table(found: Sequence[dict[str, Any]], kind: str, peak: hardware.Peak,
   shapes = ', the largest of real batches (' + ', '.join(
       f'{tokens} tokens {share:.0%}' for tokens, share in seen) + ')' if seen else ''
   one, loops = found[0], sum(one['unknown_loops'] for one in found)
+  many = 'config.optim.batch_size of them'
+  if one['problems'] != one['rows'][0]:
+    many = f"{one['rows'][0]} of them for the {one['problems']} problems of a batch"
   took = ', '.join(f"{one['seconds_to_plan']:.0f}" for one in found)
   return '\n\n'.join([
       f"{one['parameters']:,} parameters, {one['trained']:,} trained; rows of {one['rows'][1]} "
-      f'tokens{shapes}, config.optim.batch_size of them or the next number that the mesh '
+      f'tokens{shapes}, {many} or the next number that the mesh '
       f'divides. GiB per device; temporaries are those of {compiler}', markdown(memory),
       f'{kind}: peak {peak.flops / 1e12:.3g} TFLOP/s, of which matrix products reach '
       f'{SHARE:.0%}; memory {peak.bandwidth / 1e9:.0f} GB/s; links {peak.link / 1e9:.0f} GB/s '

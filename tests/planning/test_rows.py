@@ -43,6 +43,18 @@ def test_rows_of_real_batches(tiny_config, make_run, tmp_path):
   assert list(shown.seen) == seen and shown.batches.at(0).tokens.shape == (8, max(widths))
 
 
+def test_several_problems_in_a_row(tiny_config):
+  """The rows of the largest batch, as many as its problems take; with more problems than a
+  sample has, as many more."""
+  config = tiny_config(**{'data.packing': True, 'data.arithmetic.min_steps': 1})
+  _, planned, _ = rows.of(config)
+  assert planned.slots and len(planned.tokens) < 8
+  assert estimate.planned(config).batches.at(0).tokens.shape == planned.tokens.shape
+  wide = config.replace(**{'optim.batch_size': 2048, 'data.arithmetic.train_size': 4000})
+  sample = len(rows.of(wide)[1].tokens)
+  assert len(estimate.planned(wide).batches.at(0).tokens) == sample * 2048 // rows.MOST
+
+
 def test_rows_of_files(tiny_config, tmp_path):
   """A question of three tokens among buckets of 64: what no data reach is not planned."""
   lines = [{'question': f'{a}+{b}', 'steps': [], 'answer': str(a + b)}
@@ -66,12 +78,14 @@ def test_without_data_it_is_the_largest(tiny_config, changes):
 
 def test_the_table_says_what_was_seen(tiny_config):
   one = {'devices': 1, 'mesh': {'data': 1, 'fsdp': 1, 'tensor': 1}, 'rows': [8, 40],
-         'rows_seen': [[22, 0.25], [40, 0.75]], 'parameters': 10, 'trained': 10, 'flops': 1e9,
-         'model_flops': 1e9, 'collectives': {}, 'expected_collectives': {}, 'unknown_loops': 0,
+         'problems': 8, 'rows_seen': [[22, 0.25], [40, 0.75]], 'parameters': 10,
+         'trained': 10, 'flops': 1e9, 'model_flops': 1e9, 'collectives': {}, 'expected_collectives': {}, 'unknown_loops': 0,
          'refused': False, 'traffic_bytes': 1e6, 'seconds_to_plan': 1.0,
          **{f'{part}_bytes': 1 for part in ('parameter', 'optimizer', 'gradient', 'temporary',
                                             'activation', 'total')}}
   text = plan.table([one], 'H100', hardware.named('H100'), 80)
   assert 'rows of 40 tokens, the largest of real batches (22 tokens 25%, 40 tokens 75%)' in text
+  assert '3 of them for the 8 problems of a batch' in plan.table(
+      [{**one, 'rows': [3, 40]}], 'H100', hardware.named('H100'), 80)
   assert 'real batches' not in plan.table([{**one, 'rows_seen': []}], 'H100',
                                           hardware.named('H100'), 80)
