@@ -19,7 +19,8 @@ def step_of(rows, per_row=1e9, flops=1e12, fixed=2e9, unit=1, refuses=float('inf
   rows = -(-rows // unit) * unit
   total = fixed + per_row * rows
   return {'rows': [rows, 10], 'problems': rows, 'total_bytes': total,
-          'temporary_bytes': total - 0.5 * fixed, 'row_unit': unit, 'refused': total > refuses, 'devices': 1, 'flops': rows * flops,
+          'temporary_bytes': total - 0.5 * fixed, 'row_unit': unit,
+          'refused': total > refuses, 'devices': 1, 'flops': rows * flops,
           'model_flops': rows * 1e12, 'traffic_bytes': 1.0, 'expected_collectives': {}}
 
 

@@ -79,8 +79,9 @@ def test_without_data_it_is_the_largest(tiny_config, changes):
 def test_the_table_says_what_was_seen(tiny_config):
   one = {'devices': 1, 'mesh': {'data': 1, 'fsdp': 1, 'tensor': 1}, 'rows': [8, 40],
          'problems': 8, 'rows_seen': [[22, 0.25], [40, 0.75]], 'parameters': 10,
-         'trained': 10, 'flops': 1e9, 'model_flops': 1e9, 'collectives': {}, 'expected_collectives': {}, 'unknown_loops': 0,
-         'refused': False, 'traffic_bytes': 1e6, 'seconds_to_plan': 1.0,
+         'trained': 10, 'flops': 1e9, 'model_flops': 1e9, 'collectives': {},
+         'expected_collectives': {}, 'unknown_loops': 0, 'refused': False,
+         'traffic_bytes': 1e6, 'seconds_to_plan': 1.0,
          **{f'{part}_bytes': 1 for part in ('parameter', 'optimizer', 'gradient', 'temporary',
                                             'activation', 'total')}}
   text = plan.table([one], 'H100', hardware.named('H100'), 80)
