@@ -115,7 +115,8 @@ def _get(config: dict[str, Any], key: str) -> Any:
 def varied(summary: dict[str, Any]) -> tuple[str, dict[str, list[tuple[float, str]]]] | None:
   """What the runs of a method differ in, if it is one thing: its label, and by method the
   (value, run) pairs in order. Where several of `SIZES` differ, the length of chains, which
-  sets the number of blocks too, or else the number of parameters."""
+  sets the number of blocks too, or else the number of parameters. Blocks are not one thing
+  where passes over them differ too."""
   runs = summary['runs']
   differ = [label for label in SIZES
             if len({str(r['sizes'][label]) for r in runs.values()}) > 1]
@@ -129,6 +130,9 @@ def varied(summary: dict[str, Any]) -> tuple[str, dict[str, list[tuple[float, st
   own = [{x for x, _ in points} for points in lines.values()]
   if max(map(len, own), default=0) < 2 or any(
       len(x) < len(points) for x, points in zip(own, lines.values(), strict=True)):
+    return None
+  if label == 'blocks' and any(len({runs[name]['passes'] for _, name in points}) > 1
+                               for points in lines.values()):
     return None
   return label, {method: sorted(points) for method, points in lines.items()}
 

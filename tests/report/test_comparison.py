@@ -307,6 +307,17 @@ def test_what_was_varied(tmp_path):
   assert 'varied' in [chart.name for chart in charts]
 
 
+@pytest.mark.parametrize('passes', [(1, 1, 1), (4, 2, 1)])
+def test_blocks_and_passes(tmp_path, passes):
+  """Blocks alone are a line; blocks of which each is passed over less are two things."""
+  for blocks, number in zip((1, 2, 4), passes, strict=True):
+    sized(tmp_path, f'rim_{blocks}', 'rim', rim_blocks=blocks)
+    path = tmp_path / f'rim_{blocks}-0/results.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'passes': number}))
+  found = comparison.varied(report.summarize(report.find([tmp_path])))
+  assert (found and found[0]) == ('blocks' if len({*passes}) == 1 else None)
+
+
 def test_nothing_was_varied(folder):
   """Methods alone, or two runs alike in size: there is no line to draw."""
   assert comparison.varied(report.summarize(report.find([folder]))) is None
