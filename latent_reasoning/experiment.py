@@ -400,7 +400,8 @@ def build(config: Config, workdir: Workdir, asking: bool = False) -> Experiment:
   splits = dataclasses.replace(splits, train=train,
                                report={**splits.report, 'too_long': too_long})
   decoder = config.reasoning_decoder
-  unit = config.optim.grad_accum_steps * sharding.parts(sharding.make(config.mesh))
+  def unit():  # of rows, that devices and microbatches divide
+    return config.optim.grad_accum_steps * sharding.parts(sharding.make(config.mesh))
   batches = batches_lib.Batches(config, method, train, tokenizer,
                                 curriculum.build(config.optim, len(train), parts,
                                                  config.train.extend, epochs),

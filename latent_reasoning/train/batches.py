@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import grain
@@ -65,12 +65,12 @@ class Batches(Stepwise):
     tokenizer: a `tokenizers.Tokenizer`.
     curriculum: says stage and progress of a step.
     decoder_targets: whether batches carry what a reasoning decoder should say.
-    unit: with several problems in a row, the number of rows is a multiple of this.
+    unit: says, with several problems in a row, what the number of rows is a multiple of.
   """
 
   def __init__(self, config: Config, method: sequences.Method, examples: Sequence[Example],
                tokenizer, curriculum: 'Curriculum', decoder_targets: bool = False,
-               unit: int = 1):
+               unit: Callable[[], int] = lambda: 1):
     self.decoder_targets, self.unit = decoder_targets, unit
     self.config, self.curriculum = config, curriculum
     self.examples, self.tokenizer = examples, tokenizer
@@ -185,7 +185,7 @@ class Batches(Stepwise):
     """The beginning of the part of a stage that rows of one shape are laid out in: of those
     that the method has, or a quarter, for readouts may be annealed away."""
     parts = self.method.parts(self.config) if self.method.parts else len(MOMENTS) - 1
-    return int(progress * parts) / parts if stage == 1 else 0.0
+    return int(progress * parts + 1e-9) / parts if stage == 1 else 0.0
 
   def _shape(self, stage: int, progress: float) -> tuple[packing.Shape, int, frozenset[int]]:
     """The shape of rows from a moment on, what their number is a multiple of, and what it was
@@ -199,7 +199,8 @@ class Batches(Stepwise):
                            self.config.model.embed_dim)
     counts = [len(packing.pack(batch, shape)) for batch in batches]
     # Few numbers, so that there are few programs: a 24th apart.
-    unit = self.unit * max(1, round(sum(counts) / len(counts) / 24 / self.unit))
+    least = self.unit()
+    unit = least * max(1, round(sum(counts) / len(counts) / 24 / least))
     return shape, unit, frozenset(-(-count // unit) * unit for count in counts)
 
 
