@@ -70,7 +70,9 @@ class Speed:
     tokens, places, done = self._tokens, self._places, self._done
     self._tokens, self._places, self._done = 0, 0, 0.0
     found = {'tokens_per_second': tokens / seconds, 'padding': 1 - tokens / max(1, places)}
-    self.text = f"{found['tokens_per_second']:,.0f} tokens/s ({found['padding']:.0%} padding)"
+    self.text = f"{found['tokens_per_second']:,.0f} tokens/s"
+    if found['padding']:
+      self.text += f" ({found['padding']:.0%} padding)"
     if self._peak:
       found['mfu'] = done / seconds / jax.device_count() / self._peak.flops
       self.text += f" MFU {found['mfu']:.1%}"
