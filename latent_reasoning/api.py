@@ -214,6 +214,7 @@ class Experiment(experiment.Experiment):
            f'expected a question, or a list of them, as text; found {question!r:.200}')
     asked = [self._questions.normalise(one) for one in several]
     for one in asked:
+      ensure(one, 'the question is empty; expected text')
       if found := self._questions.unlike(one):
         warnings.warn(found, stacklevel=3)  # of who calls, past `_computes`
       commands.check_fits(self._predictor, one)

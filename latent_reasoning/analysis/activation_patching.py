@@ -155,7 +155,7 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
   """Accuracy of the final answer under each intervention.
 
   Donors are in the same batch: for 'transplanted', a question of the same length, so
-  that every position matches; for 'shuffled', any other. Where a problem has no donor
+  that every position matches; for 'any length', any other. Where a problem has no donor
   it is left out of that line ('n').
 
   Returns:
@@ -191,8 +191,8 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
     lines = {
         'untouched': (plain, own),
         'all blocks zeroed': (changed(0, own), own),
-        'all blocks shuffled': (changed(1, any_one), any_one),
         'all blocks transplanted': (changed(1, alike), alike),
+        'all blocks transplanted, any length': (changed(1, any_one), any_one),
         'readout sees blocks only': (part.say(blind), own),
         'readout sees blocks only, transplanted': (changed(1, alike, rows=blind), alike),
         'no blocks': (part.say([
@@ -204,7 +204,7 @@ def interventions(predictor: Predictor, examples: Sequence[Example],
       lines[f'block {k + 1} transplanted'] = changed(1, alike, k), alike
     for name, (said, other) in lines.items():
       other = other[:n]
-      needs = 'shuffled' in name or 'transplanted' in name
+      needs = 'transplanted' in name
       found.setdefault(name, []).extend(
           (said[b], truth[b], plain[b], plain[other[b]] if needs else None)
           for b in range(n) if not needs or other[b] != b)

@@ -201,14 +201,14 @@ def tests(predictor: Predictor, examples: Sequence[Example], rule: str,
     same = np.append(donors([*zip(lengths[:n], plain, strict=True)], seed=2), itself[n:])
     order = np.tile(np.roll(np.arange(count), 1), (size, 1))
     lines = {'latents untouched': (plain, itself), 'zeros': (changed('zero'), itself),
-             "a place's mean state": (changed('mean'), itself),
+             'mean states of all problems': (changed('mean'), itself),
              'noise of the same norm': (changed('noise'), itself),
-             **({'latents in another order': (changed('swap', order=order), itself)}
+             **({'its own latents in another order': (changed('swap', order=order), itself)}
                 if count > 1 else {}),
-             "another question's": (changed('swap', row=alike), alike),
+             "another question's states": (changed('swap', row=alike), alike),
              "another question's keys": (changed('swap', row=alike, parts='k'), alike),
              "another question's values": (changed('swap', row=alike, parts='v'), alike),
-             **{f'mean state, layer {layer + 1}': (changed('mean', layer=layer), itself)
+             **{f'mean states, layer {layer + 1}': (changed('mean', layer=layer), itself)
                 for layer in range(layers)}}
     if not own.own and not part.prompts[0].loops:
       pause = predictor.special.pause
@@ -225,7 +225,7 @@ def tests(predictor: Predictor, examples: Sequence[Example], rule: str,
     alike_pairs += [said[b] != plain[b] for b in range(n) if same[b] != b]
     draws = np.stack([changed('jitter', seed=seed) for seed in range(DRAWS)])
     drawn += [(truth[b], draws[:, b]) for b in range(n)]
-  means, swapped = found["a place's mean state"], found["another question's"]
+  means, swapped = found['mean states of all problems'], found["another question's states"]
   apart = [said == donor for said, _, plain, donor in swapped if donor != plain]
   return {
       'n': total, 'latents': count,

@@ -76,8 +76,7 @@ TRAJECTORY = 300  # problems that older checkpoints are collected on
 def intervene(run: Experiment) -> int:
   """Prints the table of interventions and draws it."""
   result = intervened(run)
-  print(f'{result}\n\ndonor: the problem whose states are put in, where it has another answer'
-        f'\n\nwritten to {run.workdir.interventions}')
+  print(f'{result}\n\n{report.INTERVENED}\n\nwritten to {run.workdir.interventions}')
   try:
     file = figures.interventions(result).save(run.workdir.path / 'interventions.png')
     print(f'figure {file}')
@@ -97,7 +96,9 @@ def intervened(run: Experiment) -> Result:
   lines = tests.pop('lines')
   if methods.get(run.config.method).has_blocks:
     blocks = activation_patching.interventions(predictor, run.test, rule)
-    tests, lines = {**tests, 'blocks': blocks['blocks']}, blocks['lines'] + lines[1:]
+    again = ('latents untouched', 'zeros', "another question's states")  # those of all blocks
+    tests, lines = {**tests, 'blocks': blocks['blocks']}, blocks['lines'] + [
+        line for line in lines if line['name'] not in again]
   result = Result({**_of(run, found.step), **tests, 'lines': lines}, lambda: '\n\n'.join((
       report.table(report.interventions(result)), report.table(report.verdict(result)),
       report.verdict_words(result))), figures.interventions)

@@ -16,6 +16,7 @@ import pathlib
 import queue
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from latent_reasoning.cli.sweep_share import WHOLE, Share
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError, ensure
 from latent_reasoning.parallel import multihost
-from latent_reasoning.report import figures
+from latent_reasoning.report import comparison, figures
 from latent_reasoning.train.workdir import Workdir, read_object, write_json, write_text
 
 
@@ -212,7 +213,8 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
       free.put(slot)
     place.push()  # its log
     if status >= 128 or status < 0 or status == multihost.LOST:
-      print(f'stopped; the same command goes on with {job.run}, {job.about}', file=sys.stderr)
+      print(f'{_ended(status, place.path)}; the same command goes on with {job.run}, '
+            f'{job.about}', file=sys.stderr)
       stopped.append(status if status > 0 else 128 - status)
     elif status:
       failed.append(f'{job.folder} (status {status}, see {place.path}/log.txt)')
@@ -225,6 +227,15 @@ def _train(flags: Sequence[str], jobs: Sequence[Job], mine: Sequence[int], first
     with sweep_processes.passing_on(stopped), pool:
       list(pool.map(train, mine))
   return (stopped[0] if stopped else 0), failed
+
+
+def _ended(status: int, path: pathlib.Path) -> str:
+  """How a run ended that did not end by itself."""
+  number = -status if status < 0 else status - 128
+  if status == multihost.LOST or number in (signal.SIGINT, signal.SIGTERM):
+    return 'stopped'
+  name = next((one.name for one in signal.Signals if one == number), f'signal {number}')
+  return f'{path.name} was ended from outside by {name}, see {path}/log.txt'
 
 
 def _begin_as(trial: pathlib.Path, place: pathlib.Path) -> None:
@@ -321,14 +332,15 @@ def finish(path: pathlib.Path, names: Sequence[str], control: str, remote: str =
     text = '\n\n'.join(f'**{title}**\n\n{report.markdown(rows)}'
                        for title, rows in report.document(summary))
     charts = functools.partial(figures.comparison, summary)
+    legend = f'{comparison.explained(found, summary)}\n\n'
   else:
     text = '\n\n'.join([
         report.markdown(report.losses(done, found.control)) if done else 'no run has finished',
         *(f'**{title}**\n\n{report.markdown(rows)}'
           for title, rows in report.searches(found.search))])
-    charts = functools.partial(figures.curves, found.groups())
+    charts, legend = functools.partial(figures.curves, found.groups()), ''
   write_text(path / 'table.md', text + '\n')
-  print(f'{text}\n\nwritten to {path}/table.md')
+  print(f'{text}\n\n{legend}written to {path}/table.md')
   try:
     drawn = figures.write(path, charts()) if done else []
     if drawn:

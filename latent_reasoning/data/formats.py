@@ -348,7 +348,8 @@ def _json(line: str) -> Any:
   try:
     return json.loads(line, object_pairs_hook=_unique)
   except (ValueError, RecursionError) as e:
-    raise InputError(f'found invalid JSON, {e}; expected one JSON object on the line'
+    why = f'{e.msg} at character {e.colno}' if isinstance(e, json.JSONDecodeError) else e
+    raise InputError(f'found invalid JSON, {why}; expected one JSON object on the line'
                      ) from e
 
 

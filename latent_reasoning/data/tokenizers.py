@@ -141,7 +141,7 @@ class Tokenizer:
     """
     line = normalise(text)
     if not line:
-      raise InputError('the question is empty; give one with --question="..."')
+      raise InputError('the question is empty; expected text')
     return [*self.start, *self._known(f'{line}\n')]
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:

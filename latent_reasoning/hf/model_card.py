@@ -16,6 +16,7 @@ from latent_reasoning.config import Config
 from latent_reasoning.data.text import name_of
 from latent_reasoning.data.tokenizers import Tokenizer
 from latent_reasoning.errors import InputError
+from latent_reasoning.report.tables import percent
 
 LOAD = {
     'hf': '''from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -256,15 +257,18 @@ lm_eval --model hf --model_args pretrained=. --include_path harness --tasks {tas
 
 def _measured(results: dict[str, Any] | None) -> str:
   if not results:
-    return 'Not measured.'
+    return 'Not measured (`--mode=eval`, then `--mode=export` again, puts the result here).'
   try:
     if 'loss' in results:
       return (f"Loss {results['loss']:.4f} a token on {code(results['dataset'])} "
               f"({code(results['split'])}), checkpoint of step {results['step']:d}.")
     accuracy, error = results['accuracy']['final'], results['standard_error']['final']
+    spread = f'{percent(accuracy, error, results["n"])} %, with its 95% interval'
+    if '[' not in spread:
+      spread = f'{accuracy:.1%} ± {error:.1%}'
     each = results['accuracy'].get('per_block', ())
     return (f"Exact match on {results['n']:,d} problems of {code(results['dataset'])} "
-            f"({code(results['split'])}): {accuracy:.1%} ± {error:.1%}, seed "
+            f"({code(results['split'])}): {spread}, seed "
             f"{results['seed']:d}, checkpoint of step {results['step']:d}."
             + (f" Read after 1, 2, … blocks: {', '.join(f'{a:.1%}' for a in each)}."
                if len(each) > 1 else ''))

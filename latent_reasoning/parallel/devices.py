@@ -1,6 +1,7 @@
 """The devices of this process: what they are, whether they are those that were asked for."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 
@@ -24,6 +25,8 @@ def require(wanted: str) -> None:
     InputError: JAX has none, or others than those wanted.
     DeviceError: they are held, or their driver is too old.
   """
+  if wanted in ('', 'cpu'):
+    _quiet()
   try:
     found = jax.default_backend()
   except (RuntimeError, AssertionError) as error:  # JAX asserts that there is one
@@ -34,6 +37,16 @@ def require(wanted: str) -> None:
         f"config.device is '{wanted}', but JAX runs on {found} here ({why}); mend that, or run "
         f'on what there is with --config.device={found}'
         + (', or set JAX_PLATFORMS=cpu' if wanted == 'cpu' else ''))
+
+
+def _quiet() -> None:
+  """Leaves the plugins alone that are there to plan with (extras plan-tpu, plan-gpu), where the
+  machine has no device of theirs: each says so in a page of errors, and computes nothing."""
+  if os.environ.get('JAX_PLATFORMS') or jax.config.jax_platforms or accelerators.find():
+    return
+  if any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin',
+                                                     'jax_cuda13_plugin')):
+    jax.config.update('jax_platforms', 'cpu')
 
 
 def _not_there(error: BaseException) -> Exception:

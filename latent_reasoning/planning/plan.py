@@ -66,7 +66,11 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
                          f'--config.optim.batch_size={rows}')
       print(search(measured, searched, peak, memory_gb, target, (remat,) if remat else REMAT))
       return 0
-    found = [_measured(argv, own) for own in environments]
+    found = []
+    names = [target] if target else [f'{count} fake devices of this CPU' for count in devices]
+    for own, name in zip(environments, names, strict=True):
+      print(f'compiling a training step for {name} …', file=sys.stderr, flush=True)
+      found.append(_measured(argv, own))
   except _Failed as error:
     return error.args[0]
   print(table(found, kind, peak, memory_gb, target))

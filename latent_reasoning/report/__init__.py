@@ -7,6 +7,7 @@ from latent_reasoning.report.mask_plots import leak, mask
 from latent_reasoning.report.page import write
 from latent_reasoning.report.runs import find
 from latent_reasoning.report.tables import (
+  INTERVENED,
   choice,
   compare,
   contamination,
@@ -27,7 +28,7 @@ from latent_reasoning.report.tables import (
   verdict_words,
 )
 
-__all__ = ['accuracy_and_time', 'adapters', 'choice', 'compare',
+__all__ = ['INTERVENED', 'accuracy_and_time', 'adapters', 'choice', 'compare',
            'contamination', 'interventions', 'leakage', 'data',
            'document', 'verbalized', 'verdict', 'verdict_words',
            'find', 'latency', 'leak', 'learning', 'losses', 'markdown', 'mask',

@@ -257,6 +257,7 @@ def _one_model(page: Page, folder: runs.Folder, problems: list[str], drawn: bool
 
 def _interventions(page: Page, found: dict[str, Any], name: str, drawn: bool) -> None:
   page.table(tables.interventions(found), f'Latents changed, {name}')
+  page.text(f'{tables.INTERVENED}.')
   if 'verdict' in found:
     page.table(tables.verdict(found), f'Do the latents do the work? {name}')
     page.text(tables.verdict_words(found))

@@ -181,6 +181,13 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
   return rows
 
 
+INTERVENED = (
+    'states: keys and values of blocks, pause tokens or latents, in all layers. Donor: the '
+    "problem whose states are put in (transplanted, another question's), of as long a question "
+    "but for 'any length'; its column is of donors with another answer, and chance is what "
+    "another's donor says. Mean states: of each place, over all problems. Filler: pause tokens "
+    'in place of latents')
+
 VERDICT = {  # whether at least or at most the threshold is asked, and what is counted
     'necessity': (True, 'right answers lost with the mean states of all problems'),
     'sufficiency': (True, "answers that become another problem's with its states"),
@@ -224,8 +231,10 @@ def verdict_words(found: dict[str, Any]) -> str:
   if listed[0]:
     return f"The latents of {found['method']} do not do all of the work: {listed[0]} fails."
   if set(said.values()) != {'yes'}:
+    left = ', '.join(name for name in said if said[name] != 'yes')
     return (f"Whether the latents of {found['method']} do the work, these problems do not "
-            'decide.')
+            f'decide: {left} may hold or not (what is asked is of arXiv 2608.27265, of '
+            'following ours).')
   return f"The latents of {found['method']} do the work: {', '.join(said)} hold."
 
 

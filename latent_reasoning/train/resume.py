@@ -54,9 +54,11 @@ def refusal(what: str, refused: Sequence[str], old: dict[str, Any], new: dict[st
   extend = ','.join(map(str, [*old.get('train', {}).get('extend', ()), more]))
   lifted = (f'. More steps of the last stage are had with --config.train.extend={extend}, and '
             'its own as they were') if more else ''
+  kept = ('. What is validated says which checkpoint is the best one, and so cannot change'
+          * any('config.eval.' in line for line in refused))
   return InputError(
       f'{what} of another configuration; these keys differ (there -> here):\n  {listed}\n'
-      f'Give the keys as they were, or another --workdir=DIR{lifted}')
+      f'Give the keys as they were, or another --workdir=DIR{lifted}{kept}')
 
 
 def _more_steps(old: dict[str, Any], new: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ import jax
 
 from latent_reasoning import report
 from latent_reasoning.errors import Diverged, InputError
-from latent_reasoning.models import imm
+from latent_reasoning.models import imm, lora
 from latent_reasoning.parallel import multihost, programs, sharding
 from latent_reasoning.train import curriculum as curriculum_lib
 from latent_reasoning.train import flops, resume, versions, workdir
@@ -165,10 +165,12 @@ def _train(run: 'Experiment', loggers: Sequence[loggers_lib.Logger]) -> TrainSta
   profile = Profile(run.workdir.profile, config.train.profile_steps, start, curriculum.total,
                     progress.say)
   progress.say(report.data(run.splits.report))
-  count = sum(a.size for a in jax.tree.leaves(state.params))
+  count, own = (sum(a.size for a in jax.tree.leaves(part)) for part in (
+      state.params, lora.split(state.params, run.trained)[0]))
+  part = f', {own:,} of them trained' * (own < count)
   stages = ' + '.join(f'{steps:,}' for steps in curriculum.lengths if steps)
-  progress.say(f'{run.trains}: {count:,} parameters, {stages} steps{_limit(run)}, files in '
-               f'{run.workdir.path}')
+  progress.say(f'{run.trains}: {count:,} parameters{part}, {stages} steps{_limit(run)}, '
+               f'files in {run.workdir.path}')
   workdir.record_changes(run.workdir, config, start)
   progress.say(loop.will_compile())
   if restored:
@@ -241,8 +243,11 @@ class _Loop:
     shapes = flops.shapes(batch)
     self.shapes.add((stage, shapes))
     rows, length = jax.tree.leaves(batch)[0].shape[:2]  # its tokens, or what a decoder reads
+    what = f'{rows} x {length} tokens'
+    if getattr(batch, 'slots', 0):
+      what += f' for {self.run.config.optim.batch_size} problems'
     return (f'training step {len(self.shapes)} of about {sum(self.expected.values())} (stage '
-            f'{stage}, {rows} x {length} tokens)')
+            f'{stage}, {what})')
 
   def run_from(self, state: TrainState, start: int, signals: Signals,
                profile: Profile) -> TrainState:
