@@ -103,6 +103,17 @@ def test_verdict(share, low, high, words):
   assert words in report.verdict_words(found)
 
 
+def test_what_is_undecided():
+  """The tests whose intervals have what is asked are named; one that fails is said alone."""
+  one = {'share': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9, 'threshold': 0.5}
+  good, bad = ({**one, 'low': at, 'high': at} for at in (0.9, 0.1))
+  found = {'method': 'rim', 'verdict': {'necessity': good, 'sufficiency': one}}
+  assert 'decide: sufficiency may hold' in report.verdict_words(found)
+  found['verdict']['following'] = bad
+  text = report.verdict_words(found)
+  assert 'following fails' in text and 'sufficiency' not in text
+
+
 def test_share():
   """Exact intervals, and nothing is no share."""
   assert latent_interventions.share([], 0.5)['share'] is None

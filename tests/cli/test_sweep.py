@@ -10,6 +10,7 @@ from latent_reasoning import report
 from latent_reasoning.cli import sweep, sweep_processes
 from latent_reasoning.config import SweepConfig
 from latent_reasoning.errors import InputError
+from latent_reasoning.parallel import multihost
 from latent_reasoning.report import figures
 from latent_reasoning.train.workdir import Workdir
 
@@ -176,3 +177,12 @@ def test_equal_flops(tmp_path, monkeypatch, capsys):
   with pytest.raises(InputError, match="control 'odd' could not be counted"):
     sweep.scaled(SweepConfig(('odd c=3',), (0,), 'odd', 'flops'), [],
                  {'odd': []}, Workdir(tmp_path))
+
+
+@pytest.mark.parametrize('status, words', [
+    (-2, 'stopped'), (143, 'stopped'), (multihost.LOST, 'stopped'), (-9, 'by SIGKILL, see'),
+    (135, 'by SIGBUS, see'), (-11, 'by SIGSEGV, see'), (250, 'by signal 122, see')])
+def test_how_a_run_ended(status, words, tmp_path):
+  """Who stopped it is said to have stopped it; any other signal is named, with the log."""
+  text = sweep._ended(status, tmp_path / 'rim-0')
+  assert words in text and ('log.txt' in text) == ('see' in words)

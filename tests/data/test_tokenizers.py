@@ -252,7 +252,7 @@ def test_a_question_is_on_one_line(built, text):
   t = built['char']
   assert t.question(text) == t.encode('1 + 2\n')
   for empty in ('', ' \n\u2003'):
-    with pytest.raises(InputError, match='--question'):
+    with pytest.raises(InputError, match='question is empty'):
       t.question(empty)
 
 

@@ -259,6 +259,19 @@ def test_the_usual_loader_of_adapters(trained, own):
   assert tokenizer.decode(out[0, len(ids):], skip_special_tokens=True) == own[0]
 
 
+@pytest.mark.parametrize('right, n, said', [
+    (0, 4, '0.0 [0.0, 60.2] %, with its 95% interval'), (50, 100, '50.0% ± 5.0%'),
+    (100, 100, '100.0 [96.4, 100.0] %, with its 95% interval')])
+def test_a_card_says_how_sure_it_is(right, n, said):
+  """A standard error of zero is none: few right or wrong answers have an interval."""
+  share = right / n
+  text = model_card._measured({
+      'accuracy': {'final': share}, 'standard_error': {'final': (share * (1 - share) / n)**0.5},
+      'n': n, 'dataset': 'd', 'split': 'test', 'seed': 0, 'step': 3})
+  assert said in text and '--mode=eval' not in text
+  assert '--mode=eval' in model_card._measured(None)
+
+
 @pytest.mark.integration
 def test_a_link_is_not_replaced(trained, tmp_path):
   """Nor is what it points to."""

@@ -31,6 +31,29 @@ def test_required_device_of_the_api(tiny_config, make_run, tmp_path):
   assert make_run(tiny_config(device='cpu'), tmp_path / 'cpu').config.device == 'cpu'
 
 
+@pytest.mark.parametrize('plugin', ['libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin', ''])
+@pytest.mark.parametrize('device', ['', 'A GPU (/dev/nvidia0)'])
+@pytest.mark.parametrize('platforms', ['', 'cpu,tpu'])
+def test_plugins_to_plan_with(plugin, device, platforms, monkeypatch):
+  """Where the machine has no device, they are not asked; a device, or what the user says, is
+  left alone."""
+  said = []
+  monkeypatch.setattr(devices.importlib.util, 'find_spec', lambda name: name == plugin or None)
+  monkeypatch.setattr(accelerators, 'find', lambda: device)
+  monkeypatch.setattr(jax.config, 'update', lambda *change: said.append(change))
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(type(jax.config), 'jax_platforms', '')
+  for wanted in ('gpu', 'tpu', '', 'cpu'):
+    if wanted in ('', 'cpu'):
+      devices.require('cpu' * (wanted == 'cpu'))
+    else:
+      with pytest.raises(InputError):
+        devices.require(wanted)
+      assert not said
+  quiet = bool(plugin) and not device and not platforms
+  assert said == [('jax_platforms', 'cpu')] * 2 * quiet
+
+
 @pytest.mark.parametrize('value', ['cuda', 'TPU', 'gpus'])
 def test_unknown_device(value, capsys):
   assert main.main(['main', f'--config={CONFIG}', f'--config.device={value}']) == 2

@@ -163,3 +163,11 @@ def test_record(tiny_config, tmp_path):
       (4, ["config.model.remat: 'none' -> 'full'"]),
       (6, ["config.model.remat: 'full' -> 'none'"])]
   assert json.loads(made.config.read_text()) == plain(tiny_config())
+
+
+@pytest.mark.parametrize('key, said', [('eval.valid_problems', True), ('seed', False)])
+def test_why_validation_stays(key, said):
+  """Who lowers what is validated is told what it is for."""
+  old, new = plain(Config()), plain(Config().replace(**{key: 7}))
+  text = str(resume.refusal('x', resume.changes(old, new)[1], old, new))
+  assert key in text and ('which checkpoint is the best' in text) == said
