@@ -182,7 +182,7 @@ def interventions(found: dict[str, Any]) -> list[list[Any]]:
 
 
 INTERVENED = (
-    'states: keys and values of blocks, pause tokens or latents, in all layers. Donor: the '
+    'States: keys and values of blocks, pause tokens or latents, in all layers. Donor: the '
     "problem whose states are put in (transplanted, another question's), of as long a question "
     "but for 'any length'; its column is of donors with another answer, and chance is what "
     "another's donor says. Mean states: of each place, over all problems. Filler: pause tokens "
