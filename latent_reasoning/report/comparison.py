@@ -203,8 +203,9 @@ def explained(found: Found, summary: dict[str, Any]) -> str:
     text += (' Latencies are medians at batch 1, each on its own model, measured in turn'
              f" on {found.latency.get('device', 'one machine')}.")
   if any(r['passes'] for r in summary['runs'].values()):
-    text += (' Passes are those of the model, one after another, before its first token; serial '
-             'layers all that follow one another until then, token-layers tokens times layers.')
+    text += (' Passes are those of the model, one after another, before its first token; '
+             'serial layers all that follow one another until then, token-layers tokens times '
+             'layers.')
   text += fairness(found.search)
   if any(r['training_flops'] for r in summary['runs'].values()):
     text += (' Training FLOPs are of matrix products; training seconds include compilation '
