@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -9,6 +10,7 @@ from typing import TypeVar
 import tqdm
 
 EVERY = 10.0  # seconds between lines where there is no terminal
+SILENT = 15.0  # seconds after which what has said nothing is said to go on, then twice as many
 T = TypeVar('T')
 
 
@@ -43,3 +45,28 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     for item in items:
       yield item
       done()
+
+
+@contextlib.contextmanager
+def slow(what: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
+  """Says that something goes on, where it takes longer than a moment and has no steps to be
+  counted, such as one compiled call.
+
+  Args:
+    say: prints a line; None: on stderr.
+  """
+  say = say or (lambda text: tqdm.tqdm.write(text, file=sys.stderr))
+  began, over = time.perf_counter(), threading.Event()
+
+  def tell():
+    wait = SILENT
+    while not over.wait(wait):
+      wait *= 2
+      say(f'{what}: {time.perf_counter() - began:.0f} s so far …')
+  thread = threading.Thread(target=tell, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()

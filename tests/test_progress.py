@@ -1,6 +1,9 @@
 """Long work says what begins and how far it is; a terminal has a bar."""
 
 import io
+import time
+
+import pytest
 
 from latent_reasoning import progress
 
@@ -37,3 +40,21 @@ def test_bar(monkeypatch):
     done()
     done(2)
   assert 'work' in stream.getvalue() and '…' not in stream.getvalue()
+
+
+@pytest.mark.parametrize('seconds, least', [(0.0, 0), (0.5, 2)])
+def test_slow(monkeypatch, capsys, seconds, least):
+  """What is soon done says nothing; what is not, that it goes on, ever more rarely, and
+  nothing once it is over, also by an error."""
+  monkeypatch.setattr(progress, 'SILENT', 0.05)
+  said = []
+  with pytest.raises(ZeroDivisionError), progress.slow('writing', said.append):
+    time.sleep(seconds)
+    1 / 0  # noqa: B018
+  count = len(said)
+  assert least <= count <= 4 * least and all(text.startswith('writing: ') for text in said)
+  time.sleep(0.1)
+  assert len(said) == count
+  with progress.slow('writing'):
+    time.sleep(seconds)
+  assert ('writing: ' in capsys.readouterr().err) == bool(least)

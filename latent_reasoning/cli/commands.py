@@ -27,6 +27,7 @@ from latent_reasoning.eval.evaluator import Predictor
 from latent_reasoning.experiment import Experiment
 from latent_reasoning.hf import export as export_lib
 from latent_reasoning.models import imm
+from latent_reasoning.progress import slow
 from latent_reasoning.report.result import Result
 from latent_reasoning.train import flops, trainer, workdir
 
@@ -140,7 +141,9 @@ def generate(run: Experiment, question: str | None, say: Callable | None = None)
     read = run.tokenizer.decode(run.tokenizer.encode(line))
     if unknown := sorted(set(line) - set(read) - set(string.whitespace)):
       print(f'warning: the tokenizer does not know {unknown}', file=sys.stderr)
-    print(answer(line))
+    with slow('answering'):
+      said = answer(line)
+    print(said)
   if question is not None:
     ask(question)
     return 0
@@ -206,11 +209,11 @@ def export(run: Experiment, kind: str) -> int:
 
 def exported(run: Experiment, kind: str) -> pathlib.Path:
   """The directory that was written, in the run's folder."""
-  found = restored(run)
-  results = run.workdir.results
   path = run.workdir.path / 'export' / kind
-  export_lib.write(run.config, found.state.params, run.tokenizer, path,
-                   workdir.read_object(results), kind, found.step, _problems(run))
+  with slow(f'writing {path}, and reading it back'):
+    found = restored(run)
+    export_lib.write(run.config, found.state.params, run.tokenizer, path,
+                     workdir.read_object(run.workdir.results), kind, found.step, _problems(run))
   return path
 
 

@@ -231,8 +231,8 @@ def _with_progress(predictor: Predictor, examples, dataset: str, split: str, rul
     nonlocal before
     done(now - before)
     before = now
-  with progress.steps(f'{len(examples):,} problems of {dataset}/{split}',
-                      len(examples)) as done:
+  what = f'{len(examples):,} problems of {dataset}/{split}'
+  with progress.steps(what, len(examples)) as done, progress.slow(what):
     return score(predictor, examples, dataset, split, rule, count)
 
 

@@ -67,7 +67,7 @@ def run(argv: Sequence[str], devices: Sequence[int], kind: str, memory_gb: float
       print(search(measured, searched, peak, memory_gb, target, (remat,) if remat else REMAT))
       return 0
     found = []
-    names = [target] if target else [f'{count} fake devices of this CPU' for count in devices]
+    names = [target] if target else [f'{count} devices, faked by this CPU' for count in devices]
     for own, name in zip(environments, names, strict=True):
       print(f'compiling a training step for {name} …', file=sys.stderr, flush=True)
       found.append(_measured(argv, own))

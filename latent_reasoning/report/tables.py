@@ -229,7 +229,11 @@ def verdict_words(found: dict[str, Any]) -> str:
   listed = [', '.join(name for name, holds in said.items() if holds == what)
             for what in ('no', 'unclear')]
   if listed[0]:
-    return f"The latents of {found['method']} do not do all of the work: {listed[0]} fails."
+    right = found.get('lines', [{}])[0].get('accuracy')
+    little = '' if right is None or right >= 0.5 else (
+        f' But it answers {percent(right)}% right, so that there is little work to be done.')
+    return (f"The latents of {found['method']} do not do all of the work: {listed[0]} "
+            f"{'fail' if ',' in listed[0] else 'fails'}.{little}")
   if set(said.values()) != {'yes'}:
     left = ', '.join(name for name in said if said[name] != 'yes')
     return (f"Whether the latents of {found['method']} do the work, these problems do not "

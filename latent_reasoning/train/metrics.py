@@ -108,14 +108,18 @@ def seconds(records: Sequence[dict[str, Any]]) -> float:
   return total
 
 
+SILENT = 30.0  # seconds after which a line comes before its step
+
+
 class Progress:
-  """A bar on a terminal or in a notebook; elsewhere a plain line every `every` steps."""
+  """A bar on a terminal or in a notebook; elsewhere a plain line every `every` steps, or where
+  steps are slow."""
 
   def __init__(self, total: int, start: int, every: int, causal: bool = True, stream=None):
     self._mark = '' if causal else ' (NOT CAUSAL)'  # beside every such loss
     self._total, self._start, self._every = total, start, every
     self._stream = stream or (sys.stderr if multihost.is_primary() else open(os.devnull, 'w'))
-    self._began = time.monotonic()
+    self._began = self._last = time.monotonic()
     self._bar = None
     notebook = type(self._stream).__module__.startswith('ipykernel')  # its output is kept
     if notebook or self._stream.isatty():
@@ -128,11 +132,15 @@ class Progress:
       self._bar.set_description(f'stage {stage}', refresh=False)
       self._bar.set_postfix_str(f'loss={loss:.4f}{self._mark} {speed}', refresh=False)
       self._bar.update(step - self._bar.n)
-    elif step % self._every == 0 or step == self._total:
-      rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
+      return
+    now = time.monotonic()
+    if step % self._every == 0 or step == self._total or now - self._last > SILENT:
+      self._last = now
+      rate = (step - self._start) / max(1e-9, now - self._began)
       left = (self._total - step) / max(1e-9, rate)
+      pace = f'{rate:.1f} steps/s' if rate >= 0.5 else f'{1 / max(1e-9, rate):.1f} s a step'
       self.say(f'step {step}/{self._total} stage {stage} loss {loss:.4f}{self._mark} '
-               f'{rate:.1f} steps/s {left:.0f} s left {speed}'.rstrip())
+               f'{pace} {left:.0f} s left {speed}'.rstrip())
 
   def say(self, text: str) -> None:
     """Prints a line without tearing the bar."""

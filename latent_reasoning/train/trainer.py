@@ -16,6 +16,7 @@ from latent_reasoning import report
 from latent_reasoning.errors import Diverged, InputError
 from latent_reasoning.models import imm, lora
 from latent_reasoning.parallel import multihost, programs, sharding
+from latent_reasoning.progress import slow
 from latent_reasoning.train import curriculum as curriculum_lib
 from latent_reasoning.train import flops, resume, versions, workdir
 from latent_reasoning.train import loggers as loggers_lib
@@ -395,7 +396,8 @@ class _Loop:
   def validate(self, state: TrainState, step: int, moment: StageProgress) -> float:
     """Logs the validation and returns its score; in a part of stage 1, as that is trained."""
     of_part = moment.stage == 1 and self.run.curriculum.parts > 1
-    with multihost.explained(self.run.config):
+    with multihost.explained(self.run.config), slow(f'step {step} validation',
+                                                    self.progress.say):
       values, score, words = self.run.validate(state.params, moment.part if of_part else None)
     programs.keep_few()
     self.metrics.write(step, moment.stage, 'valid', **values)

@@ -134,6 +134,19 @@ def test_rate_counts_from_where_it_resumed(monkeypatch):
   assert '1.0 steps/s 98 s left' in stream.getvalue()
 
 
+def test_slow_steps_are_not_silent(monkeypatch):
+  """A line comes before its step where there was none for long, with the seconds of a step."""
+  now = iter([0.0, 20.0, 40.0, 60.0, 80.0])
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(now))
+  stream = Stream(False)
+  progress = Progress(50, 0, 25, stream=stream)
+  for step in range(1, 5):
+    progress.update(step, 1, 0.5)
+  found = stream.getvalue().splitlines()
+  assert [line.split(' stage')[0] for line in found] == ['step 2/50', 'step 4/50']
+  assert '20.0 s a step 960 s left' in found[0]
+
+
 class Notebook(Stream):
   __module__ = 'ipykernel.iostream'
 
