@@ -229,7 +229,7 @@ def verdict_words(found: dict[str, Any]) -> str:
   listed = [', '.join(name for name, holds in said.items() if holds == what)
             for what in ('no', 'unclear')]
   if listed[0]:
-    right = found.get('lines', [{}])[0].get('accuracy')
+    right = next(iter(found.get('lines', ())), {}).get('accuracy')
     little = '' if right is None or right >= 0.5 else (
         f' But it answers {percent(right)}% right, so that there is little work to be done.')
     return (f"The latents of {found['method']} do not do all of the work: {listed[0]} "

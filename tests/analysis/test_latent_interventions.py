@@ -112,6 +112,9 @@ def test_what_is_undecided():
   found['verdict']['following'] = bad
   text = report.verdict_words(found)
   assert 'following fails' in text and 'sufficiency' not in text
+  for lines, little in (([], False), ([{'accuracy': 0.9}], False), ([{'accuracy': 0.2}], True)):
+    said = report.verdict_words({**found, 'lines': lines})
+    assert said.startswith(text) and ('answers 20.0% right' in said) == little
 
 
 def test_share():
