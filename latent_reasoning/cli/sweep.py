@@ -235,7 +235,7 @@ def _ended(status: int, path: pathlib.Path) -> str:
   if status == multihost.LOST or number in (signal.SIGINT, signal.SIGTERM):
     return 'stopped'
   name = next((one.name for one in signal.Signals if one == number), f'signal {number}')
-  return f'{path.name} was ended from outside by {name}, see {path}/log.txt'
+  return f'{path.name} was ended by {name}, see {path}/log.txt'
 
 
 def _begin_as(trial: pathlib.Path, place: pathlib.Path) -> None:

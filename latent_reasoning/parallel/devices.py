@@ -42,10 +42,10 @@ def require(wanted: str) -> None:
 def _quiet() -> None:
   """Leaves the plugins alone that are there to plan with (extras plan-tpu, plan-gpu), where the
   machine has no device of theirs: each says so in a page of errors, and computes nothing."""
-  if os.environ.get('JAX_PLATFORMS') or jax.config.jax_platforms or accelerators.find():
+  if os.environ.get('JAX_PLATFORMS') or jax.config.jax_platforms:
     return
-  if any(importlib.util.find_spec(name) for name in ('libtpu', 'jax_cuda12_plugin',
-                                                     'jax_cuda13_plugin')):
+  plugins = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
+  if any(map(importlib.util.find_spec, plugins)) and not accelerators.find():
     jax.config.update('jax_platforms', 'cpu')
 
 

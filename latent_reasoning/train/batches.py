@@ -17,14 +17,7 @@ import grain
 import numpy as np
 
 from latent_reasoning import sequences
-from latent_reasoning.batching import (
-  Batch,
-  bucketed,
-  collate_decoder_targets,
-  fit,
-  lay_out,
-  sizes,
-)
+from latent_reasoning.batching import Batch, bucketed, collate_decoder_targets, fit, sizes
 from latent_reasoning.config import BucketConfig, Config
 from latent_reasoning.data.example import Example
 from latent_reasoning.data.stored import Stored
@@ -36,7 +29,6 @@ if TYPE_CHECKING:
   from latent_reasoning.train.curriculum import Curriculum
 
 SHAPED = 1000  # problems whose rows say what shapes there are
-PACKED = 4  # batches by which the shape of rows of several problems is chosen
 SAMPLED = 2000  # generated problems that are checked, or read for a vocabulary
 
 
@@ -71,7 +63,7 @@ class Batches(Stepwise):
   def __init__(self, config: Config, method: sequences.Method, examples: Sequence[Example],
                tokenizer, curriculum: 'Curriculum', decoder_targets: bool = False,
                unit: Callable[[], int] = lambda: 1):
-    self.decoder_targets, self.unit = decoder_targets, unit
+    self.decoder_targets = decoder_targets
     self.config, self.curriculum = config, curriculum
     self.examples, self.tokenizer = examples, tokenizer
     self.method = method
@@ -79,7 +71,12 @@ class Batches(Stepwise):
     # A run reads one epoch and one window at a time.
     self._order = functools.lru_cache(2)(self._order)
     self._window = functools.lru_cache(2)(self._window)
-    self._shape = functools.cache(self._shape)
+    self.packer = None
+    if config.data.packing and not decoder_targets:
+      self.packer = packing.Packer(
+          self._sample, config.optim.batch_size,
+          method.parts(config) if method.parts else packing.QUARTERS,
+          config.data.buckets.prefix[-1], config.model.embed_dim, unit, self.special.pad)
 
   def _order(self, stage: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((self.config.seed, stage, epoch)).permutation(
@@ -101,11 +98,8 @@ class Batches(Stepwise):
 
   def shapes(self, stage: int) -> int:
     """As `Stepwise.shapes`, by a sample of the problems."""
-    if self.packs:
-      moments = {self._moment(stage, progress) for progress in np.linspace(0, 1, 64, False)}
-      found = {(shape, count) for shape, _, counts in (self._shape(stage, at) for at in moments)
-               for count in counts}
-      return min(len(found), self.curriculum.lengths[stage - 1])
+    if self.packer:
+      return min(self.packer.shapes(stage), self.curriculum.lengths[stage - 1])
     index = np.linspace(0, len(self.examples) - 1, min(SHAPED, len(self.examples))).astype(int)
     encoded = encode(self.examples, index, self.tokenizer)
     if self.method.parts:  # four draws of each, evenly spaced over all
@@ -149,8 +143,8 @@ class Batches(Stepwise):
                  for e, d in zip(encoded, draws, strict=True)]
     rows = [self.method.sequence(e, moment.stage, moment.progress, self.config, self.special)
             for e in encoded]
-    if self.packs:
-      return self._packed(rows, moment.stage, moment.progress)
+    if self.packer:
+      return self.packer.batch(rows, moment.stage, moment.progress)
     batch = bucketed(rows, self.config.data.buckets, self.special.pad)
     if self.method.teacher:
       batch = batch.replace(teacher=bucketed(
@@ -165,43 +159,11 @@ class Batches(Stepwise):
       return batch.replace(decoder_targets=texts)
     return batch
 
-
-  @property
-  def packs(self) -> bool:
-    """Whether a row holds several problems."""
-    return self.config.data.packing and not self.decoder_targets
-
-  def _packed(self, rows: Sequence[sequences.PackedSequence], stage: int,
-              progress: float) -> Batch:
-    """A batch whose rows hold several of these sequences."""
-    shape, unit, _ = self._shape(stage, self._moment(stage, progress))
-    shape = shape.holding(rows)
-    packed = packing.pack(rows, shape)
-    packed += [[]] * (-len(packed) % unit)
-    return lay_out(packed, shape.prefix, shape.slots, shape.readout, shape.anchors,
-                   self.special.pad, shared=True)
-
-  def _moment(self, stage: int, progress: float) -> float:
-    """The beginning of the part of a stage that rows of one shape are laid out in: of those
-    that the method has, or a quarter, for readouts may be annealed away."""
-    parts = self.method.parts(self.config) if self.method.parts else len(MOMENTS) - 1
-    return int(progress * parts + 1e-9) / parts if stage == 1 else 0.0
-
-  def _shape(self, stage: int, progress: float) -> tuple[packing.Shape, int, frozenset[int]]:
-    """The shape of rows from a moment on, what their number is a multiple of, and what it was
-    of a few batches."""
-    size = self.config.optim.batch_size
-    index = self._order(stage, 0)[:PACKED * size]
-    rows = [self.method.sequence(e, stage, progress, self.config, self.special)
+  def _sample(self, stage: int, progress: float) -> list[sequences.PackedSequence]:
+    """The sequences of a few batches, by which `packer` chooses its shapes."""
+    index = self._order(stage, 0)[:packing.SAMPLED * self.config.optim.batch_size]
+    return [self.method.sequence(e, stage, progress, self.config, self.special)
             for e in encode(self.examples, index, self.tokenizer)]
-    batches = [rows[i:i + size] for i in range(0, len(rows) // size * size, size)]
-    shape = packing.choose(batches, self.config.data.buckets.prefix[-1],
-                           self.config.model.embed_dim)
-    counts = [len(packing.pack(batch, shape)) for batch in batches]
-    # Few numbers, so that there are few programs: a 24th apart.
-    least = self.unit()
-    unit = least * max(1, round(sum(counts) / len(counts) / 24 / least))
-    return shape, unit, frozenset(-(-count // unit) * unit for count in counts)
 
 
 def _joined(rows: set[tuple[int, ...]]) -> set[tuple[int, ...]]:

@@ -7,14 +7,18 @@ longest first, each into the fullest row that holds it (best-fit decreasing).
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from latent_reasoning.batching import Placed
+from latent_reasoning.batching import Batch, Placed, lay_out
 from latent_reasoning.sequences import PackedSequence
 
 LONGER = (1, 2, 3, 4)  # times the largest bucket: prefixes that are tried
 LONGEST = 1024  # tokens of a prefix that is tried, where the largest bucket is shorter
+SAMPLED = 4  # batches by which a shape is chosen
+QUARTERS = 4  # of stage 1: readouts may be annealed away in its course
+MANY = 24  # numbers of rows are so many to a batch's, that there are few programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,3 +144,51 @@ def choose(batches: Sequence[Sequence[PackedSequence]], prefix: int, embed_dim: 
                     itertools.chain(*packed))
       found.append((cost, dataclasses.replace(shape, anchors=anchors)))
   return min(found, key=lambda one: one[0])[1]
+
+
+class Packer:
+  """Batches whose rows hold several problems, of few static shapes.
+
+  Args:
+    sample: (stage, progress) -> sequences of `SAMPLED` batches, or of as many as there are.
+    size: problems of a batch.
+    parts: of stage 1, each of which has shapes of its own.
+    prefix, embed_dim: as `choose`.
+    unit: says what the number of rows is a multiple of.
+    pad: the token of the padding.
+  """
+
+  def __init__(self, sample: Callable[[int, float], Sequence[PackedSequence]], size: int,
+               parts: int, prefix: int, embed_dim: int, unit: Callable[[], int], pad: int):
+    self._sample, self._size, self._parts, self._unit = sample, size, parts, unit
+    self._prefix, self._embed_dim, self._pad = prefix, embed_dim, pad
+    self._chosen = functools.cache(self._chosen)
+
+  def batch(self, rows: Sequence[PackedSequence], stage: int, progress: float) -> Batch:
+    """A batch of these sequences."""
+    shape, unit, _ = self._chosen(stage, self._part(stage, progress))
+    shape = shape.holding(rows)
+    packed = pack(rows, shape)
+    packed += [[]] * (-len(packed) % unit)
+    return lay_out(packed, shape.prefix, shape.slots, shape.readout, shape.anchors, self._pad,
+                   shared=True)
+
+  def shapes(self, stage: int) -> int:
+    """How many the batches of a stage have, by those that were sampled."""
+    parts = self._parts if stage == 1 else 1
+    return len({(shape, count) for part in range(parts)
+                for shape, _, counts in [self._chosen(stage, part)] for count in counts})
+
+  def _part(self, stage: int, progress: float) -> int:
+    return int(progress * self._parts + 1e-9) if stage == 1 else 0  # 1/49 · 49 is below 1
+
+  def _chosen(self, stage: int, part: int) -> tuple[Shape, int, frozenset[int]]:
+    """The shape of rows in a part, what their number is a multiple of, and what it was of the
+    sample."""
+    rows = self._sample(stage, part / self._parts)
+    batches = [rows[i:i + self._size]
+               for i in range(0, len(rows) // self._size * self._size, self._size)]
+    shape = choose(batches, self._prefix, self._embed_dim)
+    counts, least = [len(pack(batch, shape)) for batch in batches], self._unit()
+    unit = least * max(1, round(sum(counts) / len(counts) / MANY / least))
+    return shape, unit, frozenset(-(-count // unit) * unit for count in counts)

@@ -15,7 +15,7 @@ TEXT = 'to be or not'
 
 
 def test_row_of_rim(tiny_config, make_run, tmp_path):
-  """Tokens, targets, parts and sight of a short row, by hand."""
+  """Tokens, targets, parts and mask of a short row, by hand."""
   run = make_run(tiny_config(**ONE_LAYER), tmp_path)
   found = mask_plots.row(run, Example('1+2', ('1+2=3', '3-1=2'), '2'))
   assert found['tokens'] == [*'1+2\n', *['<b>', '<m>', '</b>'] * 2, *'3-1=2', '2']

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 class Said:
-  """An answerer that says what it is told."""
+  """A predictor whose answers are given."""
 
   def __init__(self, config, texts, method='rim', fits=True):
     self.config, self.said, self.room = config, texts, fits
@@ -64,7 +64,7 @@ def test_question_too_long(tiny_config):
 
 @pytest.mark.integration
 def test_typed_questions(trained, monkeypatch, capsys):
-  """Questions are answered line by line; a bad one is told and the next one answered."""
+  """Questions are answered line by line; a bad one is an error and the next one answered."""
   typed = io.StringIO('\n1+2-3\n' + '1+' * 40 + '1\n4*5+6\n')
   monkeypatch.setattr('sys.stdin', typed)
   assert commands.generate(trained, None) == 0

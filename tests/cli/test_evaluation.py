@@ -105,7 +105,7 @@ def test_another_evaluation_leaves_the_result_of_the_run(trained, capsys):
 
 
 def test_an_unfinished_training_is_said(trained, capsys):
-  """Whoever reads its checkpoint is told how far it is."""
+  """Evaluating its checkpoint warns of how far it is."""
   evaluation.restored(trained)
   assert 'not finished' not in capsys.readouterr().err
   longer = dataclasses.replace(trained.curriculum, lengths=(2, 3))
@@ -202,7 +202,7 @@ def test_evaluate_by_the_papers_protocol(tiny_config, make_run, tmp_path, monkey
 
 
 def test_the_papers_protocol_needs_enough_test_problems(tiny_config, make_run, tmp_path):
-  """Told before anything is trained."""
+  """An error before anything is trained."""
   with pytest.raises(InputError, match='found 12 test items, expected at least 265'):
     make_run(tiny_config(**{'eval.checkpoint_selection': 'paper'}), tmp_path)
 

@@ -45,7 +45,7 @@ def result(place: pathlib.Path, loss: float, seed: int, causal: bool = True):
 
 
 def test_what_does_not_reach_a_run_is_said():
-  """A run keeps what it sets itself; whoever overrides that for all is told."""
+  """A run keeps what it sets itself; overriding that for all runs warns."""
   runs = {'a': ['--config.method=cot'], 'b': ['--config.optim.batch_size=8']}
   said = sweep.unreached(['--config=x.py', '--config.optim.batch_size=4', '--config.seed=1'],
                          runs)
